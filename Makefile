@@ -1,0 +1,58 @@
+# `make demo` and `make test` set up everything they need: what pip cannot install comes with
+# apt (see .ci/system), the rest goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+ROOMS := boards codec hw models network quant sim
+
+.PHONY: demo test lint typecheck pytest slow clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo       walk the whole path: codec, Verilog, simulation, bitstream'
+	@echo 'make test       lint, type check and tests'
+	@echo 'make lint       ruff alone        make typecheck  mypy alone'
+	@echo 'make pytest     tests alone       make slow       the long tests, too'
+	@echo 'make clean      remove .venv and build'
+
+demo: $(VENV)/.light
+	$(BIN)/lichen demo
+
+test: lint typecheck pytest
+
+lint: $(VENV)/.full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The rooms stand at the top level but are imported as lichen.ROOM: a tree of links shows
+# mypy the layout that gets installed.
+typecheck: $(VENV)/.full
+	@rm -rf build/typecheck && mkdir -p build/typecheck/lichen
+	@ln -s $(addprefix ../../../,$(wildcard lichen/*) $(ROOMS)) build/typecheck/lichen/
+	MYPYPATH=build/typecheck $(BIN)/mypy -p lichen
+
+pytest: $(VENV)/.full
+	$(BIN)/pytest
+
+slow: $(VENV)/.full
+	$(BIN)/pytest -m 'slow or not slow'
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/.python: .ci/system
+	PYTHON=$(PYTHON) .ci/system
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Enough to generate, simulate, build, encode and decode.
+$(VENV)/.light: $(VENV)/.python pyproject.toml
+	$(PIP) -e .
+	@touch $@
+
+# Also what trains, quantizes and tests; torch comes with it.
+$(VENV)/.full: $(VENV)/.python pyproject.toml
+	$(PIP) -e '.[quant,dev]'
+	@touch $@ $(VENV)/.light

@@ -1,0 +1,1 @@
+"""Boards: budgets, clocks, the host link, and the way from gateware to a bitstream."""

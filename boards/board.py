@@ -1,0 +1,172 @@
+"""What a board offers: one frozen record per board, and the list of boards."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from lichen.errors import UserError
+
+if TYPE_CHECKING:
+    from amaranth.build import Platform
+    from amaranth.lib import wiring
+
+    from lichen.boards.pll import PLL
+
+
+LINK_LUTS = 2000
+"""Set aside for the host link, which takes no multiplier and no block RAM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Device primitives a design may use.
+
+    Attributes
+    ----------
+    dsp : int
+        18x18 multipliers (ECP5 MULT18X18D).
+    bram : int
+        18-kbit block RAMs (ECP5 DP16KD).
+    lut : int
+        4-input lookup tables.
+    """
+
+    dsp: int
+    bram: int
+    lut: int
+
+    def overruns(self, needed: object) -> list[str]:
+        """What does not fit, and by how much: one phrase per primitive, none if all fits.
+
+        ``needed`` has the attributes ``dsp``, ``bram`` and ``lut``.
+        """
+        names = {"dsp": "multipliers", "bram": "block RAMs", "lut": "LUTs"}
+        found = []
+        for field in fields(self):
+            need, have = getattr(needed, field.name), getattr(self, field.name)
+            if need > have:
+                found.append(f"{need - have} {names[field.name]} too many ({need} of {have})")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class UART:
+    """The serial link to the host.
+
+    Attributes
+    ----------
+    baud : int
+        Symbols per second, 8 data bits, no parity, one stop bit.
+    """
+
+    baud: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programmer:
+    """How openFPGALoader is told to reach the board.
+
+    Attributes
+    ----------
+    board : str
+        openFPGALoader's ``--board``.
+    usb : str
+        What to look for on the desk, in the sentence that says no board was found.
+    """
+
+    board: str
+    usb: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """A board that bitstreams are built for.
+
+    Attributes
+    ----------
+    name : str
+        What ``--board`` takes.
+    title : str
+        What people call it.
+    device, package, speed : str
+        The FPGA, in the vendor's terms.
+    budget : Budget
+        All of the device; what a design leaves free is its own affair.
+    oscillator_hz : int
+        Frequency of the clock that feeds the PLL.
+    clock_mhz : float
+        Default frequency of the system clock.
+    uart : UART
+    programmer : Programmer
+    entry : str
+        ``module:function`` that makes the Amaranth platform and the top level around a host
+        link; imported only when a bitstream is built.
+    """
+
+    name: str
+    title: str
+    device: str
+    package: str
+    speed: str
+    budget: Budget
+    oscillator_hz: int
+    clock_mhz: float
+    uart: UART
+    programmer: Programmer
+    entry: str
+
+    @property
+    def pipeline_budget(self) -> Budget:
+        """The device less what the host link takes at most."""
+        have = self.budget
+        return Budget(dsp=have.dsp, bram=have.bram, lut=have.lut - LINK_LUTS)
+
+    def pll(self, clock_mhz: float | None = None) -> PLL:
+        """The PLL setting nearest to ``clock_mhz`` (the board's default if None).
+
+        Raises UserError when the PLL cannot come near it.
+        """
+        from lichen.boards.pll import PLL
+
+        wanted = self.clock_mhz if clock_mhz is None else clock_mhz
+        try:
+            return PLL.choose(input_hz=self.oscillator_hz, output_hz=round(wanted * 1e6))
+        except ValueError as error:
+            raise UserError(f"no such clock on the {self.title}: {error}.") from None
+
+    def platform(self, link: wiring.Component, pll: PLL) -> tuple[Platform, object]:
+        """The Amaranth platform, and the elaboratable that puts ``link`` on its pins."""
+        module, _, function = self.entry.partition(":")
+        make: Callable[..., tuple[Platform, object]]
+        make = getattr(importlib.import_module(module), function)
+        return make(link=link, pll=pll)
+
+
+ULX3S_85F = Board(
+    name="ulx3s-85f",
+    title="ULX3S 85F",
+    device="LFE5U-85F",
+    package="CABGA381",
+    speed="6",
+    budget=Budget(dsp=156, bram=208, lut=83640),
+    oscillator_hz=25_000_000,
+    clock_mhz=50.0,
+    uart=UART(baud=1_000_000),
+    programmer=Programmer(board="ulx3s", usb="ULX3S (its US1 connector)"),
+    entry="lichen.boards.ulx3s:make",
+)
+
+BOARDS = {board.name: board for board in (ULX3S_85F,)}
+"""All boards, by name."""
+
+
+def find(name: str) -> Board:
+    """The board of that name; a UserError lists those there are."""
+    try:
+        return BOARDS[name.lower()]
+    except KeyError:
+        known = ", ".join(BOARDS)
+        raise UserError(f"there is no board {name!r}; known boards: {known}.") from None

@@ -1,0 +1,277 @@
+"""From a top level to a bitstream: Amaranth's build plan, run tool by tool, and its report.
+
+The output folder appears complete or not at all: everything is made in ``DIR.part``, which
+takes the name ``DIR`` at the end. After a failure ``DIR.part`` stays, for its logs; the next
+build replaces it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lichen.boards.board import Board
+from lichen.boards.design import FRAME, check_fits
+from lichen.boards.folder import complete_folder
+from lichen.boards.pll import PLL
+from lichen.boards.report import OutputError, read_placement, read_statistics
+from lichen.boards.tools import ECPPACK, NEXTPNR_ECP5, YOSYS, Progress, ToolFailedError, run
+from lichen.boards.top import UARTTop
+
+REPORT = "report.json"
+BITSTREAM = "top.bit"
+KEPT = (BITSTREAM, "top.v", "top.lpf", "top.ys", REPORT, "logs")
+"""What stays in the folder of a complete build."""
+
+CLOCK_NET = "clk"
+"""Net of the ``sync`` domain, which every board's top level defines."""
+
+TIMING_MARGIN = 1.1
+"""Place and route aims this much above the clock: that is what makes it meet the clock."""
+
+
+class BuildFailedError(Exception):
+    """The design could not be built; the message is one sentence, and the files are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A build in numbers; the fields are those of ``report.json``.
+
+    Attributes
+    ----------
+    board, device : str
+    clock_mhz : float
+        Frequency of the system clock.
+    fmax_mhz : float
+        Highest frequency nextpnr vouches for.
+    timing_met : bool
+        ``fmax_mhz >= clock_mhz``.
+    cycles_per_frame : int or None
+        Of a frame of the size ``frame``; None if unknown.
+    frame : dict
+        ``width`` and ``height`` in pixels.
+    fps : float or None
+        Frames per second at ``clock_mhz``, of the pipeline itself: the serial line may be
+        slower.
+    dsp, bram, lut, ff : int
+        Placed: 18x18 multipliers, block RAMs, 4-input LUTs, flip-flops.
+    planned : dict
+        ``dsp``, ``bram`` and ``lut`` that the design itself had answered for; the first two
+        are equal to the placed ones, ``lut`` is an estimate.
+    baud : int
+        Of the serial line.
+    seed : int
+        nextpnr's.
+    seconds : dict
+        Per step.
+    tool_versions : dict
+    bitstream : str
+        File in the build's folder.
+    details : dict
+        What the caller knows of the design: network, digest, folding, ...
+    """
+
+    board: str
+    device: str
+    clock_mhz: float
+    fmax_mhz: float
+    timing_met: bool
+    cycles_per_frame: int | None
+    frame: dict[str, int]
+    fps: float | None
+    dsp: int
+    bram: int
+    lut: int
+    ff: int
+    planned: dict[str, int]
+    baud: int
+    seed: int
+    seconds: dict[str, float]
+    tool_versions: dict[str, str]
+    bitstream: str = BITSTREAM
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-serialisable values, ``details`` merged in."""
+        fields = asdict(self)
+        return fields.pop("details") | fields
+
+    def shortfall(self) -> str | None:
+        """By how much timing is missed, as a sentence; None if it is met."""
+        if self.timing_met:
+            return None
+        percent = 100 * (1 - self.fmax_mhz / self.clock_mhz)
+        return (
+            f"timing is missed: {self.fmax_mhz:.1f} MHz of the {self.clock_mhz:g} MHz wanted, "
+            f"{percent:.1f} % short; the bitstream is there, but may not work at this clock."
+        )
+
+
+def build(
+    *,
+    top: UARTTop,
+    board: Board,
+    pll: PLL,
+    folder: Path,
+    seed: int = 1,
+    cycles_per_frame: int | None = None,
+    frame: tuple[int, int] = FRAME,
+    details: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Synthesize, place, route and pack.
+
+    Parameters
+    ----------
+    top : UARTTop
+        Not elaborated before.
+    board : Board
+    pll : PLL
+        Makes the clock that ``top`` was built for.
+    folder : Path
+        Appears when the build is complete; an earlier build there is replaced.
+    seed : int
+        nextpnr's.
+    cycles_per_frame : int or None
+        Of a frame of the given size, for the report.
+    frame : (int, int)
+        Width and height in pixels.
+    details : dict
+        More fields for the report.
+    progress : Progress or None
+
+    Returns
+    -------
+    Report
+        Also in ``report.json``. Timing may be missed: see `Report.shortfall`.
+
+    Raises
+    ------
+    UserError
+        When the design does not fit by its own plan, a tool is missing, or the folder cannot
+        be used; nothing was begun.
+    BuildFailedError
+        When a tool fails, or synthesis makes another number of multipliers or block RAMs than
+        planned; the files are kept beside ``folder``.
+    """
+    progress = progress or Progress()
+    check_fits(top.resources(), board)
+    programs = {tool.name: tool.find() for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK)}
+    with complete_folder(folder, marker=REPORT, keep_after=(BuildFailedError,)) as part:
+        try:
+            report = _build(
+                top, board, pll, part, seed, cycles_per_frame, frame, programs, details, progress
+            )
+        except ToolFailedError as error:
+            raise BuildFailedError(str(error)) from None
+        except OutputError as error:
+            raise BuildFailedError(f"{error}; see {part / 'logs'}.") from None
+        for path in part.iterdir():
+            if path.name not in KEPT:
+                path.unlink()
+    return report
+
+
+def _build(
+    top: UARTTop,
+    board: Board,
+    pll: PLL,
+    part: Path,
+    seed: int,
+    cycles_per_frame: int | None,
+    frame: tuple[int, int],
+    programs: dict[str, str],
+    details: dict[str, Any] | None,
+    progress: Progress,
+) -> Report:
+    planned = top.resources()
+    logs = part / "logs"
+    logs.mkdir()
+    with progress.step("elaborate"):
+        platform, elaboratable = board.platform(top, pll)
+        plan = platform.prepare(
+            elaboratable,
+            "top",
+            emit_src=False,
+            verbose=True,
+            script_after_synth="tee -q -o logs/yosys.json stat -json",
+            # Missing timing is for the report to judge, not a reason to make no bitstream.
+            nextpnr_opts=[
+                *("--seed", str(seed), "--report", "logs/nextpnr.json"),
+                "--timing-allow-fail",
+            ],
+            add_preferences=f'FREQUENCY NET "{CLOCK_NET}" {pll.output_hz * TIMING_MARGIN:.0f} HZ;',
+            ecppack_opts="--compress",
+        )
+        plan.extract(part)
+    notes = {"nextpnr-ecp5": _nextpnr_note}
+    for tool, *arguments in json.loads((part / "build_top.json").read_text())["commands"]:
+        with progress.step(tool):
+            run(
+                [programs[tool], *arguments],
+                folder=part,
+                log=logs / f"{tool}.log",
+                progress=progress,
+                note=notes.get(tool, lambda text: ""),
+            )
+        if tool == "yosys":
+            made = read_statistics(logs / "yosys.json")
+            if (made.dsp, made.bram) != (planned.dsp, planned.bram):
+                raise BuildFailedError(
+                    f"synthesis made {made.dsp} multipliers and {made.bram} block RAMs where "
+                    f"{planned.dsp} and {planned.bram} were planned; see {logs / 'yosys.log'}."
+                )
+    placed = read_placement(logs / "nextpnr.json", CLOCK_NET)
+    clock_mhz = pll.output_mhz
+    report = Report(
+        board=board.name,
+        device=board.device,
+        clock_mhz=clock_mhz,
+        fmax_mhz=placed.fmax_mhz,
+        timing_met=placed.fmax_mhz >= clock_mhz,
+        cycles_per_frame=cycles_per_frame,
+        frame={"width": frame[0], "height": frame[1]},
+        fps=round(clock_mhz * 1e6 / cycles_per_frame, 3) if cycles_per_frame else None,
+        dsp=placed.dsp,
+        bram=placed.bram,
+        lut=placed.lut,
+        ff=placed.ff,
+        planned={"dsp": planned.dsp, "bram": planned.bram, "lut": planned.lut},
+        baud=board.uart.baud,
+        seed=seed,
+        seconds=dict(progress.seconds),
+        tool_versions=tool_versions(),
+        details=details or {},
+    )
+    (part / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    return report
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of everything that shapes a bitstream."""
+    versions = {name: importlib.metadata.version(name) for name in ("lichen", "amaranth")}
+    for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK):
+        versions[tool.name] = tool.version()
+    return versions
+
+
+_STEPS = (
+    (r"Promoting|Packing|Info: Annotating", "packing"),
+    (r"Placed \d+ cells|at iteration #|simulated annealing|Legaliz", "placing"),
+    (r"Routing|iter=\d+|Router", "routing"),
+    (r"Critical path|Max frequency", "timing"),
+)
+
+
+def _nextpnr_note(text: str) -> str:
+    """What nextpnr is at, from the end of its log."""
+    for line in reversed(text.splitlines()):
+        for pattern, note in _STEPS:
+            if re.search(pattern, line):
+                return note
+    return ""

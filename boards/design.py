@@ -1,0 +1,184 @@
+# amaranth: UnusedElaboratable=no
+"""One network's transform, folded for a board: what `generate` and `build` start from."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lichen.boards.board import Board
+from lichen.boards.pll import PLL
+from lichen.boards.top import UARTTop
+from lichen.errors import UserError
+from lichen.hw import planner
+from lichen.hw.folding import Folding
+from lichen.hw.pipeline import Pipeline
+from lichen.hw.unit import Resources
+from lichen.network.description import IMAGE_FORMAT, Network, Transform
+from lichen.network.file import digest, load
+
+FRAME = planner.PHOTO[::-1]
+"""Width and height in pixels of the image that frames per second are counted in."""
+
+
+def load_network(name: str) -> Network:
+    """Read a network file, or the shipped network of that name.
+
+    Raises UserError when there is neither.
+    """
+    shipped = importlib.resources.files("lichen.models").joinpath(f"{name}.lichen")
+    if not Path(name).exists() and "/" not in name and shipped.is_file():
+        with importlib.resources.as_file(shipped) as path:
+            return load(path)
+    return load(name)
+
+
+def read_folding(path: Path) -> Folding:
+    """Read a folding: its JSON, or that of a report with a field ``folding``.
+
+    Raises UserError when the file holds neither.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except ValueError:
+        raise UserError(f"{path} is not JSON.") from None
+    if isinstance(content, dict):
+        content = content.get("folding", content)
+    try:
+        return Folding.model_validate(content)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise UserError(
+            f"{path} holds no folding: {where or 'it'}: {error.errors()[0]['msg']}."
+        ) from None
+
+
+def fold(
+    network: Network,
+    transform_name: str,
+    board: Board,
+    *,
+    max_width: int,
+    multipliers: int | None = None,
+) -> Folding:
+    """The planner's folding for a board, the host link's share set aside.
+
+    It uses at most ``multipliers`` if given. Raises UserError when the transform cannot be
+    generated; whether the folding fits the board is for `check_fits` to say.
+    """
+    try:
+        transform = network.transform(transform_name)
+    except ValueError as error:
+        raise UserError(f"{error}.") from None
+    budget = board.pipeline_budget
+    return planner.plan(transform, budget, max_width=max_width, multipliers=multipliers).folding
+
+
+def check_fits(resources: Resources, board: Board) -> None:
+    """Raise UserError, naming what does not fit and by how much, if the plan is too large."""
+    problems = board.budget.overruns(resources)
+    if problems:
+        raise UserError(f"the design does not fit the {board.title}: {', '.join(problems)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """A transform and its folding.
+
+    Attributes
+    ----------
+    network : Network
+    transform_name : str
+        ``g_a``, ...
+    folding : Folding
+    digest : str
+        SHA-256 of the network file, hexadecimal.
+    """
+
+    network: Network
+    transform_name: str
+    folding: Folding
+    digest: str
+
+    @classmethod
+    def make(cls, network: Network, transform_name: str, folding: Folding) -> Design:
+        """Check that the folding fits; raises UserError naming the stage where it does not."""
+        try:
+            folding.check(network.transform(transform_name))
+        except ValueError as error:
+            raise UserError(f"{error}.") from None
+        return cls(
+            network=network,
+            transform_name=transform_name,
+            folding=folding,
+            digest=digest(network),
+        )
+
+    @property
+    def name(self) -> str:
+        """The network's name for people."""
+        return " ".join((self.network.name or self.network.architecture).split())
+
+    @property
+    def transform(self) -> Transform:
+        return self.network.transform(self.transform_name)
+
+    @property
+    def max_width(self) -> int:
+        """Widest frame in pixels."""
+        return self.folding.max_width
+
+    def pipeline(self) -> Pipeline:
+        """A fresh pipeline."""
+        return Pipeline(self.transform, self.folding)
+
+    @cached_property
+    def cycles_per_frame(self) -> int | None:
+        """Cycles of one 768x512 image, all tiles and halos included where it is wider than the
+        pipeline; None when the pipeline is too narrow even for tiles."""
+        width, height = FRAME
+        try:
+            return planner.frame_cycles(self.pipeline(), height, width)
+        except ValueError:
+            return None
+
+    def top(self, board: Board, pll: PLL) -> UARTTop:
+        """The pipeline behind the board's serial line.
+
+        Raises UserError when the transform does not take pixels.
+        """
+        if self.transform.input != IMAGE_FORMAT:
+            raise UserError(
+                f"a bitstream takes pixels of 8 bits, but {self.transform_name} of {self.name} "
+                "does not; `lichen generate` writes it as Verilog."
+            )
+        return UARTTop(
+            pipeline=self.pipeline(),
+            max_width=self.max_width,
+            clock_hz=pll.output_hz,
+            baud=board.uart.baud,
+            digest=bytes.fromhex(self.digest),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says of the design."""
+        return {
+            "network": {
+                "name": self.name,
+                "arch": self.network.architecture,
+                "n": self.network.n,
+                "m": self.network.m,
+                "sha256": self.digest,
+            },
+            "transform": self.transform_name,
+            "max_width": self.max_width,
+            "folding": self.folding.model_dump(mode="json"),
+        }

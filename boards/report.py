@@ -1,0 +1,93 @@
+"""What yosys and nextpnr say about a design, as numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+# What counts as one multiplier or one block RAM of the ECP5, by cell name. MULT9X9D halves
+# and the pseudo-dual-port view of a block take the same primitive.
+DSP_CELLS = ("MULT18X18D", "MULT9X9D")
+BRAM_CELLS = ("DP16KD", "PDPW16KD")
+
+
+class OutputError(Exception):
+    """A tool wrote something else than it used to; the message says which file lacks what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Primitives of a design after synthesis.
+
+    Attributes
+    ----------
+    dsp : int
+        18x18 multipliers.
+    bram : int
+        18-kbit block RAMs.
+    """
+
+    dsp: int
+    bram: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A design after place and route.
+
+    Attributes
+    ----------
+    fmax_mhz : float
+        Highest frequency of the system clock that nextpnr vouches for.
+    dsp, bram, lut, ff : int
+        Primitives in use.
+    """
+
+    fmax_mhz: float
+    dsp: int
+    bram: int
+    lut: int
+    ff: int
+
+
+def read_statistics(path: Path) -> Counts:
+    """Read what yosys' ``stat -json`` wrote.
+
+    Raises OutputError when there is nothing to read in it.
+    """
+    text = path.read_text()
+    try:
+        # The command's own banner may stand before the JSON.
+        design = json.loads(text[text.index("{") :])["design"]
+        cells = design["num_cells_by_type"]
+    except (ValueError, KeyError) as error:
+        raise OutputError(f"{path} holds no statistics of yosys ({error})") from None
+    return Counts(
+        dsp=sum(cells.get(name, 0) for name in DSP_CELLS),
+        bram=sum(cells.get(name, 0) for name in BRAM_CELLS),
+    )
+
+
+def read_placement(path: Path, clock: str) -> Placed:
+    """Read nextpnr's ``--report``.
+
+    ``clock`` is the name of the system clock's net. Raises OutputError when the report lacks
+    it, or what every report has.
+    """
+    try:
+        report = json.loads(path.read_text())
+        used = {name: entry["used"] for name, entry in report["utilization"].items()}
+        speeds = {
+            name.removeprefix("$glbnet$"): entry["achieved"]
+            for name, entry in report["fmax"].items()
+        }
+        return Placed(
+            fmax_mhz=round(speeds[clock], 2),
+            dsp=used["MULT18X18D"],
+            bram=used["DP16KD"],
+            lut=used["TRELLIS_COMB"],
+            ff=used["TRELLIS_FF"],
+        )
+    except (ValueError, KeyError) as error:
+        raise OutputError(f"{path} is not the report of nextpnr expected ({error})") from None

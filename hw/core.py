@@ -1,0 +1,294 @@
+# amaranth: UnusedElaboratable=no
+"""An array with its weights and its drain: from a feed to sums in raster and channel order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from amaranth.hdl import Array, Module, Mux, Shape, Signal, signed, unsigned
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from lichen.hw.array import SystolicArray, array_latency
+from lichen.hw.feed import FEED_LATENCY, FeedSignature
+from lichen.hw.memory import Ram
+from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
+from lichen.network.arithmetic import ceil_div
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreShape:
+    """The dimensions of a core and the cycle counts that follow from them.
+
+    Attributes
+    ----------
+    channels : int
+        Output channels of the layer.
+    steps : int
+        Reduction steps per pass.
+    pixels, chains, chain_length : int
+        P, and the Q = chains x chain_length channels computed together.
+    """
+
+    channels: int
+    steps: int
+    pixels: int
+    chains: int
+    chain_length: int
+
+    @property
+    def passes(self) -> int:
+        """Passes per group."""
+        return ceil_div(self.channels, self.chains * self.chain_length)
+
+    @property
+    def pass_cycles(self) -> int:
+        """Cycles per pass: a drain chain may need more than a pass has steps."""
+        return max(self.steps, self.chain_length)
+
+    @property
+    def group_cycles(self) -> int:
+        """Cycles a group keeps the array."""
+        return self.passes * self.pass_cycles
+
+    @property
+    def beats(self) -> int:
+        """Output beats per pixel."""
+        return ceil_div(self.channels, self.chains)
+
+    @property
+    def fill_latency(self) -> int:
+        """Cycles from a group's last cycle on the sequencer to its bank counting as full."""
+        # The last pass's last step precedes the group's end where passes have idle cycles.
+        gap = self.pass_cycles - self.steps
+        first_sum = FEED_LATENCY + array_latency(self.chain_length)
+        return first_sum + self.chain_length - 1 + self.pixels - 1 + 1 - gap
+
+    @property
+    def banks(self) -> int:
+        """Drain banks, so many that draining one group never delays the next.
+
+        A bank is taken when its group starts and comes back when its last beat is issued.
+        """
+        drained = self.fill_latency + self.pixels * self.beats + 4
+        return 1 + max(1, ceil_div(drained, self.group_cycles))
+
+    def frame_cycles(self, height: int, width: int) -> int:
+        """Least cycles for all groups of a frame: the array's, or the drain's if it is slower."""
+        groups = height * ceil_div(width, self.pixels)
+        return groups * max(self.group_cycles, self.pixels * self.beats)
+
+
+class Core(Unit):
+    """Multiply-accumulate core: weight memory, systolic array, drain banks.
+
+    Parameters
+    ----------
+    weights : int array (channels, steps, lanes)
+        Every channel's weights in the order in which the feeder streams the reduction.
+    weight_shape, a_shape, accumulator_shape : Shape
+    pixels : int
+        P, output pixels computed together.
+    chains, chain_length : int
+        The Q = chains x chain_length channels computed together. ``chains`` is also the number
+        of channels per beat of the output.
+
+    Members
+    -------
+    feed : In(FeedSignature)
+    credit : In(1)
+        The consumer takes another beat.
+    o_issue : Out(1)
+        A beat is on its way: ``o`` holds it `Core.latency` cycles later.
+    o_beat : Out
+        With ``o_issue``: index of the beat within its pixel.
+    o : Out (chains)
+        Sums of channels ``beat * chains ...``; those past the last channel are 0.
+    """
+
+    latency = Ram.latency + 1
+    """Cycles from ``o_issue`` to ``o``."""
+
+    def __init__(
+        self,
+        *,
+        weights: npt.NDArray[np.integer],
+        weight_shape: Shape,
+        a_shape: Shape,
+        accumulator_shape: Shape,
+        pixels: int,
+        chains: int,
+        chain_length: int,
+    ):
+        check_positive(pixels=pixels, chains=chains, chain_length=chain_length)
+        if weights.ndim != 3:
+            raise ValueError(f"weights must have three dimensions, not {weights.ndim}")
+        self.weights = weights
+        self.channels, self.steps, self.lanes = weights.shape
+        if chains * chain_length > ceil_div(self.channels, chains) * chains:
+            raise ValueError(
+                f"chains x chain_length must not exceed the {self.channels} channels, "
+                f"not be {chains} x {chain_length}"
+            )
+        self.shape = CoreShape(
+            channels=self.channels,
+            steps=self.steps,
+            pixels=pixels,
+            chains=chains,
+            chain_length=chain_length,
+        )
+        self.weight_shape, self.a_shape = Shape.cast(weight_shape), Shape.cast(a_shape)
+        self.accumulator_shape = Shape.cast(accumulator_shape)
+        shape = self.shape
+        super().__init__(
+            wiring.Signature(
+                {
+                    "feed": In(FeedSignature(shape=self.a_shape, pixels=pixels, lanes=self.lanes)),
+                    "credit": In(1),
+                    "o_issue": Out(1),
+                    "o_beat": Out(range(shape.beats)),
+                    "o": Out(lanes_of(self.accumulator_shape, chains)),
+                }
+            )
+        )
+        self.rom = Ram(
+            depth=self.shape.passes * self.steps,
+            width=chains * chain_length * self.lanes * self.weight_shape.width,
+            init=self._rom_words,
+            writable=False,
+        )
+        self.array = SystolicArray(
+            pixels=pixels,
+            chains=chains,
+            chain_length=chain_length,
+            lanes=self.lanes,
+            a_shape=self.a_shape,
+            w_shape=self.weight_shape,
+            accumulator_shape=self.accumulator_shape,
+        )
+        self.drains = [
+            Ram(
+                depth=self.shape.banks * self.shape.passes * chain_length,
+                width=chains * self.accumulator_shape.width,
+            )
+            for _ in range(pixels)
+        ]
+
+    def _rom_words(self) -> list[int]:
+        """Weight words in the order of the steps; weights past the last channel are 0."""
+        q = self.shape.chains * self.shape.chain_length
+        padded = np.zeros((self.shape.passes * q, self.steps, self.lanes), dtype=np.int64)
+        padded[: self.channels] = self.weights
+        # Place i of chain c leaves the array as item chain_length-1-i, that is channel
+        # item * chains + c of the pass.
+        c, i = np.divmod(np.arange(q), self.shape.chain_length)
+        order = (self.shape.chain_length - 1 - i) * self.shape.chains + c
+        width = self.weight_shape.width
+        mask = (1 << width) - 1
+        words = []
+        for n in range(self.shape.passes):
+            block = padded[n * q + order]
+            for step in range(self.steps):
+                word = 0
+                for shift, value in enumerate(block[:, step, :].reshape(-1).tolist()):
+                    word |= (value & mask) << (shift * width)
+                words.append(word)
+        return words
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.rom = self.rom
+        m.submodules.array = array = self.array
+        feed = self.feed
+
+        # Weights run in step with the operands: two cycles to the memory, two through it, and
+        # one more register before the array.
+        address = Signal(range(self.rom.depth))
+        here = Signal.like(address)
+        m.d.comb += here.eq(Mux(feed.restart, 0, address))
+        with m.If(feed.step):
+            m.d.sync += address.eq(here + 1)
+        m.d.comb += self.rom.r_addr.eq(delayed(m, here, FEED_LATENCY - Ram.latency - 1, "rom_addr"))
+        m.d.sync += array.w.as_value().eq(self.rom.r_data)
+        m.d.comb += [
+            array.a.as_value().eq(feed.a.as_value()),
+            array.first.eq(feed.first),
+            array.last.eq(feed.last),
+        ]
+
+        # Drain: pixel p writes its sums p cycles after pixel 0, at the same addresses.
+        words = self.shape.passes * self.shape.chain_length
+        depth = self.shape.banks * words
+        place = Signal(range(depth))
+        with m.If(array.o_valid[0]):
+            m.d.sync += place.eq(Mux(place == depth - 1, 0, place + 1))
+        for p, drain in enumerate(self.drains):
+            m.submodules[f"drain_{p}"] = drain
+            m.d.comb += [
+                drain.w_en.eq(array.o_valid[p]),
+                drain.w_addr.eq(delayed(m, place, p, f"place_{p}")),
+                drain.w_data.eq(array.o[p].as_value()),
+            ]
+        written = Signal(range(words))
+        full_now = Signal()
+        m.d.comb += full_now.eq(array.o_valid[self.shape.pixels - 1] & (written == words - 1))
+        with m.If(array.o_valid[self.shape.pixels - 1]):
+            m.d.sync += written.eq(Mux(full_now, 0, written + 1))
+
+        # Banks: taken at a group's start, full when written, free again when read.
+        taken = Signal(range(self.shape.banks))
+        counts = Array(
+            Signal(range(self.shape.pixels + 1), name=f"count_{b}") for b in range(self.shape.banks)
+        )
+        free = Signal(range(self.shape.banks + 1), init=self.shape.banks)
+        full = Signal(range(self.shape.banks + 1))
+        freed = Signal()
+        m.d.comb += feed.bank_free.eq(free != 0)
+        with m.If(feed.start):
+            m.d.sync += [
+                counts[taken].eq(feed.count),
+                taken.eq(Mux(taken == self.shape.banks - 1, 0, taken + 1)),
+            ]
+        m.d.sync += [free.eq(free - feed.start + freed), full.eq(full + full_now - freed)]
+
+        bank, base = Signal(range(self.shape.banks)), Signal(range(depth))
+        pixel, beat = Signal(range(self.shape.pixels)), Signal(range(self.shape.beats))
+        last_beat, last_pixel = Signal(), Signal()
+        m.d.comb += [
+            self.o_issue.eq((full != 0) & self.credit),
+            self.o_beat.eq(beat),
+            last_beat.eq(beat == self.shape.beats - 1),
+            last_pixel.eq(pixel + 1 == counts[bank]),
+            freed.eq(self.o_issue & last_beat & last_pixel),
+        ]
+        with m.If(self.o_issue):
+            m.d.sync += beat.eq(Mux(last_beat, 0, beat + 1))
+            with m.If(last_beat):
+                m.d.sync += pixel.eq(Mux(last_pixel, 0, pixel + 1))
+        with m.If(freed):
+            m.d.sync += [
+                bank.eq(Mux(bank == self.shape.banks - 1, 0, bank + 1)),
+                base.eq(Mux(bank == self.shape.banks - 1, 0, base + words)),
+            ]
+        for drain in self.drains:
+            m.d.comb += drain.r_addr.eq(base + beat)
+        source = delayed(m, pixel, Ram.latency, "source")
+        m.d.sync += self.o.as_value().eq(Array(d.r_data for d in self.drains)[source])
+        return m
+
+    def resources(self) -> Resources:
+        parts = [self.rom.resources(), self.array.resources()]
+        parts += [drain.resources() for drain in self.drains]
+        control = Resources(
+            lut=90 + self.shape.pixels // 2 * self.shape.chains * self.accumulator_shape.width
+        )
+        return Resources.total([*parts, control])
+
+
+def shape_of(lo: int, hi: int) -> Shape:
+    """The narrowest shape that holds every value of ``lo .. hi``."""
+    if lo >= 0:
+        return unsigned(max(1, int(hi).bit_length()))
+    return signed(max(int(hi).bit_length(), (-1 - int(lo)).bit_length()) + 1)

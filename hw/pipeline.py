@@ -1,0 +1,156 @@
+# amaranth: UnusedElaboratable=no
+"""A whole transform as a pipeline of engines: pixels in, latents out."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Shape, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect
+
+from lichen.hw import timing
+from lichen.hw.conv import ConvUnit
+from lichen.hw.folding import Folding
+from lichen.hw.norm import NormUnit
+from lichen.hw.unit import Resources, Unit, lanes_of
+from lichen.hw.window import SIZE_BITS
+from lichen.network.description import Transform
+
+
+class Pipeline(Unit):
+    """One convolution engine, and normalization where there is one, per stage.
+
+    Frames follow each other without any command; the frame size may change whenever no frame
+    is in flight, and must have been stable for four cycles before its first pixel.
+
+    Parameters
+    ----------
+    transform : Transform
+        Plain convolutions only.
+    folding : Folding
+    debug : bool
+        Adds an observer port ``tap_NAME`` for every stage's output stream.
+
+    Members
+    -------
+    i : In(stream), ``in_lanes`` channels a beat
+        Input in raster order, channels in groups; lanes past the last channel are ignored.
+    o : Out(stream), ``out_lanes`` channels a beat
+        Output likewise; lanes past the last channel are undefined.
+    width, height : In(16)
+        Of the input; width at most ``folding.max_width``.
+    """
+
+    def __init__(self, transform: Transform, folding: Folding, *, debug: bool = False):
+        folding.check(transform)
+        self.transform, self.folding, self.debug = transform, folding, debug
+        self.in_lanes = folding.stages[0].convolution.lanes
+        self.out_lanes = folding.stages[-1].chains
+        self.units: list[ConvUnit | NormUnit] = []
+        self.taps: list[str] = []
+        lanes, width = self.in_lanes, folding.max_width
+        ports: dict[str, object] = {}
+        for stage, source, fold in zip(
+            transform.stages, transform.sources, folding.stages, strict=True
+        ):
+            conv = ConvUnit(
+                stage=stage,
+                source=source,
+                i_lanes=lanes,
+                pixels=fold.convolution.pixels,
+                chains=fold.chains,
+                chain_length=fold.convolution.chain_length,
+                lanes=fold.convolution.lanes,
+                max_width=width,
+            )
+            self.units.append(conv)
+            if stage.normalization is not None:
+                assert fold.normalization is not None
+                norm = NormUnit(
+                    normalization=stage.normalization,
+                    source=stage.requantizer.output,
+                    pixels=fold.normalization.pixels,
+                    chains=fold.chains,
+                    chain_length=fold.normalization.chain_length,
+                    lanes=fold.normalization.lanes,
+                )
+                self.units.append(norm)
+            lanes, width = fold.chains, max(1, stage.convolution.output_size(width))
+            if debug:
+                self.taps.append(stage.name)
+                payload = self.units[-1].o.payload.shape()
+                ports[f"tap_{stage.name}"] = Out(
+                    wiring.Signature({"payload": Out(payload), "valid": Out(1), "ready": Out(1)})
+                )
+        out = transform.output
+        self._out_shape = Shape(out.bits, signed=out.signed)
+        super().__init__(
+            wiring.Signature(
+                {
+                    "i": In(stream.Signature(self.units[0].i.payload.shape())),
+                    "o": Out(stream.Signature(lanes_of(self._out_shape, self.out_lanes))),
+                    "width": In(SIZE_BITS),
+                    "height": In(SIZE_BITS),
+                    **ports,
+                }
+            )
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        names = iter(self._names())
+        size = (Signal(SIZE_BITS, name="stage0_width"), Signal(SIZE_BITS, name="stage0_height"))
+        m.d.sync += [size[0].eq(self.width), size[1].eq(self.height)]
+        source = self.i
+        stage = 0
+        for unit in self.units:
+            m.submodules[next(names)] = unit
+            if source is self.i:
+                m.d.comb += [
+                    unit.i.payload.eq(source.payload),
+                    unit.i.valid.eq(source.valid),
+                    source.ready.eq(unit.i.ready),
+                ]
+            else:
+                connect(m, source, unit.i)
+            m.d.comb += unit.width.eq(size[0])
+            if isinstance(unit, ConvUnit):
+                m.d.comb += unit.height.eq(size[1])
+                size = (unit.out_width, unit.out_height)
+            source = unit.o
+            ends = isinstance(unit, NormUnit) or unit.stage.normalization is None
+            if self.debug and ends:
+                tap = getattr(self, f"tap_{self.taps[stage]}")
+                m.d.comb += [
+                    tap.payload.as_value().eq(source.payload.as_value()),
+                    tap.valid.eq(source.valid),
+                    tap.ready.eq(source.ready),
+                ]
+                stage += 1
+        for lane in range(self.out_lanes):
+            m.d.comb += self.o.payload[lane].eq(source.payload[lane])
+        m.d.comb += [self.o.valid.eq(source.valid), source.ready.eq(self.o.ready)]
+        return m
+
+    def _names(self) -> list[str]:
+        names = []
+        for stage in self.transform.stages:
+            names.append(stage.name)
+            if stage.normalization is not None:
+                names.append(f"{stage.name}_norm")
+        return names
+
+    def resources(self) -> Resources:
+        return Resources.total(unit.resources() for unit in self.units)
+
+    def stage_resources(self) -> dict[str, Resources]:
+        """What each unit takes, by its name; normalizations are called STAGE_norm."""
+        return {
+            name: unit.resources() for name, unit in zip(self._names(), self.units, strict=True)
+        }
+
+    def predicted_cycles(self, height: int, width: int) -> int:
+        """Cycles from the first beat accepted to the last beat leaving, both included.
+
+        For one frame, without stalls from outside. Exact.
+        """
+        return timing.cycles(self, height, width)

@@ -1,0 +1,1 @@
+"""Lichen grows trained learned-image-compression networks on open FPGAs."""

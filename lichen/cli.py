@@ -1,0 +1,68 @@
+"""The ``lichen`` command: a click group that loads each command when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from lichen.errors import UserError
+
+# Name -> one-line help. Commands are imported only when used, so `lichen --help`
+# costs no import of torch, amaranth or numba.
+COMMANDS = {
+    "models": "List the shipped networks.",
+    "train": "Train an FP32 network on a folder of images.",
+    "quantize": "Turn an FP32 checkpoint into an integer network.",
+    "evaluate": "Measure rate and distortion on a folder of images.",
+    "simulate": "Run the gateware on an image and compare it with the golden model.",
+    "plan": "Fold a network onto a board: cycles, resources, frames per second.",
+    "generate": "Write the gateware as Verilog with an interface description.",
+    "build": "Synthesize, place and route for a board.",
+    "flash": "Program a board.",
+    "demo": "Walk the whole path on a shipped network and photograph.",
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands live in ``lichen.commands.NAME``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"lichen.commands.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lichen")
+def cli() -> None:
+    """Grow trained learned-image-compression networks on open FPGAs, bit for bit."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: 0 only on success, 2 for unusable arguments or input."""
+    try:
+        cli.main(args=argv, prog_name="lichen", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("lichen: interrupted", err=True)
+        sys.exit(130)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except UserError as error:
+        click.echo(f"lichen: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

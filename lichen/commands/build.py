@@ -1,0 +1,93 @@
+"""``lichen build``: bitstream and report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from lichen.commands import _options
+
+
+@click.command()
+@click.argument("net", metavar="NET")
+@_options.board
+@click.option(
+    "-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path),
+    help="Folder to write; an earlier build there is replaced.",
+)  # fmt: skip
+@_options.transform
+@_options.max_width
+@_options.multipliers
+@_options.folding
+@click.option("--clock", type=float, metavar="MHZ", help="System clock [default: the board's].")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=1, show_default=True,
+    help="Seed of place and route.",
+)  # fmt: skip
+@click.option(
+    "--allow-timing-failure", is_flag=True, help="Exit with status 0 even if timing is missed."
+)
+@_options.json_file
+def command(
+    net: str,
+    board_name: str,
+    output: Path,
+    transform_name: str,
+    max_width: int,
+    multipliers: int | None,
+    folding_file: Path | None,
+    clock: float | None,
+    seed: int,
+    allow_timing_failure: bool,
+    json_file: str | None,
+) -> None:
+    """Synthesize, place and route for a board.
+
+    NET is a network file or the name of a shipped network. DIR gets the bitstream, report.json,
+    the Verilog it was made of and the logs of the tools, and appears only when all is there;
+    after a failure the files are in DIR.part.
+
+    Exit status: 0 only when the bitstream meets timing; 1 when it does not (the bitstream is
+    written all the same), when a tool fails, or when synthesis makes another number of
+    multipliers or block RAMs than planned; 2 for unusable arguments.
+    """
+    from lichen.boards import board as boards
+    from lichen.boards.build import BuildFailedError, build
+    from lichen.boards.tools import Progress
+
+    board = boards.find(board_name)
+    pll = board.pll(clock)
+    design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
+    top = design.top(board, pll)
+    if clock is not None and abs(pll.output_mhz - clock) > 1e-3:
+        click.echo(f"clock: {pll.output_mhz:g} MHz is the nearest to {clock:g}", err=True)
+    try:
+        report = build(
+            top=top,
+            board=board,
+            pll=pll,
+            folder=output,
+            seed=seed,
+            cycles_per_frame=design.cycles_per_frame,
+            details=design.describe(),
+            progress=Progress(sys.stderr),
+        )
+    except BuildFailedError as error:
+        click.echo(f"lichen: {error}", err=True)
+        sys.exit(1)
+    have = board.budget
+    speed = f", {report.fps:g} frames/s of 768x512" if report.fps is not None else ""
+    _options.report(
+        report.to_json(),
+        json_file,
+        f"{output / report.bitstream}: {report.fmax_mhz:g} MHz for a clock of "
+        f"{report.clock_mhz:g}{speed}; {report.dsp} of {have.dsp} multipliers, {report.bram} of "
+        f"{have.bram} block RAMs, {report.lut} of {have.lut} LUTs",
+    )
+    shortfall = report.shortfall()
+    if shortfall is not None:
+        click.echo(f"lichen: {shortfall}", err=True)
+        if not allow_timing_failure:
+            sys.exit(1)

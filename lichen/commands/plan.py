@@ -1,0 +1,80 @@
+"""``lichen plan``: fold a network onto a board, without synthesis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lichen.commands import _options
+
+
+@click.command()
+@click.argument("net", metavar="NET")
+@_options.board
+@_options.transform
+@_options.max_width
+@_options.multipliers
+@_options.folding
+@click.option("--clock", type=float, metavar="MHZ", help="System clock [default: the board's].")
+@_options.json_file
+def command(
+    net: str,
+    board_name: str,
+    transform_name: str,
+    max_width: int,
+    multipliers: int | None,
+    folding_file: Path | None,
+    clock: float | None,
+    json_file: str | None,
+) -> None:
+    """Fold a network onto a board: cycles, resources, frames per second.
+
+    NET is a network file or the name of a shipped network. Cycles are those of one 768x512 image,
+    with all tiles and their halos where it is wider than --max-width. Multipliers and block RAMs
+    are exact, LUTs an estimate.
+
+    Exit status: 0 when the plan fits the board, 1 when it does not, 2 for unusable arguments.
+    """
+    from lichen.boards import board as boards
+    from lichen.hw.planner import evaluate
+
+    board = boards.find(board_name)
+    pll = board.pll(clock)
+    design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
+    plan = evaluate(design.transform, design.folding)
+    overruns = board.pipeline_budget.overruns(plan.resources)
+    report = {
+        "network": design.name,
+        "transform": transform_name,
+        "board": board.name,
+        **plan.describe(pll.output_hz),
+        "fits": not overruns,
+        "overruns": overruns,
+        "folding": plan.folding.model_dump(mode="json"),
+    }
+    if json_file != "-":
+        _print_table(report["stages"])
+    verdict = "fits" if not overruns else f"does not fit: {', '.join(overruns)}"
+    have = board.budget
+    _options.report(
+        report,
+        json_file,
+        f"{design.name} {transform_name} on {board.title}: {plan.cycles_per_frame} cycles per "
+        f"768x512 image, {report['fps']:.2f} frames/s at {report['clock_mhz']:g} MHz; "
+        f"{plan.resources.dsp} of {have.dsp} multipliers, {plan.resources.bram} of {have.bram} "
+        f"block RAMs, about {plan.resources.lut} of {have.lut} LUTs; {verdict}",
+    )
+    click.get_current_context().exit(1 if overruns else 0)
+
+
+def _print_table(stages: list[dict[str, Any]]) -> None:
+    """The arrays, one line each."""
+    click.echo(f"{'unit':14} {'P x Q x S':>12} {'busy':>6} {'dsp':>4} {'bram':>5} {'lut':>6}")
+    for row in stages:
+        array = f"{row['pixels']} x {row['channels']} x {row['lanes']}"
+        click.echo(
+            f"{row['name']:14} {array:>12} {row['busy']:>6.1%} {row['dsp']:>4} {row['bram']:>5} "
+            f"{row['lut']:>6}"
+        )

@@ -1,0 +1,192 @@
+"""``lichen simulate``: the gateware on an image, against the golden model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lichen.commands import _options
+from lichen.errors import UserError
+
+
+class _Size(click.ParamType):
+    """``HxW`` in pixels."""
+
+    name = "HxW"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", value)
+        if match is None:
+            self.fail(f"{value!r} is not a size such as 64x96.", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+@click.command()
+@click.argument("net", metavar="NET")
+@click.option(
+    "--image", required=True, metavar="IMAGE", type=click.Path(path_type=Path),
+    help="Any PNG, JPEG or WebP.",
+)  # fmt: skip
+@click.option("--crop", type=_Size(), help="Take so many rows and columns from the middle.")
+@_options.transform
+@click.option(
+    "--simulator", type=click.Choice(["verilator", "icarus"]), default="verilator",
+    show_default=True, help="Icarus is some hundred times slower.",
+)  # fmt: skip
+@click.option(
+    "--backpressure", "pauses_seed", type=click.IntRange(min=0), metavar="SEED",
+    help="Interrupt input and output at random; frequency and length depend on the seed, too.",
+)  # fmt: skip
+@click.option(
+    "--waves", is_flag=True,
+    help="Record all signals into NET_TRANSFORM.vcd (Verilator) or .fst (Icarus); use --crop.",
+)  # fmt: skip
+@click.option(
+    "--board", "board_name", default="ulx3s-85f", show_default=True,
+    help="Board whose size the folding is planned for.",
+)  # fmt: skip
+@_options.max_width
+@_options.multipliers
+@_options.folding
+@click.option(
+    "--build-dir", metavar="DIR", type=click.Path(path_type=Path),
+    help="Where built simulators are kept [default: the user's cache folder].",
+)  # fmt: skip
+@_options.json_file
+@click.pass_context
+def command(
+    context: click.Context,
+    net: str,
+    image: Path,
+    crop: tuple[int, int] | None,
+    transform_name: str,
+    simulator: str,
+    pauses_seed: int | None,
+    waves: bool,
+    board_name: str,
+    max_width: int,
+    multipliers: int | None,
+    folding_file: Path | None,
+    build_dir: Path | None,
+    json_file: str | None,
+) -> None:
+    """Run the gateware on an image and compare it with the golden model.
+
+    NET is a network file or the name of a shipped network. Every latent and every stage's output
+    is compared; an image wider than the gateware goes through in tiles. Simulators are built
+    once per network and folding.
+
+    Exit status: 0 only when nothing differs, nothing gets stuck and the cycles are the predicted
+    ones (without --backpressure); 1 otherwise; 2 for unusable arguments.
+    """
+    from lichen.boards import board as boards
+    from lichen.sim.images import load_image, pad_image
+    from lichen.sim.transform import Pauses, simulate_transform
+
+    if transform_name != "g_a":
+        raise UserError(
+            f"only g_a takes an image; {transform_name} cannot be simulated on one yet."
+        )
+    design = _options.design(
+        net, transform_name, boards.find(board_name), max_width, multipliers, folding_file
+    )
+    transform = design.transform
+    pixels, notes = load_image(image)
+    for note in notes:
+        click.echo(f"{image}: {note}", err=True)
+    if crop is not None:
+        pixels = _crop(pixels, crop)
+    height, width, channels = pixels.shape
+    if channels != transform.in_channels:
+        raise UserError(
+            f"{transform_name} of {design.name} takes {transform.in_channels} channels, "
+            f"but {image} has {channels}."
+        )
+    stem = re.sub(r"[^\w.-]+", "_", f"{Path(net).stem}_{transform_name}")
+    pauses = None if pauses_seed is None else Pauses.from_seed(pauses_seed)
+    try:
+        run = simulate_transform(
+            transform,
+            design.folding,
+            pad_image(pixels, transform.downsampling),
+            simulator=simulator,
+            pauses=pauses,
+            waves=Path(stem) if waves else None,
+            cache=build_dir,
+            progress=lambda sentence: click.echo(sentence, err=True),
+        )
+    except ValueError as error:
+        raise UserError(f"{error}.") from None
+    except RuntimeError as error:
+        click.echo(f"lichen: {error}", err=True)
+        context.exit(1)
+    result = run.result
+    report = {
+        "network": design.name,
+        "transform": transform_name,
+        "image": str(image),
+        "width": width,
+        "height": height,
+        "tiles": run.tiles,
+        "simulator": simulator,
+        "mismatches": run.mismatches,
+        "compared": run.compared,
+        "first_mismatch": result.first_mismatch,
+        "cycles": run.cycles,
+        "predicted_cycles": run.predicted_cycles,
+        "deadlock": result.deadlock,
+        "stuck_stage": result.stuck_stage,
+        "faults": run.faults,
+        "clocks": result.clocks,
+        "seconds": round(result.seconds, 3),
+        "kcycles_per_second": round(result.kcycles_per_second, 1),
+        "multipliers": sum(stage.multipliers for stage in design.folding.stages),
+        "folding": design.folding.model_dump(mode="json"),
+        "pauses": None if pauses is None else vars(pauses),
+        "stages": [
+            {key: value for key, value in stream.items() if key not in ("port", "valid", "ready")}
+            for stream in result.streams
+        ],
+        "waves": None if result.waves is None else str(result.waves),
+    }
+    if result.waves is not None:
+        click.echo(f"waves: {result.waves}", err=True)
+    _options.report(report, json_file, _verdict(report))
+    context.exit(1 if run.faults else 0)
+
+
+def _crop(pixels: Any, size: tuple[int, int]) -> Any:
+    """The middle of an image."""
+    height, width = pixels.shape[:2]
+    if size[0] > height or size[1] > width:
+        raise UserError(
+            f"a crop of {size[0]}x{size[1]} does not fit an image of {height}x{width} "
+            "(rows x columns)."
+        )
+    y, x = (height - size[0]) // 2, (width - size[1]) // 2
+    return pixels[y : y + size[0], x : x + size[1]]
+
+
+def _verdict(report: dict[str, Any]) -> str:
+    """One line for the user."""
+    speed = f"{report['kcycles_per_second']:g} kcycles/s on {report['simulator']}"
+    faults = report["faults"]
+    if faults:
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        return f"FAIL: {faults[0]}{more} ({speed})"
+    cycles = (
+        f"{report['clocks']} cycles with pauses"
+        if report["cycles"] is None
+        else f"{report['cycles']} cycles as predicted"
+    )
+    return (
+        f"ok: {report['compared']} latents of {report['network']} compared, 0 mismatches; "
+        f"{cycles}; {speed}"
+    )

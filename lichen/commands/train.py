@@ -1,0 +1,160 @@
+"""`lichen train`: the FP32 baseline for an architecture and a lambda."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from lichen.errors import UserError
+
+
+def _import_quant() -> Any:
+    """The training module, or a sentence about the missing extra."""
+    try:
+        from lichen.quant import train
+    except ImportError as error:
+        raise UserError(
+            f"training needs the quant extra ({error.name} is missing); "
+            "install it with: pip install 'lichen[quant]'"
+        ) from None
+    return train
+
+
+@click.command(name="train", help="Train an FP32 network on a folder of images.")
+@click.option("--images", required=True, metavar="DIR", help="Folder of training images.")
+@click.option(
+    "-o", "--output", required=True, metavar="RUN.safetensors",
+    help="Checkpoint to write; the training state goes beside it (RUN.state.safetensors).",
+)  # fmt: skip
+@click.option(
+    "--arch", default="bmshj2018-factorized", show_default=True,
+    help="bmshj2018-factorized, bmshj2018-factorized-relu, bmshj2018-hyperprior or mbt2018-mean.",
+)  # fmt: skip
+@click.option("--n", default=16, show_default=True, help="Channels of the inner layers.")
+@click.option("--m", default=48, show_default=True, help="Channels of the latent.")
+@click.option(
+    "--lmbda", default=0.013, show_default=True,
+    help="Weight of the distortion: the loss is lmbda * 255^2 * MSE + bits per pixel.",
+)  # fmt: skip
+@click.option("--steps", type=int, help="Length of the run in steps.")
+@click.option("--minutes", type=float, help="Length of the run in minutes of training.")
+@click.option("--batch", default=8, show_default=True, help="Crops per step.")
+@click.option("--patch", default=128, show_default=True, help="Size of a crop in pixels.")
+@click.option("--lr", default=1e-3, show_default=True, help="Peak learning rate.")
+@click.option("--warmup", default=200, show_default=True, help="Steps of linear warm-up.")
+@click.option(
+    "--ema", default=0.0, show_default=True,
+    help="Save an exponential average of the weights with this decay (0: the last weights).",
+)  # fmt: skip
+@click.option(
+    "--round-from", default=0.5, show_default=True,
+    help="Part of the run after which the synthesis reads rounded latents (1: never).",
+)  # fmt: skip
+@click.option(
+    "--downscale", default=0.0, show_default=True,
+    help="Probability that a crop is taken larger and reduced.",
+)  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Seed of weights, crops and noise.")
+@click.option("--init", metavar="CKPT", help="Start from a checkpoint (sets arch, N and M).")
+@click.option("--resume", is_flag=True, help="Go on from the saved state of this run.")
+@click.option("--overwrite", is_flag=True, help="Start anew though a saved state exists.")
+@click.option("--save-every", default=60.0, show_default=True, help="Seconds between saves.")
+@click.option("--threads", default=0, help="Threads to compute with (0: torch's choice).")
+@click.option(
+    "--validate", metavar="DIR",
+    help="Images to measure the result on (default: eight of the training images).",
+)  # fmt: skip
+@click.option("--json", "json_file", metavar="FILE", help="Write the result ('-': stdout).")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    images: str,
+    output: str,
+    init: str | None,
+    resume: bool,
+    overwrite: bool,
+    save_every: float,
+    threads: int,
+    validate: str | None,
+    json_file: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Train or resume, then measure bpp and PSNR from really coded bytes."""
+    quant = _import_quant()
+    import torch
+
+    from lichen.quant.checkpoint import build_model, load_checkpoint
+    from lichen.quant.data import list_images
+    from lichen.quant.evaluate import evaluate_fp32
+
+    if threads < 0:
+        raise UserError(f"--threads must not be negative, not {threads}.")
+    if threads:
+        torch.set_num_threads(threads)
+
+    def given(name: str) -> bool:
+        return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+    target = Path(output)
+    start = None
+    if resume:
+        if init or overwrite:
+            raise UserError("--resume goes with neither --init nor --overwrite.")
+        # What is not typed again is taken from the saved run.
+        saved = quant.load_state(target)[1]["config"]
+        if given("steps") or given("minutes"):
+            saved = {**saved, "steps": None, "minutes": None}
+        options = {**saved, **{k: v for k, v in options.items() if given(k)}}
+    elif quant.state_path(target).exists() and not overwrite:
+        raise UserError(
+            f"{quant.state_path(target)} is the state of an earlier run; add --resume to go on "
+            "with it or --overwrite to start anew."
+        )
+    elif init:
+        start = load_checkpoint(init)
+        found = {"arch": start.arch, "n": start.n, "m": start.m}
+        options |= {k: v for k, v in found.items() if not given(k)}
+    measured = list_images(validate) if validate else list_images(images)[:8]
+    trainer = quant.train(
+        quant.TrainConfig(**options),
+        images,
+        target,
+        init=start,
+        resume=resume,
+        save_every=save_every,
+        progress=not quiet,
+    )
+    checkpoint = load_checkpoint(target)
+    result = evaluate_fp32(build_model(*checkpoint[:4]), measured)
+    click.echo(
+        f"{target}: {trainer.step} steps, {result.bpp:.4f} bpp, {result.psnr:.2f} dB on "
+        f"{len(measured)} {'validation' if validate else 'training'} images",
+        err=json_file == "-",
+    )
+    if json_file:
+        report = {
+            "checkpoint": str(target),
+            "arch": checkpoint.arch,
+            "n": checkpoint.n,
+            "m": checkpoint.m,
+            "lmbda": trainer.config.lmbda,
+            "steps": trainer.step,
+            "minutes": trainer.elapsed / 60,
+            "bpp": result.bpp,
+            "psnr": result.psnr,
+            "measured_on": {"set": validate or images, "images": len(measured)},
+        }
+        text = json.dumps(report, indent=2)
+        if json_file == "-":
+            click.echo(text)
+        else:
+            try:
+                Path(json_file).write_text(text + "\n")
+            except OSError as error:
+                raise UserError(f"{json_file} cannot be written ({error.strerror}).") from None

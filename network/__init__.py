@@ -1,0 +1,1 @@
+"""The integer network: its arithmetic, its typed description and its file."""

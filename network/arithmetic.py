@@ -1,0 +1,267 @@
+"""The integer arithmetic of Lichen, defined once.
+
+The golden model runs these functions, the gateware is tested against them and the
+fake quantization of training must agree with them. Each is written so that the same
+definition serves NumPy ``int64`` arrays, Python integers (exhaustive corner tests)
+and numba-compiled loops; none of them uses a float.
+
+Right shifts of negative values are arithmetic (they round towards minus infinity),
+so `rshift_round` rounds to nearest with ties towards plus infinity.
+"""
+
+from __future__ import annotations
+
+import functools
+from enum import StrEnum
+from types import SimpleNamespace
+
+import numpy as np
+import numpy.typing as npt
+
+SATURATION_BITS = 18
+"""Width of the signed operand that saturation prepares for an 18x18 multiplier."""
+
+MULTIPLIER_BITS = 17
+"""Most unsigned bits of a per-channel multiplier: a signed 18-bit operand without its sign."""
+
+NORM_BITS = 32
+"""Width of the unsigned GDN norm ``n``; every norm lies in ``1 .. 2**32 - 1``."""
+
+TABLE_INDEX_BITS = 8
+TABLE_FRACTION_BITS = 16
+"""Bits of the normalized norm that index the root tables, and that interpolate in them."""
+
+
+class NormKind(StrEnum):
+    """The divisive normalizations of the field and the function of ``n`` each one needs.
+
+    GDN and IGDN are Ballé et al. (2016), "Density modeling of images using a generalized
+    normalization transformation"; GDN1 and IGDN1 are the simplified forms of Johnston et
+    al. (2019), "Computationally efficient neural image compression".
+    """
+
+    GDN = "gdn"  # x / sqrt(beta + sum gamma x^2)
+    IGDN = "igdn"  # x * sqrt(beta + sum gamma x^2)
+    GDN1 = "gdn1"  # x / (beta + sum gamma |x|)
+    IGDN1 = "igdn1"  # x * (beta + sum gamma |x|)
+
+    @property
+    def squares(self) -> bool:
+        """Whether the norm sums squares (GDN, IGDN) rather than magnitudes."""
+        return self in (NormKind.GDN, NormKind.IGDN)
+
+    @property
+    def inverse(self) -> bool:
+        """Whether the unit multiplies by the norm (synthesis side) instead of dividing."""
+        return self in (NormKind.IGDN, NormKind.IGDN1)
+
+
+def rshift_round(v, s):
+    """``(v + (1 << (s - 1))) >> s``, the identity at ``s = 0``; ``s >= 0``."""
+    return (v + ((1 << s) >> 1)) >> s
+
+
+def clamp(v, lo, hi):
+    """``v`` limited to ``lo .. hi``, both included."""
+    return np.minimum(np.maximum(v, lo), hi)
+
+
+def saturate18(v):
+    """``v`` limited to the signed 18-bit range."""
+    return clamp(v, -131072, 131071)
+
+
+def requantize(acc, d, m, s, lo, hi):
+    """Rescale an accumulator to an activation with one 18x18 multiplication.
+
+    ``a = saturate18(rshift_round(acc, d))``, ``y = clamp(rshift_round(a * m, s), lo, hi)``
+    with ``0 <= m < 2**17``.
+    """
+    a = saturate18(rshift_round(acc, d))
+    return clamp(rshift_round(a * m, s), lo, hi)
+
+
+def requantize_leaky(acc, d, m, m_negative, s, lo, hi):
+    """`requantize` with a second multiplier for negative values (LeakyReLU)."""
+    a = saturate18(rshift_round(acc, d))
+    negative = a < 0
+    return clamp(rshift_round(a * (m + negative * (m_negative - m)), s), lo, hi)
+
+
+def norm_input(x, squares, t):
+    """``u``, the non-negative operand of the norm: ``x*x >> t``, or ``|x| >> t`` for GDN1."""
+    return (x * x if squares else abs(x)) >> t
+
+
+def leading_zeros(n):
+    """Number of leading zeros of ``n`` as a 32-bit unsigned value, ``1 <= n < 2**32``."""
+    z = n * 0
+    for step in (16, 8, 4, 2, 1):
+        small = (n < (1 << (32 - step))) * step
+        n = n << small
+        z = z + small
+    return z
+
+
+def _root_table(kind: NormKind) -> npt.NDArray[np.int64]:
+    """Values and slopes of the function of ``n`` over its normalized range, ``(256, 2)``.
+
+    Entry i covers normalized norms whose top 8 bits are i. Values are 16-bit unsigned with
+    the binary point chosen so that they lie in 2**15 .. 2**16 - 1. The nodes are moved by
+    half of the largest distance between the function and its chord, which halves the error
+    of linear interpolation.
+    """
+    index = np.arange(257, dtype=np.float64)
+    if kind is NormKind.GDN:
+        f = np.maximum(index, 64) / 64
+        value, curvature = 65536 / np.sqrt(f), 65536 * 0.75 / (f * f * np.sqrt(f)) / 64**2
+    elif kind is NormKind.IGDN:
+        f = np.maximum(index, 64) / 64
+        value, curvature = 32768 * np.sqrt(f), -32768 * 0.25 / (f * np.sqrt(f)) / 64**2
+    elif kind is NormKind.GDN1:
+        f = np.maximum(index, 128) / 128
+        value, curvature = 65536 / f, 65536 * 2 / (f * f * f) / 128**2
+    else:  # IGDN1 multiplies by n itself: the normalized norm is the value
+        value, curvature = index * 256, np.zeros(257)
+    node = np.clip(np.rint(value - curvature / 16), 0, 65535).astype(np.int64)
+    return np.stack([node[:-1], np.diff(node)], axis=1)
+
+
+# Only operations that IEEE 754 rounds correctly (+, -, *, /, sqrt, rint) make the tables, so
+# they are the same on every machine; a test pins their digest.
+ROOT_TABLES: dict[NormKind, npt.NDArray[np.int64]] = {k: _root_table(k) for k in NormKind}
+"""Per kind: 256 rows of (value, slope); see `normalized_root`."""
+
+
+def root_position(n, even):
+    """Where `normalized_root` looks ``n`` up: ``(index, fraction, e)``.
+
+    ``n`` in ``1 .. 2**32 - 1`` is shifted left until its leading one is in the top bit
+    (``even`` false) or in the top two (``even`` true, GDN and IGDN, whose exponent must be
+    even before it is halved). The top 8 bits are the index, the next 16 the fraction.
+    """
+    z = leading_zeros(n)
+    z = z - (z & even)
+    normalized = n << z
+    return normalized >> 24, (normalized >> 8) & 65535, (31 - z) >> (even * 1)
+
+
+def interpolate(value, slope, fraction):
+    """The mantissa ``r`` between two nodes of a root table, ``fraction`` in ``0 .. 65535``."""
+    return value + rshift_round(slope * fraction, 16)
+
+
+def normalized_root(n, table, even):
+    """The function of the norm that multiplies ``x``, as mantissa and exponent ``(r, e)``.
+
+    =====  ====================  =====
+    kind   value                 even
+    =====  ====================  =====
+    GDN    n**-0.5 = r 2**-16-e  true
+    IGDN   n**0.5  = r 2**-15+e  true
+    GDN1   1 / n   = r 2**-16-e  false
+    IGDN1  n       = r 2**-15+e  false
+    =====  ====================  =====
+
+    ``table`` is a row of `ROOT_TABLES`; ``r`` lies in ``2**15 .. 2**16 - 1``.
+    """
+    index, fraction, e = root_position(n, even)
+    return interpolate(table[index, 0], table[index, 1], fraction), e
+
+
+def scale_by_root(x, r, e, inverse, a, k, b, lo, hi):
+    """``x`` times the function of its norm, given as ``(r, e)``; see `normalize`."""
+    p = saturate18(rshift_round(x * r, a))
+    shift = b + e - 2 * e * inverse
+    return clamp(rshift_round(p * k, shift), lo, hi)
+
+
+def normalize(x, n, table, even, inverse, a, k, b, lo, hi):
+    """The output of a divisive normalization, from ``x`` and its norm ``n``.
+
+    ``p = saturate18(rshift_round(x * r, a))``, ``y = clamp(rshift_round(p * k, b + e), lo,
+    hi)``, with ``b - e`` when the unit multiplies by the norm (``inverse``), in which case
+    the network file guarantees ``b >= e``.
+    """
+    r, e = normalized_root(n, table, even)
+    return scale_by_root(x, r, e, inverse, a, k, b, lo, hi)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Integer division rounding up, ``b > 0``."""
+    return -(-a // b)
+
+
+def signed_width(lo: int, hi: int) -> int:
+    """Fewest bits of a two's-complement number that holds every value of ``lo .. hi``."""
+    return max(int(hi).bit_length(), (-1 - int(lo)).bit_length() if lo < 0 else 0) + 1
+
+
+def convolution_output_size(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Rows (or columns) a convolution makes of ``size``; 0 or less when nothing fits."""
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def transposed_output_size(
+    size: int, kernel: int, stride: int, padding: int, output_padding: int
+) -> int:
+    """Rows (or columns) a transposed convolution makes of ``size``."""
+    return (size - 1) * stride - 2 * padding + kernel + output_padding
+
+
+@functools.cache
+def compiled():
+    """The elementwise arithmetic above as compiled loops over rows of channels.
+
+    Returns a namespace of ``requantize(acc, bias, d, m, m_negative, s, lo, hi, out)``,
+    ``norm_input(x, squares, t, out)`` and ``normalize(x, sums, beta, table, even, inverse, a,
+    k, b, lo, hi, out)``, all on arrays (rows, channels) with constants per channel; sums come
+    as floats that hold integers exactly.
+
+    The loops call the very functions of this module, and stand in its file because numba's
+    cache goes by the file of the compiled function: an edit above is never missed.
+    """
+    import numba
+    from numba.extending import register_jitable
+
+    for function in (
+        rshift_round,
+        clamp,
+        saturate18,
+        requantize_leaky,
+        leading_zeros,
+        root_position,
+        interpolate,
+        normalized_root,
+        scale_by_root,
+        normalize,
+    ):
+        register_jitable(function)
+    jit = numba.njit(cache=True, nogil=True)
+
+    @jit
+    def requantize_rows(acc, bias, d, m, m_negative, s, lo, hi, out):
+        for i in range(acc.shape[0]):
+            for c in range(acc.shape[1]):
+                v = np.int64(acc[i, c]) + bias[c]
+                out[i, c] = requantize_leaky(v, d[c], m[c], m_negative[c], s, lo, hi)
+
+    @jit
+    def norm_input_rows(x, squares, t, out):
+        for i in range(x.shape[0]):
+            for c in range(x.shape[1]):
+                v = np.int64(x[i, c])
+                # `norm_input`, whose conditional numba cannot type for a run-time flag
+                out[i, c] = (v * v if squares else abs(v)) >> t
+
+    @jit
+    def normalize_rows(x, sums, beta, table, even, inverse, a, k, b, lo, hi, out):
+        for i in range(x.shape[0]):
+            for c in range(x.shape[1]):
+                n = np.int64(sums[i, c]) + beta[c]
+                v = np.int64(x[i, c])
+                out[i, c] = normalize(v, n, table, even, inverse, a, k[c], b, lo, hi)
+
+    return SimpleNamespace(
+        requantize=requantize_rows, norm_input=norm_input_rows, normalize=normalize_rows
+    )

@@ -1,0 +1,599 @@
+"""The integer network: one typed description, from which everything else derives.
+
+A `Network` holds transforms (``g_a``, ``g_s``, ...); a `Transform` is an ordered list of
+stages; a `Stage` is one convolution, its requantizer and, where the activation is a divisive
+normalization, a `Normalization`. Everything inference needs is an integer; `scales` and
+`provenance` are for reports only.
+
+Tensors are laid out channel first inside the description (weights ``(out, in, ky, kx)`` for
+plain and transposed convolutions alike), images and activations are ``(height, width,
+channels)``.
+
+All constructors validate; pydantic reports the path of the offending field, and
+`lichen.network.file.load` turns that into a sentence for the user.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from lichen.network import arithmetic
+from lichen.network.arithmetic import NORM_BITS, NormKind, signed_width
+
+ACCUMULATOR_BITS_MAX = 48
+"""Widest accumulator accepted: beyond it no sum is exact in float64 with margin."""
+
+
+def _integer_array(value: Any) -> npt.NDArray[np.integer]:
+    array = np.asarray(value)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"must be an integer tensor, not {array.dtype}")
+    return array
+
+
+def _float_array(value: Any) -> npt.NDArray[np.float64]:
+    array = np.asarray(value, dtype=np.float64)
+    if not np.all(np.isfinite(array)):
+        raise ValueError("must be finite")
+    return array
+
+
+IntArray = Annotated[Any, BeforeValidator(_integer_array)]
+FloatArray = Annotated[Any, BeforeValidator(_float_array)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", frozen=True, strict=False
+    )
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)
+
+
+def _require_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    _require(array.shape == shape, f"{name} must have shape {shape}, not {array.shape}")
+
+
+def _require_range(name: str, array: np.ndarray, lo: int, hi: int) -> None:
+    if array.size and (int(array.min()) < lo or int(array.max()) > hi):
+        raise ValueError(
+            f"{name} must lie in {lo} .. {hi}, but spans {int(array.min())} .. {int(array.max())}"
+        )
+
+
+class Activation(StrEnum):
+    """What follows the convolution of a stage."""
+
+    NONE = "none"
+    RELU = "relu"
+    LEAKY_RELU = "leaky_relu"
+    GDN = "gdn"
+    IGDN = "igdn"
+    GDN1 = "gdn1"
+    IGDN1 = "igdn1"
+
+    @property
+    def norm(self) -> NormKind | None:
+        """The divisive normalization of this activation, if it is one."""
+        return NormKind(self.value) if self.value in list(NormKind) else None
+
+
+class Format(_Model):
+    """The integers a tensor may hold.
+
+    Attributes
+    ----------
+    bits : int
+        Storage width, 2 .. 16.
+    signed : bool
+        Two's complement if true.
+    lo, hi : int
+        Clipping range, both included; ``hi > lo``, inside what ``bits`` can hold.
+    """
+
+    bits: int = Field(ge=2, le=16)
+    signed: bool
+    lo: int
+    hi: int
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        least = -(1 << (self.bits - 1)) if self.signed else 0
+        most = (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+        _require(
+            least <= self.lo < self.hi <= most,
+            f"lo and hi must satisfy {least} <= lo < hi <= {most}, not lo {self.lo}, hi {self.hi}",
+        )
+        return self
+
+    @property
+    def magnitude(self) -> int:
+        """Largest absolute value."""
+        return max(-self.lo, self.hi)
+
+
+IMAGE_FORMAT = Format(bits=8, signed=False, lo=0, hi=255)
+"""Pixels: unsigned 8-bit, scale 1/255."""
+
+
+class Convolution(_Model):
+    """Weights and geometry of a convolution, plain or transposed.
+
+    Attributes
+    ----------
+    kernel, stride, padding, output_padding : int
+        Square geometry as in PyTorch's ``Conv2d`` and ``ConvTranspose2d``.
+    transposed : bool
+        Transposed convolution: zeros are (notionally) inserted between samples.
+    weight_bits : int
+        2 .. 12. Weights are symmetric: ``|w| <= 2**(weight_bits - 1) - 1``.
+    weight : int array (out, in, kernel, kernel)
+        For transposed convolutions too, where PyTorch stores (in, out, kernel, kernel).
+    bias : int array (out,)
+        Added to the exact sum of products.
+    """
+
+    kernel: int = Field(ge=1, le=9)
+    stride: int = Field(ge=1, le=4)
+    padding: int = Field(ge=0, le=8)
+    output_padding: int = Field(default=0, ge=0, le=3)
+    transposed: bool = False
+    weight_bits: int = Field(ge=2, le=12)
+    weight: IntArray
+    bias: IntArray
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(
+            self.weight.ndim == 4 and self.weight.shape[2:] == (self.kernel, self.kernel),
+            f"weight must have shape (out, in, {self.kernel}, {self.kernel}), "
+            f"not {self.weight.shape}",
+        )
+        _require(min(self.weight.shape) >= 1, "weight must have at least one channel each way")
+        _require_shape("bias", self.bias, (self.out_channels,))
+        limit = (1 << (self.weight_bits - 1)) - 1
+        _require_range("weight", self.weight, -limit, limit)
+        _require_range("bias", self.bias, -(1 << 46), 1 << 46)
+        _require(
+            self.padding < self.kernel,
+            f"padding must be below the kernel size {self.kernel}, not {self.padding}",
+        )
+        _require(
+            self.output_padding == 0 or (self.transposed and self.output_padding < self.stride),
+            "output_padding must be 0, or below the stride of a transposed convolution",
+        )
+        return self
+
+    @property
+    def out_channels(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.weight.shape[1])
+
+    def output_size(self, size: int) -> int:
+        """Rows (or columns) made of ``size`` rows (or columns)."""
+        if self.transposed:
+            return arithmetic.transposed_output_size(
+                size, self.kernel, self.stride, self.padding, self.output_padding
+            )
+        return arithmetic.convolution_output_size(size, self.kernel, self.stride, self.padding)
+
+    def accumulator_range(self, source: Format) -> tuple[npt.NDArray, npt.NDArray]:
+        """Per output channel, the least and greatest accumulator any input can cause.
+
+        Zero padding counts as a possible value of every input, so the bounds hold at the
+        borders, and for every partial sum in any order (the bias added first or last).
+        """
+        w = self.weight.reshape(self.out_channels, -1).astype(np.int64)
+        lo, hi = min(source.lo, 0), max(source.hi, 0)
+        most = np.maximum(w * lo, w * hi).sum(axis=1)
+        least = np.minimum(w * lo, w * hi).sum(axis=1)
+        bias = self.bias.astype(np.int64)
+        return least + np.minimum(bias, 0), most + np.maximum(bias, 0)
+
+    def accumulator_bits(self, source: Format) -> int:
+        """Width of a signed accumulator that cannot overflow."""
+        least, most = self.accumulator_range(source)
+        return signed_width(int(least.min()), int(most.max()))
+
+    def macs(self, out_height: int, out_width: int) -> int:
+        """Multiplications of one frame; inserted zeros of transposed convolutions not counted.
+
+        A transposed convolution multiplies each input sample by every tap once (borders
+        included, as in every MAC count of the field).
+        """
+        taps = self.kernel * self.kernel * self.in_channels * self.out_channels
+        positions = out_height * out_width
+        return taps * positions // (self.stride**2 if self.transposed else 1)
+
+
+class Requantizer(_Model):
+    """Constants of `arithmetic.requantize`, and the format of its result.
+
+    Attributes
+    ----------
+    pre_shift : int array (channels,)
+        ``d``, 0 .. 31.
+    multiplier : int array (channels,)
+        ``m``, 0 .. 2**17 - 1.
+    negative_multiplier : int array (channels,) or None
+        Second multiplier, for negative values; LeakyReLU only.
+    shift : int
+        ``s``, 0 .. 35.
+    output : Format
+        Width and clipping range of ``y``.
+    """
+
+    pre_shift: IntArray
+    multiplier: IntArray
+    negative_multiplier: IntArray | None = None
+    shift: int = Field(ge=0, le=35)
+    output: Format
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(self.multiplier.ndim == 1, "multiplier must have one dimension")
+        _require_shape("pre_shift", self.pre_shift, self.multiplier.shape)
+        _require_range("pre_shift", self.pre_shift, 0, 31)
+        _require_range("multiplier", self.multiplier, 0, (1 << 17) - 1)
+        if self.negative_multiplier is not None:
+            _require_shape("negative_multiplier", self.negative_multiplier, self.multiplier.shape)
+            _require_range("negative_multiplier", self.negative_multiplier, 0, (1 << 17) - 1)
+        return self
+
+
+class Normalization(_Model):
+    """Constants of a divisive normalization (`arithmetic.normalize`).
+
+    Attributes
+    ----------
+    kind : NormKind
+    gamma_bits : int
+        2 .. 12; gamma is unsigned.
+    gamma : int array (channels, channels)
+        Row i holds the weights of ``u`` in the norm of channel i.
+    beta : int array (channels,)
+        1 .. 2**32 - 1.
+    u_bits : int
+        Width of ``u``, unsigned, 2 .. 16; the constants guarantee that ``u`` fits.
+    u_shift : int
+        ``t``, 0 .. 31.
+    product_shift : int
+        ``a``, 0 .. 16.
+    multiplier : int array (channels,)
+        ``k``, 0 .. 2**17 - 1.
+    shift : int
+        ``b``, 0 .. 47; at least the greatest exponent for IGDN and IGDN1.
+    output : Format
+    """
+
+    kind: NormKind
+    gamma_bits: int = Field(ge=2, le=12)
+    gamma: IntArray
+    beta: IntArray
+    u_bits: int = Field(ge=2, le=16)
+    u_shift: int = Field(ge=0, le=31)
+    product_shift: int = Field(ge=0, le=16)
+    multiplier: IntArray
+    shift: int = Field(ge=0, le=47)
+    output: Format
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(self.multiplier.ndim == 1, "multiplier must have one dimension")
+        channels = len(self.multiplier)
+        _require_shape("gamma", self.gamma, (channels, channels))
+        _require_shape("beta", self.beta, (channels,))
+        _require_range("gamma", self.gamma, 0, (1 << self.gamma_bits) - 1)
+        _require_range("beta", self.beta, 1, (1 << NORM_BITS) - 1)
+        _require_range("multiplier", self.multiplier, 0, (1 << 17) - 1)
+        return self
+
+    @property
+    def channels(self) -> int:
+        return len(self.multiplier)
+
+    def u_max(self, source: Format) -> int:
+        """Greatest ``u`` that inputs of this format can cause."""
+        return int(arithmetic.norm_input(source.magnitude, self.kind.squares, self.u_shift))
+
+    def norm_max(self, source: Format) -> int:
+        """Greatest norm ``n`` that inputs of this format can cause."""
+        rows = self.gamma.astype(object).sum(axis=1) * self.u_max(source)
+        return int((rows + self.beta.astype(object)).max())
+
+    def exponent_max(self, source: Format) -> int:
+        """Greatest exponent ``e`` of `arithmetic.normalized_root` for these norms."""
+        return (self.norm_max(source).bit_length() - 1) >> int(self.kind.squares)
+
+    def check_source(self, source: Format) -> None:
+        """Raise ValueError unless every input of this format is computed exactly."""
+        _require(
+            self.u_max(source) < 1 << self.u_bits,
+            f"u reaches {self.u_max(source)}, which does not fit u_bits {self.u_bits}",
+        )
+        _require(
+            self.norm_max(source) < 1 << NORM_BITS,
+            f"the norm reaches {self.norm_max(source)}, beyond 32 bits",
+        )
+        _require(
+            not self.kind.inverse or self.shift >= self.exponent_max(source),
+            f"shift must be at least the greatest exponent {self.exponent_max(source)}, "
+            f"not {self.shift}",
+        )
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiplications of the norm's sums for one frame."""
+        return self.channels**2 * height * width
+
+
+class Stage(_Model):
+    """One convolution with its activation.
+
+    Attributes
+    ----------
+    name : str
+        Unique within the transform, for example ``conv1``.
+    convolution : Convolution
+    requantizer : Requantizer
+        From the accumulator to the stage's output, or to ``x`` when a normalization follows.
+    activation : Activation
+        ReLU is a lower clipping bound of 0 in the requantizer; LeakyReLU its negative
+        multiplier.
+    normalization : Normalization or None
+        Present exactly when ``activation`` is a divisive normalization.
+    scales : dict of str to float array
+        For reports only: the real value of one step, per channel, of ``weight``, ``x``,
+        ``output``, ...
+    kept_channels : int array (out,) or None
+        Which output channels of the unpruned model these are.
+    """
+
+    name: str = Field(min_length=1)
+    convolution: Convolution
+    requantizer: Requantizer
+    activation: Activation
+    normalization: Normalization | None = None
+    scales: dict[str, FloatArray] = {}
+    kept_channels: IntArray | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        channels = self.convolution.out_channels
+        _require_shape("requantizer.multiplier", self.requantizer.multiplier, (channels,))
+        norm = self.activation.norm
+        if norm is None:
+            _require(
+                self.normalization is None,
+                f"activation {self.activation.value} takes no normalization",
+            )
+        else:
+            _require(self.normalization is not None, f"{norm.value} needs a normalization")
+            assert self.normalization is not None
+            _require(
+                self.normalization.kind is norm,
+                f"normalization.kind is {self.normalization.kind.value}, "
+                f"but the activation is {norm.value}",
+            )
+            _require_shape("normalization.multiplier", self.normalization.multiplier, (channels,))
+            self.normalization.check_source(self.requantizer.output)
+        _require(
+            (self.requantizer.negative_multiplier is not None)
+            == (self.activation is Activation.LEAKY_RELU),
+            "requantizer.negative_multiplier goes with leaky_relu and nothing else",
+        )
+        if self.activation is Activation.RELU:
+            _require(self.requantizer.output.lo >= 0, "the output of relu must have lo >= 0")
+        if self.kept_channels is not None:
+            _require_shape("kept_channels", self.kept_channels, (channels,))
+        return self
+
+    @property
+    def output(self) -> Format:
+        """Format of the stage's output."""
+        if self.normalization is not None:
+            return self.normalization.output
+        return self.requantizer.output
+
+    @property
+    def out_channels(self) -> int:
+        return self.convolution.out_channels
+
+
+class Transform(_Model):
+    """An ordered list of stages, from one activation tensor to another."""
+
+    input: Format
+    stages: list[Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        source, channels = self.input, self.in_channels
+        names = [stage.name for stage in self.stages]
+        _require(len(set(names)) == len(names), f"stage names must be unique, not {names}")
+        for stage in self.stages:
+            _require(
+                stage.convolution.in_channels == channels,
+                f"stage {stage.name} takes {stage.convolution.in_channels} channels, "
+                f"but its input has {channels}",
+            )
+            bits = stage.convolution.accumulator_bits(source)
+            _require(
+                bits <= ACCUMULATOR_BITS_MAX,
+                f"stage {stage.name} needs an accumulator of {bits} bits, "
+                f"more than {ACCUMULATOR_BITS_MAX}",
+            )
+            source, channels = stage.output, stage.out_channels
+        return self
+
+    @property
+    def in_channels(self) -> int:
+        return self.stages[0].convolution.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.stages[-1].out_channels
+
+    @property
+    def output(self) -> Format:
+        """Format of the last stage's output."""
+        return self.stages[-1].output
+
+    @property
+    def sources(self) -> list[Format]:
+        """The input format of each stage."""
+        return [self.input, *(stage.output for stage in self.stages[:-1])]
+
+    @property
+    def downsampling(self) -> int:
+        """Product of the strides of the plain convolutions."""
+        return int(
+            np.prod([s.convolution.stride for s in self.stages if not s.convolution.transposed])
+        )
+
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of the input and of every stage's output.
+
+        Raises ValueError naming the stage whose output would be empty.
+        """
+        sizes = [(height, width)]
+        for stage in self.stages:
+            height = stage.convolution.output_size(height)
+            width = stage.convolution.output_size(width)
+            _require(
+                height >= 1 and width >= 1,
+                f"an input of {sizes[0][0]} rows and {sizes[0][1]} columns leaves nothing "
+                f"for stage {stage.name}",
+            )
+            sizes.append((height, width))
+        return sizes
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of one frame, normalizations included."""
+        return sum(macs for macs, _, _ in self._products(height, width))
+
+    def bops(self, height: int, width: int) -> int:
+        """Bit-operations: sum over MACs of the product of their operand widths."""
+        return sum(macs * a * b for macs, a, b in self._products(height, width))
+
+    def _products(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        products = []
+        sizes = self.sizes(height, width)[1:]
+        for stage, source, (h, w) in zip(self.stages, self.sources, sizes, strict=True):
+            conv, norm = stage.convolution, stage.normalization
+            products.append((conv.macs(h, w), conv.weight_bits, source.bits))
+            if norm is not None:
+                products.append((norm.macs(h, w), norm.gamma_bits, norm.u_bits))
+        return products
+
+
+class EntropyTables(_Model):
+    """Integer CDF tables of the entropy coder.
+
+    Attributes
+    ----------
+    precision : int
+        The CDFs end at ``2**precision``.
+    cdf : int array (tables, length)
+        Row i is non-decreasing from 0 to ``2**precision`` over its first ``lengths[i]``
+        entries; the rest is 0. The last interval of each row is the escape.
+    lengths : int array (tables,)
+        Entries used per row: symbols + escape + 1.
+    offsets : int array (tables,)
+        The symbol value of the first interval.
+    """
+
+    precision: Literal[16] = 16
+    cdf: IntArray
+    lengths: IntArray
+    offsets: IntArray
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(self.cdf.ndim == 2, "cdf must have two dimensions")
+        tables = self.cdf.shape[0]
+        _require_shape("lengths", self.lengths, (tables,))
+        _require_shape("offsets", self.offsets, (tables,))
+        _require_range("lengths", self.lengths, 3, self.cdf.shape[1])
+        for i, length in enumerate(self.lengths):
+            row = self.cdf[i, :length]
+            _require(
+                row[0] == 0 and row[-1] == 1 << self.precision and bool(np.all(np.diff(row) > 0)),
+                f"cdf row {i} must rise strictly from 0 to {1 << self.precision}",
+            )
+        return self
+
+
+class Network(_Model):
+    """An integer network, ready to be run, generated, or stored as a ``.lichen`` file.
+
+    Attributes
+    ----------
+    name : str
+    architecture : str
+        CompressAI's zoo name, or ``custom``.
+    n, m : int
+        Channels of the transforms and of the latent.
+    transforms : dict of str to Transform
+        ``g_a``, ``g_s``, and for hyperprior models ``h_a``, ``h_s``.
+    latent_fraction : int
+        Fractional bits ``f`` of the latent: 0 for factorized models.
+    entropy : dict of str to EntropyTables
+        ``y`` for factorized models: one table per latent channel.
+    provenance : dict
+        Source checkpoint digest, lambda, how it was quantized, measured rate-distortion.
+    """
+
+    format: Literal[1] = 1
+    name: str = ""
+    architecture: str
+    n: int = Field(ge=1)
+    m: int = Field(ge=1)
+    transforms: dict[str, Transform]
+    latent_fraction: int = Field(default=0, ge=0, le=8)
+    entropy: dict[str, EntropyTables] = {}
+    provenance: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(bool(self.transforms), "a network needs at least one transform")
+        known = {"g_a", "g_s", "h_a", "h_s"}
+        unknown = sorted(set(self.transforms) - known)
+        _require(not unknown, f"unknown transform {', '.join(unknown)}")
+        g_a, g_s = self.transforms.get("g_a"), self.transforms.get("g_s")
+        if g_a is not None and g_s is not None:
+            _require(
+                g_a.out_channels == g_s.in_channels,
+                f"g_a makes {g_a.out_channels} latent channels, but g_s takes {g_s.in_channels}",
+            )
+            _require(
+                self.latent_fraction > 0
+                or (g_s.input.lo <= g_a.output.lo and g_a.output.hi <= g_s.input.hi),
+                "the latents of g_a must fit the input format of g_s",
+            )
+        tables = self.entropy.get("y")
+        if tables is not None and g_a is not None and self.architecture.startswith("bmshj2018-f"):
+            _require(
+                len(tables.lengths) == g_a.out_channels,
+                f"entropy.y has {len(tables.lengths)} tables for {g_a.out_channels} channels",
+            )
+        return self
+
+    def transform(self, name: str) -> Transform:
+        """The named transform; a ValueError lists those present."""
+        if name not in self.transforms:
+            raise ValueError(
+                f"network {self.name or self.architecture} has no transform {name}, "
+                f"only {', '.join(self.transforms)}"
+            )
+        return self.transforms[name]

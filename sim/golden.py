@@ -1,0 +1,385 @@
+"""The golden model: an integer network run exactly, from its description alone.
+
+Sums of products run through BLAS in float32 where every partial sum is an integer below 2**24,
+and in float64 (below 2**53) otherwise; both are exact. Everything else is
+`lichen.network.arithmetic`, compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
+
+from lichen.network.arithmetic import ROOT_TABLES, ceil_div, compiled
+from lichen.network.description import (
+    Convolution,
+    Format,
+    Network,
+    Normalization,
+    Requantizer,
+    Stage,
+    Transform,
+)
+from lichen.sim.images import pad_image
+
+Tensor = npt.NDArray[np.integer]
+
+FLOAT32_EXACT = 1 << 24
+STRIP_BYTES = 4 << 20
+"""Size of an im2col strip: it should stay in the cache until it has been multiplied."""
+
+
+@dataclass(frozen=True)
+class StageTrace:
+    """What happens inside a stage, (height, width, channels) each.
+
+    Attributes
+    ----------
+    accumulator : int64 array
+        Sum of products plus bias.
+    x : int32 array
+        After the requantizer.
+    norm : int64 array or None
+        ``n``, where there is a normalization.
+    output : int32 array
+    """
+
+    accumulator: npt.NDArray[np.int64]
+    x: npt.NDArray[np.int32]
+    norm: npt.NDArray[np.int64] | None
+    output: npt.NDArray[np.int32]
+
+
+def _chunks(weights: npt.NDArray[np.int64], magnitude: int) -> list[slice]:
+    """Cut a reduction (length, out) so that float32 sums of each part are exact.
+
+    One slice when float32 holds the whole; when more than three would be needed, none: float64
+    is faster then.
+    """
+    bounds = np.abs(weights).max(axis=1) * magnitude
+    total = int((np.abs(weights) * magnitude).sum(axis=0).max())
+    if total < FLOAT32_EXACT:
+        return [slice(0, len(weights))]
+    if total >= 3 * FLOAT32_EXACT or int(bounds.max()) >= FLOAT32_EXACT:
+        return []
+    cuts, running = [0], np.zeros(weights.shape[1], dtype=np.int64)
+    for i, row in enumerate(np.abs(weights) * magnitude):
+        running = running + row
+        if running.max() >= FLOAT32_EXACT:
+            cuts.append(i)
+            running = row
+    cuts.append(len(weights))
+    return [slice(a, b) for a, b in pairwise(cuts)]
+
+
+class _Product:
+    """Exact products of integer rows with an integer matrix (length, out)."""
+
+    def __init__(self, weights: npt.NDArray[np.int64], magnitude: int):
+        self.chunks = _chunks(weights, magnitude)
+        self.dtype: type = np.float32 if self.chunks else np.float64
+        self.weights = np.ascontiguousarray(weights, dtype=self.dtype)
+
+    def __call__(self, rows: npt.NDArray) -> npt.NDArray:
+        if len(self.chunks) <= 1:
+            return rows @ self.weights
+        total = np.zeros((len(rows), self.weights.shape[1]), dtype=np.float64)
+        for part in self.chunks:
+            total += rows[:, part] @ self.weights[part]
+        return total
+
+
+def _correlate(
+    padded: npt.NDArray,
+    weight: npt.NDArray[np.int64],
+    product: _Product,
+    stride: int,
+    height: int,
+    width: int,
+    consume: Callable[[int, int, npt.NDArray], None],
+) -> None:
+    """Correlate (rows, columns, in) with (out, in, ky, kx), a strip of output rows at a time.
+
+    ``consume(first, last, sums)`` gets output rows ``first .. last - 1``, positions in rows.
+    """
+    _, channels, ky, kx = weight.shape
+    length = ky * kx * channels
+    rows = max(1, STRIP_BYTES // (width * length * padded.itemsize))
+    row_stride, column_stride, channel_stride = padded.strides
+    for first in range(0, height, rows):
+        last = min(height, first + rows)
+        window = as_strided(
+            padded[first * stride :],
+            (last - first, width, ky, kx, channels),
+            (
+                row_stride * stride,
+                column_stride * stride,
+                row_stride,
+                column_stride,
+                channel_stride,
+            ),
+            writeable=False,
+        )
+        consume(first, last, product(window.reshape(-1, length)))
+
+
+def _matrix(weight: npt.NDArray) -> npt.NDArray[np.int64]:
+    """(out, in, ky, kx) as a matrix (ky kx in, out)."""
+    return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]).astype(np.int64)
+
+
+def _convolve(
+    conv: Convolution,
+    source: Format,
+    x: Tensor,
+    consume: Callable[[tuple[slice, slice], npt.NDArray], None],
+) -> None:
+    """All sums of products of a convolution, without bias.
+
+    ``consume((rows, columns), sums)`` gets blocks of the output, positions in rows.
+    """
+    height, width, _ = x.shape
+    out_height, out_width = conv.output_size(height), conv.output_size(width)
+    s, p = conv.stride, conv.padding
+    if not conv.transposed:
+        product = _Product(_matrix(conv.weight), source.magnitude)
+        padded: npt.NDArray = np.zeros(
+            (height + 2 * p, width + 2 * p, x.shape[2]), dtype=product.dtype
+        )
+        padded[p : p + height, p : p + width] = x
+
+        def rows(first: int, last: int, sums: npt.NDArray) -> None:
+            consume((slice(first, last), slice(0, out_width)), sums)
+
+        _correlate(padded, conv.weight, product, s, out_height, out_width, rows)
+        return
+    # Output o with o + p = q s + r sums x[q - j] w[r + j s] over j: one plain correlation with
+    # every s-th tap, reversed, for each phase r; no inserted zero is ever multiplied.
+    for ry in range(s):
+        for rx in range(s):
+            taps = conv.weight[:, :, ry::s, rx::s][:, :, ::-1, ::-1]
+            qy, qx = ceil_div(p - ry, s), ceil_div(p - rx, s)
+            ys = slice(qy * s + ry - p, out_height, s)
+            xs = slice(qx * s + rx - p, out_width, s)
+            rows_here, columns_here = len(range(out_height)[ys]), len(range(out_width)[xs])
+            if not rows_here or not columns_here:
+                continue
+            _, channels, ky, kx = taps.shape
+            if ky == 0 or kx == 0:
+                zeros = np.zeros((rows_here * columns_here, conv.out_channels), np.float32)
+                consume((ys, xs), zeros)
+                continue
+            product = _Product(_matrix(taps), source.magnitude)
+            # rows q - ky + 1 .. q for q = qy .. qy + rows_here - 1
+            top, left = ky - 1 - qy, kx - 1 - qx
+            padded = np.zeros(
+                (rows_here + ky - 1, columns_here + kx - 1, channels), dtype=product.dtype
+            )
+            y0, x0 = max(0, -top), max(0, -left)
+            y1, x1 = min(height, len(padded) - top), min(width, padded.shape[1] - left)
+            if y1 > y0 and x1 > x0:
+                padded[y0 + top : y1 + top, x0 + left : x1 + left] = x[y0:y1, x0:x1]
+
+            def phase(
+                first: int, last: int, sums: npt.NDArray, ys: slice = ys, xs: slice = xs
+            ) -> None:
+                consume((slice(ys.start + first * s, ys.start + last * s, s), xs), sums)
+
+            _correlate(padded, taps, product, 1, rows_here, columns_here, phase)
+
+
+def _requantize(
+    sums: npt.NDArray, conv: Convolution, requantizer: Requantizer
+) -> npt.NDArray[np.int32]:
+    r = requantizer
+    m = r.multiplier.astype(np.int64)
+    negative = m if r.negative_multiplier is None else r.negative_multiplier.astype(np.int64)
+    out = np.empty(sums.shape, dtype=np.int32)
+    compiled().requantize(
+        sums,
+        conv.bias.astype(np.int64),
+        r.pre_shift.astype(np.int64),
+        m,
+        negative,
+        r.shift,
+        r.output.lo,
+        r.output.hi,
+        out,
+    )
+    return out
+
+
+class _Normalizer:
+    """A normalization on rows of ``x``."""
+
+    def __init__(self, norm: Normalization, source: Format):
+        self.norm = norm
+        self.gamma = _Product(norm.gamma.T.astype(np.int64), norm.u_max(source))
+
+    def sums(self, x: npt.NDArray[np.int32]) -> npt.NDArray:
+        """``sum gamma u``, without beta."""
+        u: npt.NDArray = np.empty(x.shape, dtype=self.gamma.dtype)
+        compiled().norm_input(x, self.norm.kind.squares, self.norm.u_shift, u)
+        return self.gamma(u)
+
+    def __call__(self, x: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        norm = self.norm
+        out = np.empty(x.shape, dtype=np.int32)
+        compiled().normalize(
+            x,
+            self.sums(x),
+            norm.beta.astype(np.int64),
+            ROOT_TABLES[norm.kind],
+            norm.kind.squares,
+            norm.kind.inverse,
+            norm.product_shift,
+            norm.multiplier.astype(np.int64),
+            norm.shift,
+            norm.output.lo,
+            norm.output.hi,
+            out,
+        )
+        return out
+
+
+def _check_input(x: Tensor, source: Format, channels: int) -> None:
+    if x.ndim != 3 or x.shape[2] != channels:
+        raise ValueError(f"the input must have shape (height, width, {channels}), not {x.shape}")
+    if not np.issubdtype(x.dtype, np.integer):
+        raise ValueError(f"the input must hold integers, not {x.dtype}")
+    if x.size and (x.min() < source.lo or x.max() > source.hi):
+        raise ValueError(
+            f"the input must lie in {source.lo} .. {source.hi}, but spans {x.min()} .. {x.max()}"
+        )
+
+
+def _run_stage(stage: Stage, source: Format, x: Tensor) -> npt.NDArray[np.int32]:
+    conv = stage.convolution
+    height, width = conv.output_size(x.shape[0]), conv.output_size(x.shape[1])
+    out = np.empty((height, width, conv.out_channels), dtype=np.int32)
+    norm = None
+    if stage.normalization is not None:
+        norm = _Normalizer(stage.normalization, stage.requantizer.output)
+
+    def finish(where: tuple[slice, slice], sums: npt.NDArray) -> None:
+        y = _requantize(sums, conv, stage.requantizer)
+        if norm is not None:
+            y = norm(y)
+        block = out[where]
+        block[...] = y.reshape(block.shape)
+
+    _convolve(conv, source, x, finish)
+    return out
+
+
+def trace_stage(stage: Stage, source: Format, x: Tensor) -> StageTrace:
+    """Run one stage and keep everything inside it, for looking into a difference.
+
+    Parameters
+    ----------
+    stage : Stage
+    source : Format
+        Of the input.
+    x : int array (height, width, in)
+    """
+    _check_input(x, source, stage.convolution.in_channels)
+    conv = stage.convolution
+    height, width = conv.output_size(x.shape[0]), conv.output_size(x.shape[1])
+    acc = np.empty((height, width, conv.out_channels), dtype=np.int64)
+
+    def keep(where: tuple[slice, slice], sums: npt.NDArray) -> None:
+        block = acc[where]
+        block[...] = sums.reshape(block.shape).astype(np.int64)
+
+    _convolve(conv, source, x, keep)
+    rows = acc.reshape(-1, conv.out_channels)
+    y = _requantize(rows.astype(np.float64), conv, stage.requantizer)
+    norm, out = None, y
+    if stage.normalization is not None:
+        normalizer = _Normalizer(stage.normalization, stage.requantizer.output)
+        norm = normalizer.sums(y).astype(np.int64) + stage.normalization.beta.astype(np.int64)
+        norm, out = norm.reshape(acc.shape), normalizer(y)
+    return StageTrace(
+        acc + conv.bias.astype(np.int64), y.reshape(acc.shape), norm, out.reshape(acc.shape)
+    )
+
+
+def run_transform(transform: Transform, x: Tensor) -> npt.NDArray[np.int32]:
+    """Run a transform exactly.
+
+    Parameters
+    ----------
+    transform : Transform
+    x : int array (height, width, in)
+        Within ``transform.input``.
+
+    Returns
+    -------
+    int32 array (height', width', out), within ``transform.output``
+
+    Raises ValueError when the input does not suit the transform.
+    """
+    return run_stages(transform, x)[-1]
+
+
+def run_stages(transform: Transform, x: Tensor) -> list[npt.NDArray[np.int32]]:
+    """The outputs of all stages, in order; see `run_transform`."""
+    _check_input(x, transform.input, transform.in_channels)
+    transform.sizes(*x.shape[:2])
+    outputs = []
+    for stage, source in zip(transform.stages, transform.sources, strict=True):
+        x = _run_stage(stage, source, x)
+        outputs.append(x)
+    return outputs
+
+
+def encode_latents(network: Network, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+    """Symbols (height / 16, width / 16, m) of an image (height, width, 3), padded as needed."""
+    g_a = network.transform("g_a")
+    return run_transform(g_a, pad_image(image, g_a.downsampling))
+
+
+def decode_latents(
+    network: Network, symbols: Tensor, height: int, width: int
+) -> npt.NDArray[np.uint8]:
+    """The image (height, width, 3) that symbols stand for, padding cropped."""
+    pixels = run_transform(network.transform("g_s"), symbols)
+    return pixels[:height, :width].astype(np.uint8)
+
+
+def estimate_bits(network: Network, symbols: Tensor) -> float:
+    """Bits an ideal entropy coder needs for symbols (height, width, m) with the network's tables.
+
+    A symbol outside its table costs the escape interval plus 2 floor(log2 v) + 1 bits for its
+    distance v from the table (Elias gamma) and a sign. An estimate: nothing is coded.
+
+    Raises ValueError when the network has no tables for y.
+    """
+    if "y" not in network.entropy:
+        raise ValueError(f"network {network.name or network.architecture} has no entropy tables")
+    tables = network.entropy["y"]
+    bits = 0.0
+    for channel in range(symbols.shape[2]):
+        length, offset = int(tables.lengths[channel]), int(tables.offsets[channel])
+        costs = tables.precision - np.log2(np.diff(tables.cdf[channel, :length].astype(np.int64)))
+        values = symbols[:, :, channel].reshape(-1).astype(np.int64) - offset
+        top = length - 3  # the last interval is the escape
+        inside = (values >= 0) & (values <= top)
+        bits += float(costs[values[inside]].sum())
+        outside = values[~inside]
+        distance = np.where(outside < 0, -outside, outside - top)
+        bits += float((costs[-1] + 2 * np.floor(np.log2(distance)) + 2).sum())
+    return bits
+
+
+def psnr(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio in dB of two 8-bit images; infinite when they are equal."""
+    if a.shape != b.shape:
+        raise ValueError(f"the images must have the same shape, not {a.shape} and {b.shape}")
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))

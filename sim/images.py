@@ -1,0 +1,104 @@
+"""Images in and out: any PNG, JPEG or WebP as 8-bit RGB, and back to a file."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lichen.errors import UserError
+from lichen.network.file import write_atomically
+
+PIXELS_MAX = 1 << 28
+"""Largest image read: a header that claims more is taken for an attack."""
+
+_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Read an image as 8-bit RGB, and say what had to be given up for that.
+
+    Returns
+    -------
+    uint8 array (height, width, 3), list of str
+        EXIF orientation is applied. The notes tell of a dropped alpha channel, reduced depth,
+        converted colour spaces, further frames.
+
+    Raises UserError, one sentence, when there is no readable image.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist.")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not an image.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty.")
+    notes: list[str] = []
+    try:
+        with warnings.catch_warnings():
+            # our own, larger limit is checked below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                if opened.width * opened.height > PIXELS_MAX:
+                    raise UserError(
+                        f"{path} claims {opened.width} x {opened.height} pixels, more than "
+                        f"{PIXELS_MAX}."
+                    )
+                if (frames := getattr(opened, "n_frames", 1)) > 1:
+                    notes.append(f"only the first of {frames} frames is used")
+                opened.load()
+                picture = ImageOps.exif_transpose(opened) or opened
+                return _rgb(picture, notes), notes
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not an image of a known format.") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{path} claims more than {PIXELS_MAX} pixels.") from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}).") from None
+
+
+def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
+    """`load_image` without the notes."""
+    return load_image(path)[0]
+
+
+def _rgb(picture: Image.Image, notes: list[str]) -> npt.NDArray[np.uint8]:
+    if picture.mode in _DEEP:
+        notes.append("reduced to 8 bits per channel")
+        deep = np.asarray(picture).astype(np.float64)
+        # 16-bit files arrive as 0 .. 65535 whatever Pillow calls the mode
+        grey = np.clip(np.rint(deep * (255 / 65535)), 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode == "P":
+        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        notes.append("the alpha channel is dropped")
+    elif picture.mode not in ("RGB", "L", "1"):
+        notes.append(f"converted from {picture.mode} to RGB")
+    return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+
+
+def pad_image(image: npt.NDArray[np.uint8], multiple: int) -> npt.NDArray[np.uint8]:
+    """Replicate the right and bottom edges of (height, width, channels) up to a multiple."""
+    height, width, _ = image.shape
+    if height == 0 or width == 0:
+        raise ValueError(f"an image must have pixels, not be {height} x {width}")
+    return np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
+
+
+def write_image(path: str | Path, image: npt.NDArray[np.uint8]) -> None:
+    """Write (height, width, 3) in the format of the name's extension, atomically.
+
+    Raises UserError when the format is unknown or the file cannot be written.
+    """
+    path = Path(path)
+    formats = Image.registered_extensions()
+    if path.suffix.lower() not in formats or formats[path.suffix.lower()] not in Image.SAVE:
+        raise UserError(f"{path} names no image format that can be written; use .png.")
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format=formats[path.suffix.lower()])
+    write_atomically(path, buffer.getvalue())

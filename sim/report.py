@@ -1,0 +1,160 @@
+"""What a finished simulation says: comparison, cycle counts, deadlocks, broken stream rules.
+
+Used inside the simulator's process by `lichen.sim.testbench`; light on imports for that reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lichen.sim.beats import Lanes, Recording
+
+JOB, EXPECTED, REPORT = "job.json", "expected.npz", "report.json"
+"""Files of a simulation's working directory: what to do, what should come, what came."""
+
+
+def examine(folder: Path, *, clocks: int, stuck: bool, seconds: float) -> dict[str, Any]:
+    """Compare what a run left in its working directory with what was expected.
+
+    Parameters
+    ----------
+    folder : Path
+        With ``job.json``, ``expected.npz`` and what the bench wrote.
+    clocks : int
+        Clock cycles simulated.
+    stuck : bool
+        The watchdog ended the run.
+    seconds : float
+        Wall-clock time of the simulation proper.
+
+    Returns
+    -------
+    dict
+        JSON-compatible: ``streams`` (in pipeline order, the output last; per stream ``name``,
+        ``compared``, ``mismatches``, ``first_mismatch``, ``beats``, ``expected_beats``,
+        ``first_cycle``, ``last_cycle``), ``frame_cycles``, ``clocks``, ``seconds``,
+        ``deadlock`` (a sentence or null), ``stuck_stage`` and ``faults`` (sentences).
+    """
+    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    summary = _summary(folder / "summary.txt")
+    expected = np.load(folder / EXPECTED)
+    streams: list[dict[str, Any]] = []
+    faults = []
+    for stream in job["streams"]:
+        port, name = stream["port"], stream["name"]
+        lanes = Lanes(**stream["lanes"])
+        count, valid, ready, first_cycle, last_cycle, broken, broken_at = summary[port]
+        recording = Recording(folder / stream["file"], lanes, int(count))
+        tensors = (
+            [expected[f"{port}_{k}"] for k in range(len(stream["shapes"]))]
+            if stream["compare"]
+            else []
+        )
+        comparison = recording.compare(tensors)
+        wanted = sum(lanes.beats(tuple(shape)) for shape in stream["shapes"])
+        first = asdict(comparison.first) if comparison.first is not None else None
+        entry = {
+            "port": port,
+            "name": name,
+            "compared": comparison.compared,
+            "mismatches": comparison.mismatches,
+            "first_mismatch": None if first is None else {"stage": name, **first},
+            "beats": len(recording),
+            "expected_beats": wanted,
+            "first_cycle": int(first_cycle),
+            "last_cycle": int(last_cycle),
+            "valid": valid,
+            "ready": ready,
+        }
+        if int(broken):
+            faults.append(
+                f"{name} withdrew or changed a beat that was waiting, at cycle {broken_at}"
+            )
+        if first is not None:
+            faults.append(
+                f"{name}: {comparison.mismatches} of {comparison.compared} values differ, "
+                + _mismatch(first)
+            )
+        if len(recording) > wanted:
+            faults.append(f"{name} gave {len(recording) - wanted} beats too many")
+        streams.append(entry)
+    deadlock, stage = None, None
+    if stuck:
+        accepted, valid, ready = summary["i"]
+        source = {"port": "i", "name": "input i", "beats": int(accepted), "valid": valid}
+        source |= {"ready": ready, "expected_beats": job["source_beats"]}
+        deadlock, stage = _deadlock([source, *streams], job["watchdog"])
+        faults.insert(0, deadlock)
+    return {
+        "streams": streams,
+        "frame_cycles": _frame_cycles(folder / "events.txt"),
+        "clocks": clocks,
+        "seconds": seconds,
+        "deadlock": deadlock,
+        "stuck_stage": stage,
+        "faults": faults,
+    }
+
+
+def _mismatch(first: dict[str, Any]) -> str:
+    frame = f"frame {first['frame']}, " if first["frame"] else ""
+    actual = "unknown bits" if first["actual"] is None else first["actual"]
+    return (
+        f"first at {frame}row {first['y']}, column {first['x']}, channel {first['channel']}: "
+        f"{actual} instead of {first['expected']}"
+    )
+
+
+def _summary(path: Path) -> dict[str, list[str]]:
+    """What the bench says about each port when it ends."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {line.split()[0]: line.split()[1:] for line in lines}
+
+
+def _frame_cycles(path: Path) -> list[int]:
+    """Cycles of each frame from its first beat accepted to its last one out, both included."""
+    firsts, cycles = {}, []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        event, frame, cycle = line.split()
+        if event == "first":
+            firsts[frame] = int(cycle)
+        else:
+            cycles.append(int(cycle) - firsts[frame] + 1)
+    return cycles
+
+
+def _deadlock(chain: Sequence[dict[str, Any]], watchdog: int) -> tuple[str, str | None]:
+    """A sentence about streams that stopped, and the stage at fault.
+
+    The stage at fault is the last one that is fed, or has had everything, and yet neither
+    finishes nor offers anything.
+    """
+    stage = None
+    for before, after in itertools.pairwise(chain):
+        offered = before["valid"] != "0" or before["beats"] >= before["expected_beats"]
+        if before["port"] == "i":
+            offered = True  # the bench itself withholds nothing for good
+        if offered and after["valid"] != "1" and after["beats"] < after["expected_beats"]:
+            stage = after["name"]
+    states = []
+    for stream in chain:
+        count = f"{stream['beats']} of {stream['expected_beats']} beats"
+        if stream["beats"] >= stream["expected_beats"]:
+            continue
+        state = {
+            "10": "is offered and not taken",
+            "00": "has nothing to offer",
+            "01": "has nothing to offer",
+        }.get(stream["valid"] + stream["ready"])
+        if state is None:
+            state = f"shows valid {stream['valid']} and ready {stream['ready']}"
+        states.append(f"{stream['name']} {state} after {count}")
+    where = f" in stage {stage}" if stage is not None and len(chain) > 2 else ""
+    return f"deadlock{where}: nothing moved for {watchdog} cycles; " + ", ".join(states), stage

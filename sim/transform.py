@@ -1,0 +1,157 @@
+"""A whole transform on a whole image, in simulation, held against the golden model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lichen.hw.folding import Folding
+from lichen.hw.pipeline import Pipeline
+from lichen.hw.tiling import Tile, tiles
+from lichen.network.description import Transform
+from lichen.sim.golden import run_stages, run_transform
+from lichen.sim.runner import SimulationResult, Simulator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pauses:
+    """Random interruptions of the input and the output; see `Simulator.run`."""
+
+    idle: float
+    backpressure: float
+    hold: int
+    seed: int
+
+    @classmethod
+    def from_seed(cls, seed: int) -> Pauses:
+        """Rare or frequent, short or long ones: another kind for every seed."""
+        rng = np.random.default_rng(seed)
+        return cls(
+            idle=round(float(rng.uniform(0, 0.6)), 3),
+            backpressure=round(float(rng.uniform(0.1, 0.8)), 3),
+            hold=1 << int(rng.integers(0, 9)),
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformSimulation:
+    """What the simulation of a transform found.
+
+    Attributes
+    ----------
+    result : SimulationResult
+        Of all tiles, each a frame.
+    latents : int array (height, width, channels) or None
+        Put together from the tiles; None if any is missing.
+    compared, mismatches : int
+        Latents of the whole image.
+    cycles : int or None
+        Of all tiles, one after the other; None with pauses or where one never ended.
+    predicted_cycles : int
+        Likewise, by the pipeline's own account.
+    tiles : int
+    """
+
+    result: SimulationResult
+    latents: npt.NDArray[np.int64] | None
+    compared: int
+    mismatches: int
+    cycles: int | None
+    predicted_cycles: int
+    tiles: int
+
+    @property
+    def faults(self) -> list[str]:
+        """Everything that is wrong, one sentence each."""
+        faults = list(self.result.faults)
+        if self.mismatches and not faults:
+            faults.append(f"{self.mismatches} latents of the joined tiles differ")
+        if self.cycles is not None and self.cycles != self.predicted_cycles:
+            faults.append(
+                f"it took {self.cycles} cycles instead of the predicted {self.predicted_cycles}"
+            )
+        return faults
+
+
+def simulate_transform(
+    transform: Transform,
+    folding: Folding,
+    tensor: npt.NDArray[np.integer],
+    *,
+    simulator: str = "verilator",
+    pauses: Pauses | None = None,
+    waves: Path | None = None,
+    cache: Path | None = None,
+    progress: Callable[[str], None] = lambda sentence: None,
+) -> TransformSimulation:
+    """Run a transform's gateware on a tensor and compare every stage with the golden model.
+
+    Parameters
+    ----------
+    transform : Transform
+    folding : Folding
+        A tensor wider than its ``max_width`` goes through in tiles.
+    tensor : int array (height, width, channels)
+        A padded image, in most cases.
+    simulator, waves, cache
+        See `Simulator`.
+    pauses : Pauses, optional
+    progress : callable
+        Takes sentences for the user about what is happening.
+
+    Raises UserError when a tool is missing, ValueError when the tensor or the folding does not
+    suit the transform, RuntimeError when the simulator fails.
+    """
+    height, width, _ = tensor.shape
+    cut = tiles(transform, width, folding.max_width)
+    pipeline = Pipeline(transform, folding, debug=True)
+    predicted = sum(pipeline.predicted_cycles(height, tile.stop - tile.start) for tile in cut)
+    progress(f"{simulator}: building {sum(s.multipliers for s in folding.stages)} multipliers")
+    built = Simulator(
+        pipeline, simulator=simulator, taps=True, waves=waves is not None, cache=cache
+    )
+    frames = [tensor[:, tile.start : tile.stop] for tile in cut]
+    stages = [run_stages(transform, frame) for frame in frames]
+    progress(f"{simulator}: {predicted} cycles predicted for {width}x{height}")
+    knobs: dict[str, Any] = {} if pauses is None else vars(pauses)
+    result = built.run(
+        frames,
+        [outputs[-1] for outputs in stages],
+        expected_taps={
+            stage.name: [outputs[k] for outputs in stages]
+            for k, stage in enumerate(transform.stages)
+        },
+        drain=True,
+        waves=waves,
+        **knobs,
+    )
+    complete = len(result.outputs) == len(cut)
+    latents, compared, mismatches = None, result.compared, result.mismatches
+    if complete:
+        latents = _join(result.outputs, cut)
+        if len(cut) > 1:
+            golden = run_transform(transform, tensor)
+            compared, mismatches = golden.size, int(np.count_nonzero(golden != latents))
+    return TransformSimulation(
+        result=result,
+        latents=latents,
+        compared=compared,
+        mismatches=mismatches,
+        cycles=sum(result.frame_cycles) if complete and pauses is None else None,
+        predicted_cycles=predicted,
+        tiles=len(cut),
+    )
+
+
+def _join(outputs: list[npt.NDArray[np.int64]], cut: list[Tile]) -> npt.NDArray[np.int64]:
+    parts = [
+        output[:, tile.skip : tile.skip + tile.out_stop - tile.out_start]
+        for output, tile in zip(outputs, cut, strict=True)
+    ]
+    return np.concatenate(parts, axis=1)

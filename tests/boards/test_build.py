@@ -1,0 +1,217 @@
+# amaranth: UnusedElaboratable=no
+"""The build: its report, its gate on the plan, its folder, and what it says when things fail."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from lichen.boards.board import ULX3S_85F
+from lichen.boards.build import BuildFailedError, Report, build
+from lichen.boards.design import check_fits
+from lichen.boards.top import UARTTop
+from lichen.errors import UserError
+from lichen.hw.unit import Resources
+
+from . import fakes
+from .standin import Standin
+
+PLL = ULX3S_85F.pll()
+PLANNED = Standin().resources()
+
+
+def make_top(pipeline: Standin | None = None) -> UARTTop:
+    return UARTTop(
+        pipeline=pipeline or Standin(),
+        max_width=64,
+        clock_hz=PLL.output_hz,
+        baud=ULX3S_85F.uart.baud,
+        digest=bytes(32),
+    )
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """Install fakes that agree with the plan; call it with bodies to replace some."""
+
+    def install(**changes):
+        agree = {"dsp": PLANNED.dsp, "bram": PLANNED.bram}
+        fakes.install(tmp_path / "tools", monkeypatch, **(agree | changes))
+
+    install()
+    return install
+
+
+def run(folder: Path, **options) -> Report:
+    return build(top=make_top(), board=fakes.LIGHT_BOARD, pll=PLL, folder=folder, **options)
+
+
+def test_a_complete_build(tmp_path, tools):
+    report = run(
+        tmp_path / "out", seed=7, cycles_per_frame=2_500_000, details={"network": {"name": "x"}}
+    )
+    assert report.timing_met
+    assert report.shortfall() is None
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert written == report.to_json()
+    assert set(written) >= {
+        *("fmax_mhz", "clock_mhz", "fps", "dsp", "lut", "ff", "bram", "tool_versions"),
+        *("planned", "cycles_per_frame", "seconds", "network"),
+    }
+    assert (written["fmax_mhz"], written["clock_mhz"], written["fps"]) == (80.0, 50.0, 20.0)
+    assert (written["lut"], written["ff"], written["seed"]) == (1234, 567, 7)
+    assert written["tool_versions"]["nextpnr-ecp5"] == "1.2.3"
+    assert set(written["seconds"]) == {"elaborate", "yosys", "nextpnr-ecp5", "ecppack"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"top.bit", "top.v", "top.lpf", "top.ys", "report.json", "logs"}
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_an_earlier_build_is_replaced_as_a_whole(tmp_path, tools):
+    run(tmp_path / "out")
+    (tmp_path / "out" / "stray").touch()
+    run(tmp_path / "out")
+    assert not (tmp_path / "out" / "stray").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
+
+
+def test_timing_missed_is_a_build_and_a_sentence(tmp_path, tools):
+    tools(fmax=40.0)
+    report = run(tmp_path / "out")
+    assert not report.timing_met
+    assert report.shortfall().startswith(
+        "timing is missed: 40.0 MHz of the 50 MHz wanted, 20.0 % short"
+    )
+    assert (tmp_path / "out" / "top.bit").exists()
+
+
+@pytest.mark.parametrize("change", [{"dsp": 2}, {"bram": 9}])
+def test_another_count_than_planned_fails(tmp_path, tools, change):
+    tools(**change, nextpnr_ecp5="raise SystemExit('must not run')")
+    with pytest.raises(BuildFailedError) as caught:
+        run(tmp_path / "out")
+    made = {"dsp": 3, "bram": 2} | change
+    assert str(caught.value) == (
+        f"synthesis made {made['dsp']} multipliers and {made['bram']} block RAMs where 3 and 2 "
+        f"were planned; see {tmp_path}/out.part/logs/yosys.log."
+    )
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.part" / "logs" / "yosys.log").exists()
+    # The next build starts afresh.
+    tools()
+    run(tmp_path / "out")
+    assert not (tmp_path / "out.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (
+            "print('Info: packing'); print('ERROR: no room\\nbye'); raise SystemExit(1)",
+            "nextpnr-ecp5 failed: no room; see",
+        ),
+        ("raise SystemExit(3)", "nextpnr-ecp5 failed: exit status 3; see"),
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            "nextpnr-ecp5 failed: it was killed by signal 9, perhaps for want of memory; see",
+        ),
+        (
+            "import sys; open(sys.argv[sys.argv.index('--report') + 1], 'w').write('{}')",
+            "nextpnr.json is not the report of nextpnr expected",
+        ),
+    ],
+    ids=["error line", "silent", "killed", "other report"],
+)
+def test_a_tool_fails(tmp_path, tools, body, reason):
+    tools(nextpnr_ecp5=body)
+    with pytest.raises(BuildFailedError, match=re.escape(reason)) as caught:
+        run(tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "out.part" / "logs") in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_tool(tmp_path, tools, monkeypatch):
+    monkeypatch.setenv("ECPPACK", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"ECPPACK names '.*nowhere', which is not an executable"):
+        run(tmp_path / "out")
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path, tools):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="out exists and holds something else"):
+        run(tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.tex").exists()
+
+
+def test_a_file_in_the_way(tmp_path, tools):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*: Not a directory\."):
+        run(tmp_path / "file" / "out")
+
+
+def test_two_builds_at_once(tmp_path, tools):
+    (tmp_path / "out.part").mkdir()
+    handle = os.open(tmp_path / "out.part", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match=r"another lichen is at work in .*out\.part"):
+        run(tmp_path / "out")
+    os.close(handle)
+
+
+def test_a_crash_leaves_nothing(tmp_path, tools, monkeypatch):
+    monkeypatch.setattr("lichen.boards.build.read_placement", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["tools"]
+
+
+def test_what_does_not_fit_is_said_before_anything_runs():
+    with pytest.raises(UserError) as caught:
+        check_fits(Resources(dsp=200, bram=208, lut=90_000), ULX3S_85F)
+    assert str(caught.value) == (
+        "the design does not fit the ULX3S 85F: 44 multipliers too many (200 of 156), "
+        "6360 LUTs too many (90000 of 83640)."
+    )
+
+
+def test_link_takes_what_is_set_aside_for_it():
+    top = make_top(Standin(in_lanes=8, in_channels=8, out_channels=8, out_lanes=4, bits=16))
+    link, board = top.link_resources(), ULX3S_85F
+    assert (link.dsp, link.bram) == (0, 0)
+    assert link.lut <= board.budget.lut - board.pipeline_budget.lut
+
+
+def test_real_synthesis_makes_what_was_planned(tmp_path, tools, monkeypatch):
+    """The real yosys on the real top; place and route are skipped."""
+    monkeypatch.delenv("YOSYS")
+    report = build(top=make_top(), board=ULX3S_85F, pll=PLL, folder=tmp_path / "out")
+    assert (report.planned["dsp"], report.planned["bram"]) == (PLANNED.dsp, PLANNED.bram)
+    constraints = (tmp_path / "out" / "top.lpf").read_text()
+    assert 'LOCATE COMP "uart_0__rx__io" SITE "M1";' in constraints
+    assert 'LOCATE COMP "uart_0__tx__io" SITE "L4";' in constraints
+    assert 'FREQUENCY NET "clk" 55000000 HZ;' in constraints
+    verilog = (tmp_path / "out" / "top.v").read_text()
+    assert "EHXPLLL" in verilog
+    assert str(Path.cwd()) not in verilog
+
+
+@pytest.mark.slow
+def test_a_real_bitstream(tmp_path):
+    report = build(top=make_top(), board=ULX3S_85F, pll=PLL, folder=tmp_path / "out")
+    assert report.timing_met
+    assert (report.dsp, report.bram) == (PLANNED.dsp, PLANNED.bram)
+    nextpnr = json.loads((tmp_path / "out" / "logs" / "nextpnr.json").read_text())
+    assert nextpnr["fmax"]["$glbnet$clk"]["constraint"] == pytest.approx(55, abs=0.1)
+    planned = report.planned["lut"]
+    assert abs(report.lut - planned) <= 0.1 * planned
+    first = (tmp_path / "out" / "top.bit").read_bytes()
+    build(top=make_top(), board=ULX3S_85F, pll=PLL, folder=tmp_path / "out")
+    assert (tmp_path / "out" / "top.bit").read_bytes() == first

