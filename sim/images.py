@@ -90,6 +90,21 @@ def pad_image(image: npt.NDArray[np.uint8], multiple: int) -> npt.NDArray[np.uin
     return np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
 
 
+def crop_middle(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The middle ``height`` rows and ``width`` columns.
+
+    Raises UserError when the image has fewer.
+    """
+    rows, columns = image.shape[:2]
+    if height > rows or width > columns:
+        raise UserError(
+            f"a crop of {height}x{width} does not fit an image of {rows}x{columns} "
+            "(rows x columns)."
+        )
+    y, x = (rows - height) // 2, (columns - width) // 2
+    return image[y : y + height, x : x + width]
+
+
 def write_image(path: str | Path, image: npt.NDArray[np.uint8]) -> None:
     """Write (height, width, 3) in the format of the name's extension, atomically.
 
