@@ -187,6 +187,24 @@ def normalize(x, n, table, even, inverse, a, k, b, lo, hi):
     return scale_by_root(x, r, e, inverse, a, k, b, lo, hi)
 
 
+def latent_symbol(y, mu, f):
+    """The symbol of a latent: ``rshift_round(y - mu, f)``, ``f`` fractional bits in both."""
+    return rshift_round(y - mu, f)
+
+
+def latent_value(symbol, mu, f, lo, hi):
+    """What the synthesis reads for a symbol about a mean: ``(symbol << f) + mu`` in ``lo .. hi``.
+
+    At most ``2**(f - 1)`` from the ``y`` of the symbol, where that lies in ``lo .. hi``.
+    """
+    return clamp((symbol << f) + mu, lo, hi)
+
+
+def scale_index(v, thresholds):
+    """How many of the rising thresholds ``v`` reaches (``v >= t``): the index of its table."""
+    return np.searchsorted(thresholds, v, side="right")
+
+
 def ceil_div(a: int, b: int) -> int:
     """Integer division rounding up, ``b > 0``."""
     return -(-a // b)

@@ -15,9 +15,18 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
-from lichen.network.arithmetic import ROOT_TABLES, ceil_div, compiled
+from lichen.network.arithmetic import (
+    ROOT_TABLES,
+    ceil_div,
+    clamp,
+    compiled,
+    latent_symbol,
+    latent_value,
+    scale_index,
+)
 from lichen.network.description import (
     Convolution,
+    EntropyTables,
     Format,
     Network,
     Normalization,
@@ -338,42 +347,205 @@ def run_stages(transform: Transform, x: Tensor) -> list[npt.NDArray[np.int32]]:
     return outputs
 
 
-def encode_latents(network: Network, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    """Symbols (height / 16, width / 16, m) of an image (height, width, 3), padded as needed."""
-    g_a = network.transform("g_a")
-    return run_transform(g_a, pad_image(image, g_a.downsampling))
+@dataclass(frozen=True)
+class Segment:
+    """Symbols that are coded with one set of tables.
+
+    Attributes
+    ----------
+    name : str
+        ``z`` or ``y``: the tables are ``network.entropy[name]``.
+    symbols : int32 array (height, width, channels)
+    indices : int32 array (height, width, channels)
+        The row of the tables that codes each symbol.
+    """
+
+    name: str
+    symbols: npt.NDArray[np.int32]
+    indices: npt.NDArray[np.int32]
 
 
-def decode_latents(
-    network: Network, symbols: Tensor, height: int, width: int
+@dataclass(frozen=True)
+class Latents:
+    """All that is coded of an image.
+
+    Attributes
+    ----------
+    height, width : int
+        Of the image, before padding.
+    segments : tuple of Segment
+        In coding order: ``z`` (hyperprior models), then ``y``, whose indices the decoder
+        computes from z.
+    """
+
+    height: int
+    width: int
+    segments: tuple[Segment, ...]
+
+    def __getitem__(self, name: str) -> Segment:
+        for segment in self.segments:
+            if segment.name == name:
+                return segment
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class EntropyParameters:
+    """What z tells about y, (height, width, channels) each.
+
+    Attributes
+    ----------
+    indices : int32 array
+        Which of the tables ``network.entropy["y"]`` codes each symbol.
+    means : int32 array or None
+        With the network's ``latent_fraction``.
+    """
+
+    indices: npt.NDArray[np.int32]
+    means: npt.NDArray[np.int32] | None
+
+
+def latent_shapes(network: Network, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+    """Shapes of the symbols of an image of this size, in coding order."""
+    g_s = network.transform("g_s")
+    rows, columns = ceil_div(height, network.factor), ceil_div(width, network.factor)
+    ratio = network.hyper_factor
+    shapes = {}
+    if network.hyper:
+        shapes["z"] = (rows, columns, network.transform("h_s").in_channels)
+    shapes["y"] = (rows * ratio, columns * ratio, g_s.in_channels)
+    return shapes
+
+
+def channel_indices(shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
+    """The indices of symbols whose channels have a table each."""
+    return np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
+
+
+def entropy_parameters(network: Network, z: Tensor) -> EntropyParameters:
+    """Run h_s on symbols z (height, width, channels): the tables and means of y."""
+    parameters = run_transform(network.transform("h_s"), z)
+    thresholds = network.scale_thresholds
+    scales, means = parameters, None
+    if network.means:
+        scales, means = np.split(parameters, 2, axis=2)
+    if thresholds is None:
+        indices = np.zeros(scales.shape, dtype=np.int32)
+    else:
+        indices = scale_index(scales, thresholds).astype(np.int32)
+    return EntropyParameters(indices, means)
+
+
+def hyper_input(network: Network, y: Tensor) -> Tensor:
+    """What h_a reads of y: its magnitude where h_a takes unsigned integers, limited to those."""
+    source = network.transform("h_a").input
+    return clamp(y if source.signed else np.abs(y), source.lo, source.hi)
+
+
+def synthesis_input(network: Network, symbols: Tensor, means: Tensor | None) -> Tensor:
+    """What g_s reads for symbols of y: the symbols, or with means ``(symbol << f) + mu``."""
+    if means is None:
+        return symbols
+    source = network.transform("g_s").input
+    wide = symbols.astype(np.int64)
+    return latent_value(wide, means, network.latent_fraction, source.lo, source.hi)
+
+
+def analysis(network: Network, image: npt.NDArray[np.uint8]) -> Latents:
+    """Everything the entropy coder codes of an image (height, width, 3), padded as needed."""
+    height, width, _ = image.shape
+    y = run_transform(network.transform("g_a"), pad_image(image, network.factor))
+    if not network.hyper:
+        symbols = latent_symbol(y, 0, network.latent_fraction)
+        return Latents(height, width, (Segment("y", symbols, channel_indices(y.shape)),))
+    z = run_transform(network.transform("h_a"), hyper_input(network, y))
+    parameters = entropy_parameters(network, z)
+    means = 0 if parameters.means is None else parameters.means
+    symbols = latent_symbol(y, means, network.latent_fraction)
+    return Latents(
+        height,
+        width,
+        (
+            Segment("z", z, channel_indices(z.shape)),
+            Segment("y", symbols, parameters.indices),
+        ),
+    )
+
+
+def synthesis(
+    network: Network, symbols: Tensor, means: Tensor | None, height: int, width: int
 ) -> npt.NDArray[np.uint8]:
-    """The image (height, width, 3) that symbols stand for, padding cropped."""
-    pixels = run_transform(network.transform("g_s"), symbols)
+    """The image (height, width, 3) of symbols of y and, where there are any, their means."""
+    pixels = run_transform(network.transform("g_s"), synthesis_input(network, symbols, means))
     return pixels[:height, :width].astype(np.uint8)
 
 
-def estimate_bits(network: Network, symbols: Tensor) -> float:
-    """Bits an ideal entropy coder needs for symbols (height, width, m) with the network's tables.
+def decode(
+    network: Network,
+    height: int,
+    width: int,
+    read: Callable[[str, npt.NDArray[np.int32]], Tensor],
+) -> npt.NDArray[np.uint8]:
+    """Decode an image (height, width, 3).
+
+    Parameters
+    ----------
+    network : Network
+    height, width : int
+        Of the image.
+    read : callable
+        ``read(name, indices)`` returns the symbols of a segment, in the shape of the indices
+        into ``network.entropy[name]``. Called for ``z`` (hyperprior models), then for ``y``.
+
+    Raises ValueError when symbols do not suit the network.
+    """
+    shapes = latent_shapes(network, height, width)
+    if not network.hyper:
+        return synthesis(network, read("y", channel_indices(shapes["y"])), None, height, width)
+    parameters = entropy_parameters(network, read("z", channel_indices(shapes["z"])))
+    symbols = read("y", parameters.indices)
+    return synthesis(network, symbols, parameters.means, height, width)
+
+
+def reconstruct(network: Network, latents: Latents) -> npt.NDArray[np.uint8]:
+    """Decode latents that have never been coded: the image (height, width, 3)."""
+    return decode(
+        network, latents.height, latents.width, lambda name, indices: latents[name].symbols
+    )
+
+
+def symbol_bits(tables: EntropyTables, symbols: Tensor, indices: Tensor) -> float:
+    """Bits an ideal entropy coder needs for symbols, ``indices`` being their rows of the tables.
 
     A symbol outside its table costs the escape interval plus 2 floor(log2 v) + 1 bits for its
     distance v from the table (Elias gamma) and a sign. An estimate: nothing is coded.
-
-    Raises ValueError when the network has no tables for y.
     """
-    if "y" not in network.entropy:
-        raise ValueError(f"network {network.name or network.architecture} has no entropy tables")
-    tables = network.entropy["y"]
-    bits = 0.0
-    for channel in range(symbols.shape[2]):
-        length, offset = int(tables.lengths[channel]), int(tables.offsets[channel])
-        costs = tables.precision - np.log2(np.diff(tables.cdf[channel, :length].astype(np.int64)))
-        values = symbols[:, :, channel].reshape(-1).astype(np.int64) - offset
-        top = length - 3  # the last interval is the escape
-        inside = (values >= 0) & (values <= top)
-        bits += float(costs[values[inside]].sum())
-        outside = values[~inside]
-        distance = np.where(outside < 0, -outside, outside - top)
-        bits += float((costs[-1] + 2 * np.floor(np.log2(distance)) + 2).sum())
+    rows = np.asarray(indices).reshape(-1)
+    values = np.asarray(symbols).reshape(-1).astype(np.int64) - tables.offsets[rows]
+    top = tables.lengths.astype(np.int64)[rows] - 3  # the last interval is the escape
+    inside = (values >= 0) & (values <= top)
+    interval = np.where(inside, values, top + 1)
+    cdf = tables.cdf.astype(np.int64)
+    width = cdf[rows, interval + 1] - cdf[rows, interval]
+    bits = float((tables.precision - np.log2(width)).sum())
+    distance = np.where(values < 0, -values, values - top)[~inside]
+    return bits + float((2 * np.floor(np.log2(distance)) + 2).sum())
+
+
+def estimate_bits(network: Network, latents: Latents) -> dict[str, float]:
+    """Bits an ideal entropy coder needs for each segment (`symbol_bits`).
+
+    Raises ValueError when the network lacks tables for a segment.
+    """
+    bits = {}
+    for segment in latents.segments:
+        if segment.name not in network.entropy:
+            raise ValueError(
+                f"network {network.name or network.architecture} has no entropy tables "
+                f"for {segment.name}"
+            )
+        tables = network.entropy[segment.name]
+        bits[segment.name] = symbol_bits(tables, segment.symbols, segment.indices)
     return bits
 
 

@@ -59,7 +59,11 @@ def _import_quant() -> Any:
     help="Probability that a crop is taken larger and reduced.",
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Seed of weights, crops and noise.")
-@click.option("--init", metavar="CKPT", help="Start from a checkpoint (sets arch, N and M).")
+@click.option(
+    "--init", metavar="CKPT",
+    help="Start from a checkpoint (sets arch, N and M unless given; with another --arch, "
+    "only its g_a and g_s are taken).",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the saved state of this run.")
 @click.option("--overwrite", is_flag=True, help="Start anew though a saved state exists.")
 @click.option("--save-every", default=60.0, show_default=True, help="Seconds between saves.")

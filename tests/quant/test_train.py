@@ -146,6 +146,43 @@ def test_unusable_options(change, word, images):
     assert word in one_sentence(error)
 
 
+@pytest.mark.parametrize("arch", ["bmshj2018-hyperprior", "mbt2018-mean"])
+def test_warm_start_from_a_factorized_model(arch, images, tmp_path, model):
+    start = tmp_path / "start.safetensors"
+    save_checkpoint(start, "bmshj2018-factorized", 4, 6, parameters_of(model), {})
+    source = CropSource(list_images(images), patch=64)
+    config = TrainConfig(arch=arch, steps=24, **SMALL, lr=3e-3)
+    warm, cold = Trainer(config, source), Trainer(config, source)
+    warm.initialise(load_checkpoint(start))
+    given, fresh = parameters_of(model), parameters_of(cold.model)
+    assert any(name.startswith("h_s.") for name in warm.named)
+    for name, value in parameters_of(warm.model).items():
+        taken = name.startswith(("g_a.", "g_s."))
+        assert torch.equal(value, given[name] if taken else fresh[name]), name
+        assert torch.equal(value, warm.average[name]), name
+    assert warm.init["transforms"] == ["g_a", "g_s"]
+    assert warm.init["source"] == "start.safetensors"
+    losses = [warm.train_step()[0] for _ in range(24)]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
+@pytest.mark.parametrize(
+    ("arch", "n"), [("bmshj2018-factorized-relu", 4), ("bmshj2018-hyperprior", 5)]
+)
+def test_a_warm_start_from_other_transforms_is_refused(arch, n, images, tmp_path, model):
+    start = tmp_path / "start.safetensors"
+    save_checkpoint(start, "bmshj2018-factorized", 4, 6, parameters_of(model), {})
+    trainer = Trainer(
+        TrainConfig(arch=arch, steps=2, **SMALL | {"n": n}),
+        CropSource(list_images(images), patch=64),
+    )
+    before = parameters_of(trainer.model)
+    with pytest.raises(UserError) as error:
+        trainer.initialise(load_checkpoint(start))
+    assert arch in one_sentence(error)
+    assert all(torch.equal(v, before[k]) for k, v in parameters_of(trainer.model).items())
+
+
 def test_states_that_do_not_fit_are_refused(images, tmp_path):
     out = tmp_path / "a.safetensors"
     config = TrainConfig(steps=1, **SMALL)
@@ -193,6 +230,10 @@ def test_command_trains_resumes_and_reports(images, tmp_path):
     warm = run("--init", str(out), "--steps", "1", "--batch", "1", "--patch", "64")
     assert (json.loads(warm.stdout)["n"], json.loads(warm.stdout)["m"]) == (4, 6)
     assert load_checkpoint(other).metadata["init"]["source"] == "run.safetensors"
+    arguments[3] = str(tmp_path / "hyper.safetensors")
+    hyper = run("--init", str(out), "--arch", "mbt2018-mean", "--steps", "1", "--patch", "64")
+    assert json.loads(hyper.stdout)["arch"] == "mbt2018-mean"
+    assert json.loads(hyper.stdout)["m"] == 6
 
 
 # Images
