@@ -250,9 +250,7 @@ def compiled():
         leading_zeros,
         root_position,
         interpolate,
-        normalized_root,
         scale_by_root,
-        normalize,
     ):
         register_jitable(function)
     jit = numba.njit(cache=True, nogil=True)
@@ -274,11 +272,23 @@ def compiled():
 
     @jit
     def normalize_rows(x, sums, beta, table, even, inverse, a, k, b, lo, hi, out):
+        # `normalize` in three loops: the table lookup alone is not vectorized, and would keep
+        # the rest from it
+        channels = x.shape[1]
+        index = np.empty(channels, np.int64)
+        fraction = np.empty(channels, np.int64)
+        e = np.empty(channels, np.int64)
+        r = np.empty(channels, np.int64)
         for i in range(x.shape[0]):
-            for c in range(x.shape[1]):
+            for c in range(channels):
                 n = np.int64(sums[i, c]) + beta[c]
+                index[c], fraction[c], e[c] = root_position(n, even)
+            for c in range(channels):
+                j = index[c]
+                r[c] = interpolate(table[j, 0], table[j, 1], fraction[c])
+            for c in range(channels):
                 v = np.int64(x[i, c])
-                out[i, c] = normalize(v, n, table, even, inverse, a, k[c], b, lo, hi)
+                out[i, c] = scale_by_root(v, r[c], e[c], inverse, a, k[c], b, lo, hi)
 
     return SimpleNamespace(
         requantize=requantize_rows, norm_input=norm_input_rows, normalize=normalize_rows

@@ -2,18 +2,25 @@
 
 Sums of products run through BLAS in float32 where every partial sum is an integer below 2**24,
 and in float64 (below 2**53) otherwise; both are exact. Everything else is
-`lichen.network.arithmetic`, compiled.
+`lichen.network.arithmetic`, compiled. Strips of output rows are independent, and run on as many
+threads as BLAS would have used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
+from threadpoolctl import ThreadpoolController
 
 from lichen.network.arithmetic import (
     ROOT_TABLES,
@@ -39,8 +46,51 @@ from lichen.sim.images import pad_image
 Tensor = npt.NDArray[np.integer]
 
 FLOAT32_EXACT = 1 << 24
-STRIP_BYTES = 4 << 20
+STRIP_BYTES = 1 << 20
 """Size of an im2col strip: it should stay in the cache until it has been multiplied."""
+
+
+class _Blas:
+    """BLAS, one thread per call while strips run: the strips share the cores between them."""
+
+    def __init__(self) -> None:
+        self.libraries = ThreadpoolController().select(user_api="blas")
+        self.threads = max((lib.num_threads for lib in self.libraries.lib_controllers), default=1)
+        self.users = 0
+        self.limit = self.libraries.limit(limits=self.threads)
+        self.lock = threading.Lock()
+
+    @contextmanager
+    def single_threaded(self) -> Iterator[None]:
+        """The limit holds for the process: the first user sets it, the last one lifts it."""
+        with self.lock:
+            if not self.users:
+                self.limit = self.libraries.limit(limits=1)
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    self.limit.restore_original_limits()
+
+
+@functools.cache
+def _blas() -> _Blas:
+    return _Blas()
+
+
+Strip = tuple[tuple[slice, slice], Callable[[], npt.NDArray]]
+"""A block of the output, and what computes its sums: positions in rows, channels in columns."""
+
+
+def _each(strips: Iterator[Strip], consume: Callable[..., None]) -> None:
+    """``consume(where, sums)`` for every strip, on several threads."""
+    blas = _blas()
+    with blas.single_threaded(), ThreadPoolExecutor(blas.threads) as pool:
+        for _ in pool.map(lambda strip: consume(strip[0], strip[1]()), strips):
+            pass
 
 
 @dataclass(frozen=True)
@@ -110,11 +160,10 @@ def _correlate(
     stride: int,
     height: int,
     width: int,
-    consume: Callable[[int, int, npt.NDArray], None],
-) -> None:
+) -> Iterator[tuple[int, int, Callable[[], npt.NDArray]]]:
     """Correlate (rows, columns, in) with (out, in, ky, kx), a strip of output rows at a time.
 
-    ``consume(first, last, sums)`` gets output rows ``first .. last - 1``, positions in rows.
+    Yields ``(first, last, sums)``: output rows ``first .. last - 1``, and what computes them.
     """
     _, channels, ky, kx = weight.shape
     length = ky * kx * channels
@@ -134,7 +183,11 @@ def _correlate(
             ),
             writeable=False,
         )
-        consume(first, last, product(window.reshape(-1, length)))
+        yield first, last, functools.partial(_multiply, product, window, length)
+
+
+def _multiply(product: _Product, window: npt.NDArray, length: int) -> npt.NDArray:
+    return product(window.reshape(-1, length))
 
 
 def _matrix(weight: npt.NDArray) -> npt.NDArray[np.int64]:
@@ -146,12 +199,8 @@ def _convolve(
     conv: Convolution,
     source: Format,
     x: Tensor,
-    consume: Callable[[tuple[slice, slice], npt.NDArray], None],
-) -> None:
-    """All sums of products of a convolution, without bias.
-
-    ``consume((rows, columns), sums)`` gets blocks of the output, positions in rows.
-    """
+) -> Iterator[Strip]:
+    """All sums of products of a convolution, without bias."""
     height, width, _ = x.shape
     out_height, out_width = conv.output_size(height), conv.output_size(width)
     s, p = conv.stride, conv.padding
@@ -161,11 +210,11 @@ def _convolve(
             (height + 2 * p, width + 2 * p, x.shape[2]), dtype=product.dtype
         )
         padded[p : p + height, p : p + width] = x
-
-        def rows(first: int, last: int, sums: npt.NDArray) -> None:
-            consume((slice(first, last), slice(0, out_width)), sums)
-
-        _correlate(padded, conv.weight, product, s, out_height, out_width, rows)
+        for first, last, sums in _correlate(padded, conv.weight, product, s, out_height, out_width):
+            yield (slice(first, last), slice(0, out_width)), sums
+        return
+    if 2 * conv.out_channels <= conv.in_channels:
+        yield from _scatter(conv, source, x)
         return
     # Output o with o + p = q s + r sums x[q - j] w[r + j s] over j: one plain correlation with
     # every s-th tap, reversed, for each phase r; no inserted zero is ever multiplied.
@@ -180,8 +229,8 @@ def _convolve(
                 continue
             _, channels, ky, kx = taps.shape
             if ky == 0 or kx == 0:
-                zeros = np.zeros((rows_here * columns_here, conv.out_channels), np.float32)
-                consume((ys, xs), zeros)
+                shape = (rows_here * columns_here, conv.out_channels)
+                yield (ys, xs), functools.partial(np.zeros, shape, np.float32)
                 continue
             product = _Product(_matrix(taps), source.magnitude)
             # rows q - ky + 1 .. q for q = qy .. qy + rows_here - 1
@@ -193,13 +242,53 @@ def _convolve(
             y1, x1 = min(height, len(padded) - top), min(width, padded.shape[1] - left)
             if y1 > y0 and x1 > x0:
                 padded[y0 + top : y1 + top, x0 + left : x1 + left] = x[y0:y1, x0:x1]
+            for first, last, sums in _correlate(padded, taps, product, 1, rows_here, columns_here):
+                yield (slice(ys.start + first * s, ys.start + last * s, s), xs), sums
 
-            def phase(
-                first: int, last: int, sums: npt.NDArray, ys: slice = ys, xs: slice = xs
-            ) -> None:
-                consume((slice(ys.start + first * s, ys.start + last * s, s), xs), sums)
 
-            _correlate(padded, taps, product, 1, rows_here, columns_here, phase)
+def _scatter(conv: Convolution, source: Format, x: Tensor) -> Iterator[Strip]:
+    """`_convolve` for a transposed convolution with few outputs.
+
+    Here gathering would copy each input for every tap, so every input is multiplied by all taps
+    first, and the few products are added where they belong: output o with o + p = q s + r gets,
+    for each j, input q - j times tap r + j s.
+    """
+    height, width, channels = x.shape
+    out_height, out_width = conv.output_size(height), conv.output_size(width)
+    s, p, kernel, outputs = conv.stride, conv.padding, conv.kernel, conv.out_channels
+    weight = conv.weight.astype(np.int64)
+    bound = int((np.abs(weight).sum(axis=(1, 2, 3)) * source.magnitude).max())
+    dtype = np.float32 if bound < FLOAT32_EXACT else np.float64
+    # (ky, kx, out) planes of positions
+    taps = weight.transpose(2, 3, 0, 1).reshape(-1, channels).astype(dtype)
+    before = ceil_div(kernel, s) - 1
+    q_rows, q_columns = (out_height - 1 + p) // s + 1, (out_width - 1 + p) // s + 1
+    # padded row i holds input row i - before
+    shape = (before + max(q_rows, height), before + max(q_columns, width), channels)
+    padded: npt.NDArray = np.zeros(shape, dtype=dtype)
+    padded[before : before + height, before : before + width] = x
+    columns = shape[1]
+
+    def sums(q0: int, q1: int, o0: int, o1: int) -> npt.NDArray:
+        rows = padded[q0 : q1 + before].reshape(-1, channels)
+        planes = (taps @ rows.T).reshape(kernel, kernel, outputs, q1 - q0 + before, columns)
+        total: npt.NDArray[Any] = np.zeros((outputs, (q1 - q0) * s, q_columns * s), dtype=dtype)
+        for ky in range(kernel):
+            for kx in range(kernel):
+                y, z = before - ky // s, before - kx // s
+                total[:, ky % s :: s, kx % s :: s] += planes[
+                    ky, kx, :, y : y + q1 - q0, z : z + q_columns
+                ]
+        first = o0 + p - q0 * s
+        part = total[:, first : first + o1 - o0, p : p + out_width]
+        return np.ascontiguousarray(part.transpose(1, 2, 0)).reshape(-1, outputs)
+
+    step = max(1, STRIP_BYTES // (columns * len(taps) * padded.itemsize))
+    for q0 in range(0, q_rows, step):
+        q1 = min(q_rows, q0 + step)
+        o0, o1 = max(0, q0 * s - p), min(out_height, q1 * s - p)
+        if o1 > o0:
+            yield (slice(o0, o1), slice(0, out_width)), functools.partial(sums, q0, q1, o0, o1)
 
 
 def _requantize(
@@ -282,7 +371,7 @@ def _run_stage(stage: Stage, source: Format, x: Tensor) -> npt.NDArray[np.int32]
         block = out[where]
         block[...] = y.reshape(block.shape)
 
-    _convolve(conv, source, x, finish)
+    _each(_convolve(conv, source, x), finish)
     return out
 
 
@@ -305,7 +394,7 @@ def trace_stage(stage: Stage, source: Format, x: Tensor) -> StageTrace:
         block = acc[where]
         block[...] = sums.reshape(block.shape).astype(np.int64)
 
-    _convolve(conv, source, x, keep)
+    _each(_convolve(conv, source, x), keep)
     rows = acc.reshape(-1, conv.out_channels)
     y = _requantize(rows.astype(np.float64), conv, stage.requantizer)
     norm, out = None, y
