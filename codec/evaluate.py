@@ -21,7 +21,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
-from lichen.codec import entropy
+from lichen.codec.entropy import EntropyCoder
 from lichen.errors import UserError
 from lichen.network.description import Network
 from lichen.sim import golden
@@ -58,7 +58,7 @@ class Codec(ABC):
 
 
 class NetworkCodec(Codec):
-    """An integer network: the golden model and the entropy coder.
+    """An integer network: the golden model and the entropy coder, a stream per segment.
 
     Raises UserError for networks that cannot code an image.
     """
@@ -67,26 +67,31 @@ class NetworkCodec(Codec):
         self.network = network
         self.name = network.name or network.architecture
         self.description = "integer, rANS"
-        for transform in ("g_a", "g_s"):
+        hyper = ("h_a", "h_s") if network.hyper else ()
+        for transform in ("g_a", "g_s", *hyper):
             if transform not in network.transforms:
                 raise UserError(f"{self.name} has no {transform}, so it codes no images.")
-        if "h_s" in network.transforms:
-            raise UserError(f"{self.name} has a hyperprior, which cannot be coded yet.")
-        if "y" not in network.entropy:
-            raise UserError(f"{self.name} has no entropy tables, so it codes no images.")
-        self._coder = entropy.EntropyCoder(network.entropy["y"])
+        for segment in ("z", "y") if network.hyper else ("y",):
+            if segment not in network.entropy:
+                raise UserError(
+                    f"{self.name} has no entropy tables for {segment}, so it codes no images."
+                )
+        self._coders = {name: EntropyCoder(tables) for name, tables in network.entropy.items()}
 
     def encode(self, image: Pixels) -> list[bytes]:
-        symbols = golden.encode_latents(self.network, image)
-        return [self._coder.encode(symbols, np.arange(symbols.shape[2]))]
+        return [
+            self._coders[segment.name].encode(segment.symbols, segment.indices)
+            for segment in golden.analysis(self.network, image).segments
+        ]
 
     def decode(self, streams: Sequence[bytes], height: int, width: int) -> Pixels:
-        g_a = self.network.transform("g_a")
-        multiple = g_a.downsampling
-        shape = (-(-height // multiple), -(-width // multiple), g_a.out_channels)
-        (stream,) = streams
-        symbols = self._coder.decode(stream, np.broadcast_to(np.arange(shape[2]), shape))
-        return golden.decode_latents(self.network, symbols, height, width)
+        ordered = iter(streams)
+        return golden.decode(
+            self.network,
+            height,
+            width,
+            lambda name, indices: self._coders[name].decode(next(ordered), indices),
+        )
 
 
 @dataclass(frozen=True)

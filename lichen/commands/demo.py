@@ -86,11 +86,11 @@ def command(
     height, width = pixels.shape[:2]
     say(f"1. Golden model: {network.name or net} on {photo.name}, {width}x{height}")
     begin = time.monotonic()
-    symbols = golden.encode_latents(network, pixels)
+    latents = golden.analysis(network, pixels)
     encoded = time.monotonic()
-    decoded = golden.decode_latents(network, symbols, height, width)
+    decoded = golden.reconstruct(network, latents)
     seconds = (round(encoded - begin, 2), round(time.monotonic() - encoded, 2))
-    bpp = golden.estimate_bits(network, symbols) / (height * width)
+    bpp = sum(golden.estimate_bits(network, latents).values()) / (height * width)
     quality = golden.psnr(pixels, decoded)
     reconstruction = output / "reconstruction.png"
     write_image(reconstruction, decoded)

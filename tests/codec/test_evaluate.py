@@ -27,17 +27,22 @@ from lichen.codec.evaluate import (
 )
 from lichen.commands.evaluate import command
 from lichen.errors import UserError
-from lichen.sim.golden import decode_latents, encode_latents, estimate_bits, psnr
+from lichen.network.random import random_hyperprior
+from lichen.sim.golden import analysis, estimate_bits, psnr, reconstruct
 
 
 @pytest.mark.parametrize("size", [(97, 83), (16, 16), (1, 1), (1, 40), (33, 192)])
-def test_networks_code_what_the_golden_model_makes(tiny_network, photo, size):
+@pytest.mark.parametrize("kind", ["tiny", "bmshj2018-hyperprior", "mbt2018-mean"])
+def test_networks_code_what_the_golden_model_makes(kind, tiny_network, photo, size):
+    means = kind == "mbt2018-mean"
+    network = tiny_network if kind == "tiny" else random_hyperprior(3, n=4, m=6, means=means)
     image = photo[: size[0], : size[1]]
-    streams, decoded = code(NetworkCodec(tiny_network), image)
-    symbols = encode_latents(tiny_network, image)
-    assert np.array_equal(decoded, decode_latents(tiny_network, symbols, *size))
-    ideal = estimate_bits(tiny_network, symbols) / 8
-    assert ideal - 1 <= sum(map(len, streams)) <= 1.005 * ideal + 8
+    streams, decoded = code(NetworkCodec(network), image)
+    latents = analysis(network, image)
+    assert len(streams) == len(latents.segments)
+    assert np.array_equal(decoded, reconstruct(network, latents))
+    for stream, ideal in zip(streams, estimate_bits(network, latents).values(), strict=True):
+        assert ideal / 8 - 1 <= len(stream) <= 1.005 * ideal / 8 + 8
 
 
 def test_the_decoder_reads_the_bytes(tiny_network, photo):
