@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lichen.codec.evaluate import PSNR_EXACT
 from lichen.errors import UserError
 from lichen.network.description import IMAGE_FORMAT, Network
 from lichen.quant.calibrate import CalibrationImages
@@ -24,9 +25,6 @@ from lichen.sim.golden import (
     reconstruct,
     symbol_bits,
 )
-
-PSNR_EXACT = 100.0
-"""What an image that comes back unchanged counts as, in dB, so that means stay finite."""
 
 Image = npt.NDArray[np.uint8]
 

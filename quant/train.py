@@ -37,8 +37,9 @@ from lichen.quant.checkpoint import (
     save_atomically,
     save_checkpoint,
 )
-from lichen.quant.data import CropSource, list_images
+from lichen.quant.data import CropSource
 from lichen.quant.evaluate import integer_grid
+from lichen.sim.images import list_images
 
 
 @dataclass

@@ -16,7 +16,21 @@ from lichen.network.file import write_atomically
 PIXELS_MAX = 1 << 28
 """Largest image read: a header that claims more is taken for an attack."""
 
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm")
+"""Which files of a folder are images."""
+
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Image files directly in ``folder``, sorted by name; UserError if there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give a folder of images.")
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not files:
+        raise UserError(f"{folder} holds no images (looked for {', '.join(EXTENSIONS)}).")
+    return files
 
 
 def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:

@@ -157,10 +157,9 @@ def command(
     from lichen.models import calibration_photographs
     from lichen.network.file import dumps, load, write_atomically
     from lichen.quant.calibrate import load_calibration
-    from lichen.quant.data import list_images
     from lichen.quant.ptq import Options, Widths
     from lichen.quant.quantize import check_supported, measure, measure_float, quantize, steps
-    from lichen.sim.images import read_image
+    from lichen.sim.images import list_images, read_image
 
     if threads:
         torch.set_num_threads(threads)

@@ -94,8 +94,8 @@ def command(
     import torch
 
     from lichen.quant.checkpoint import build_model, load_checkpoint
-    from lichen.quant.data import list_images
     from lichen.quant.evaluate import evaluate_fp32
+    from lichen.sim.images import list_images
 
     if threads < 0:
         raise UserError(f"--threads must not be negative, not {threads}.")

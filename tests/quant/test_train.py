@@ -25,9 +25,11 @@ from lichen.quant.checkpoint import (  # noqa: E402
     parameters_of,
     save_checkpoint,
 )
-from lichen.quant.data import CropSource, list_images, load_rgb  # noqa: E402
-from lichen.quant.evaluate import evaluate_fp32, integer_grid, pad_to_multiple, psnr  # noqa: E402
+from lichen.quant.data import CropSource, load_rgb  # noqa: E402
+from lichen.quant.evaluate import evaluate_fp32, integer_grid  # noqa: E402
 from lichen.quant.train import TrainConfig, Trainer, load_state, state_path, train  # noqa: E402
+from lichen.sim.golden import psnr  # noqa: E402
+from lichen.sim.images import list_images, pad_image  # noqa: E402
 
 START = Path(__file__).resolve().parents[3] / "shared/data/start/factorized-n64-m96-l0.013.pth"
 SMALL = {"n": 4, "m": 6, "batch": 2, "patch": 64, "warmup": 5}
@@ -434,7 +436,7 @@ def test_evaluation_counts_real_bytes_of_integer_symbols(model, images):
     assert model.entropy_bottleneck.quantiles[0, 0, 1].item() == pytest.approx(0.4)
 
     image = load_rgb(files[2])
-    padded = pad_to_multiple(image, 16)
+    padded = pad_image(image, 16)
     assert padded.shape == (80, 112, 3)
     assert np.array_equal(padded[-1, :101], image[-1])
     x = torch.from_numpy(padded.transpose(2, 0, 1)[None].astype(np.float32) / 255)
