@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,12 @@ def _load(checkpoint: str) -> Any:
 )  # fmt: skip
 @click.option(
     "--latent-bits", type=click.IntRange(2, 16),
-    help="Symbols of the latent [default: 8, or as many as the calibration images need].",
+    help="Symbols, or of a mean-scale hyperprior latents with their fraction "
+    "[default: 8, or as many as the calibration images need].",
+)  # fmt: skip
+@click.option(
+    "--latent-fraction", type=click.IntRange(0, 8),
+    help="Fractional bits of the latent of a hyperprior [default: what calibration finds best].",
 )  # fmt: skip
 @click.option(
     "--clip", type=click.Choice(["mse", "percentile"]), default="mse", show_default=True,
@@ -132,6 +138,7 @@ def command(
     u_bits: int,
     gdn_input_bits: int,
     latent_bits: int | None,
+    latent_fraction: int | None,
     clip: str,
     percentile: float,
     rounding: str,
@@ -187,6 +194,7 @@ def command(
             gdn_input=gdn_input_bits,
         ),
         latent_bits=latent_bits,
+        latent_fraction=latent_fraction,
         clip=clip,
         percentile=percentile,
         rounding=rounding,
@@ -240,16 +248,20 @@ def command(
         "m": integer.m,
         "method": method,
         "layers": [stage.json() for stage in result.stages],
-        "latent_bits": integer.transforms["g_a"].output.bits,
+        "latent_bits": integer.transforms["g_s"].input.bits,
+        "latent_fraction": integer.latent_fraction,
         "loss": {
             "before": result.before.json(),
             "after": result.after.json(),
             "psnr_db": round(result.before.psnr - result.after.psnr, 4),
         },
         "entropy": {
-            "bits_per_symbol_prior": round(result.tables.bits_prior, 5),
-            "bits_per_symbol": round(result.tables.bits, 5),
-            "prior_strength": integer.provenance["quantization"]["tables_prior_strength"],
+            name: {
+                "bits_per_symbol_prior": round(fit.bits_prior, 5),
+                "bits_per_symbol": round(fit.bits, 5),
+                "prior_strength": fit.strength if math.isfinite(fit.strength) else None,
+            }
+            for name, fit in result.tables.items()
         },
         "rd": rd,
         "size_bytes": len(data),
