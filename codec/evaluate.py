@@ -299,12 +299,16 @@ def evaluate(
     return Evaluation(codec.name, codec.description, results)
 
 
+def family(name: str) -> str:
+    """A point's name without its quality: ``small`` of ``small-q1``, ``jpeg`` of ``jpeg:75``."""
+    return re.sub(r"[-_:]q?\d+(?=$|\.fp32$)", "", name)
+
+
 def common_name(names: Sequence[str]) -> str:
     """What to call the curve of several points: ``small`` for ``small-q1`` and ``small-q4``."""
     if len(set(names)) == 1:
         return names[0]
-    stems = dict.fromkeys(re.sub(r"[-_:]q?\d+(?=$|\.fp32$)", "", name) for name in names)
-    return " + ".join(stems)
+    return " + ".join(dict.fromkeys(map(family, names)))
 
 
 def to_json(evaluations: Sequence[Evaluation], name: str | None = None) -> dict[str, Any]:

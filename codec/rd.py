@@ -42,11 +42,14 @@ class Curve:
         Bits per pixel, positive.
     metrics : dict of str to tuple of float
         PSNR in dB under `PSNR`; MS-SSIM, 0 .. 1, under `MS_SSIM`, if every point has it.
+    points : tuple of str
+        Names of the points, where they have any.
     """
 
     name: str
     bpp: tuple[float, ...]
     metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    points: tuple[str, ...] = ()
 
     def values(self, metric: str) -> np.ndarray:
         """The metric in dB: PSNR, or ``-10 log10(1 - MS-SSIM)``.
@@ -189,6 +192,36 @@ def bd_rate(test: Curve, anchor: Curve, metric: str = PSNR, method: str = "pchip
         anchor.bpp, x, test.bpp, y, method, require_matching_points=False, min_overlap=0
     )
     return BDRate(float(percent), float(low), float(high))
+
+
+def points_table(curves: Sequence[Curve]) -> str:
+    """All points as a Markdown table; MS-SSIM where it is known."""
+    lines = ["| | bpp | PSNR (dB) | MS-SSIM |", "|---|---|---|---|"]
+    for curve in curves:
+        for i, bpp in enumerate(curve.bpp):
+            psnr = curve.metrics[PSNR][i]
+            ssim = f"{curve.metrics[MS_SSIM][i]:.4f}" if MS_SSIM in curve.metrics else "–"
+            name = curve.points[i] if curve.points else curve.name
+            lines.append(f"| {name} | {bpp:.4f} | {psnr:.2f} | {ssim} |")
+    return "\n".join(lines) + "\n"
+
+
+def bd_rate_table(curves: Sequence[Curve], anchors: Sequence[Curve], metric: str = PSNR) -> str:
+    """The BD-rates of curves against anchors as a Markdown table.
+
+    A dash stands where two curves can't be compared (`bd_rate`).
+    """
+    heads = " | ".join(anchor.name for anchor in anchors)
+    lines = [f"| {_TITLES[metric]} BD-rate against | {heads} |", "|---" * (len(anchors) + 1) + "|"]
+    for curve in curves:
+        cells = []
+        for anchor in anchors:
+            try:
+                cells.append(f"{bd_rate(curve, anchor, metric).percent:+.1f} %")
+            except UserError:
+                cells.append("–")
+        lines.append(f"| {curve.name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
