@@ -19,6 +19,7 @@ PIXELS_MAX = 1 << 28
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm")
 """Which files of a folder are images."""
 
+_REDUCED = "reduced to 8 bits per channel"
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -64,6 +65,10 @@ def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
                     )
                 if (frames := getattr(opened, "n_frames", 1)) > 1:
                     notes.append(f"only the first of {frames} frames is used")
+                # Pillow keeps the upper byte of deep colour samples, and says so nowhere else
+                deep = any(";16" in str(tile[-1]) for tile in getattr(opened, "tile", ()))
+                if deep and opened.mode not in _DEEP:
+                    notes.append(_REDUCED)
                 opened.load()
                 picture = ImageOps.exif_transpose(opened) or opened
                 return _rgb(picture, notes), notes
@@ -82,7 +87,7 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
 
 def _rgb(picture: Image.Image, notes: list[str]) -> npt.NDArray[np.uint8]:
     if picture.mode in _DEEP:
-        notes.append("reduced to 8 bits per channel")
+        notes.append(_REDUCED)
         deep = np.asarray(picture).astype(np.float64)
         # 16-bit files arrive as 0 .. 65535 whatever Pillow calls the mode
         grey = np.clip(np.rint(deep * (255 / 65535)), 0, 255).astype(np.uint8)
