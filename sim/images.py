@@ -33,14 +33,8 @@ def list_images(folder: str | Path) -> list[Path]:
     return files
 
 
-def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
-    """Read an image as 8-bit RGB, and say what had to be given up for that.
-
-    Returns
-    -------
-    uint8 array (height, width, 3), list of str
-        EXIF orientation is applied. The notes tell of a dropped alpha channel, reduced depth,
-        converted colour spaces, further frames.
+def load_picture(path: str | Path) -> tuple[Image.Image, list[str]]:
+    """Read an image as it is, EXIF orientation applied, and say what was left out.
 
     Raises UserError, one sentence, when there is no readable image.
     """
@@ -65,8 +59,9 @@ def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
                 if (frames := getattr(opened, "n_frames", 1)) > 1:
                     notes.append(f"only the first of {frames} frames is used")
                 opened.load()
-                picture = ImageOps.exif_transpose(opened) or opened
-                return _rgb(picture, notes), notes
+                # a transposed or a plain copy, in any case one that outlives the file
+                picture = ImageOps.exif_transpose(opened)
+                return picture, notes
     except UnidentifiedImageError:
         raise UserError(f"{path} is not an image of a known format.") from None
     except Image.DecompressionBombError:
@@ -75,12 +70,28 @@ def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
         raise UserError(f"{path} cannot be read as an image ({error}).") from None
 
 
+def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Read an image as 8-bit RGB, and say what had to be given up for that.
+
+    Returns
+    -------
+    uint8 array (height, width, 3), list of str
+        EXIF orientation is applied. The notes tell of a dropped alpha channel, reduced depth,
+        converted colour spaces, further frames.
+
+    Raises UserError, one sentence, when there is no readable image.
+    """
+    picture, notes = load_picture(path)
+    return rgb(picture, notes), notes
+
+
 def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
     """`load_image` without the notes."""
     return load_image(path)[0]
 
 
-def _rgb(picture: Image.Image, notes: list[str]) -> npt.NDArray[np.uint8]:
+def rgb(picture: Image.Image, notes: list[str]) -> npt.NDArray[np.uint8]:
+    """A picture as 8-bit RGB (height, width, 3); the notes get what was given up."""
     if picture.mode in _DEEP:
         notes.append("reduced to 8 bits per channel")
         deep = np.asarray(picture).astype(np.float64)
