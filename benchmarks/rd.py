@@ -50,8 +50,6 @@ from lichen.sim.images import list_images
 
 PUBLISHED = ("bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")
 FORMATS = {"JPEG": ("#9a9a9a", "x"), "WebP": ("#777777", "+"), "AVIF": ("#444444", "1")}
-BPP_MAX = 1.6
-"""Where the plot ends."""
 
 
 def open_codecs(names: list[str], fp32: bool) -> list[tuple[str, list[Codec]]]:
@@ -108,6 +106,11 @@ def to_curve(measured: dict[str, Any]) -> Curve:
     return Curve(measured["name"], tuple(results["bpp"]), metrics, names)
 
 
+def ours(curves: list[Curve]) -> list[Curve]:
+    """The networks among the curves."""
+    return [curve for curve in curves if curve.name not in FORMATS]
+
+
 def styles(curves: list[Curve], published: list[Curve]) -> list[Style]:
     """Ours in colour, FP32 parents the same dashed, image formats grey, published curves thin."""
     found, color = [], -1
@@ -119,16 +122,15 @@ def styles(curves: list[Curve], published: list[Curve]) -> list[Style]:
         parent = curve.name.endswith("(FP32 parent)")
         color += not parent
         marker = "osD^v"[color % 5]
-        found.append(
-            Style(PALETTE[color % 5], marker, "--" if parent else "-", 1.2 if parent else 2.2)
-        )
+        width, line = (1.2, "--") if parent else (2.0, "-")
+        found.append(Style(PALETTE[color % 5], marker, line, width, hollow=parent))
     shades = ("#b9770e", "#7d3c98", "#a93226")
     return found + [Style(shade, "", ":", 1.4) for shade in shades[: len(published)]]
 
 
 def tables(report: dict[str, Any], curves: list[Curve], published: list[Curve]) -> str:
     """The Markdown page."""
-    ours = [curve for curve in curves if curve.name not in FORMATS]
+    own = ours(curves)
     formats = [curve for curve in curves if curve.name in FORMATS]
     descriptions = [
         f"{curve['name']}: {curve['description'].removeprefix('Inference (').removesuffix(')')}"
@@ -146,12 +148,13 @@ def tables(report: dict[str, Any], curves: list[Curve], published: list[Curve]) 
         text.append(
             "Curves marked (CompressAI) are the means CompressAI publishes for its models.\n"
         )
-    anchors = [*formats, *published]
+    parents = [curve for curve in own if curve.name.endswith("(FP32 parent)")]
+    anchors = [*parents, *formats, *published]
     text += ["## BD-rate\n", "Rate needed for the same quality; negative is better.\n"]
-    text.append(bd_rate_table(ours, anchors, PSNR))
-    if all(MS_SSIM in curve.metrics for curve in [*ours, *formats]):
-        text.append(bd_rate_table(ours, formats, MS_SSIM))
-    text += ["## Points\n", points_table([*ours, *formats])]
+    text.append(bd_rate_table(own, anchors, PSNR))
+    if all(MS_SSIM in curve.metrics for curve in [*own, *formats]):
+        text.append(bd_rate_table(own, formats, MS_SSIM))
+    text += ["## Points\n", points_table([*own, *formats])]
     return "\n".join(text)
 
 
@@ -195,7 +198,7 @@ def command(
             plot_file,
             title=f"{report['set'].capitalize()}, means of {report['images']} images",
             styles=styles(curves, published),
-            bpp_max=BPP_MAX,
+            bpp_max=max(0.8, 1.35 * max(curve.bpp[-1] for curve in ours(curves))),
         )
     page = tables(report, curves, published)
     if table is not None:

@@ -132,6 +132,7 @@ def norm_step(
     beta: FloatArray,
     gamma_bits: int,
     ratio: FloatArray,
+    part: float = 1.0,
 ) -> FloatArray:
     """Real value of one step of each channel's norm, with which its greatest gamma just fits.
 
@@ -142,12 +143,14 @@ def norm_step(
     beta : (channels,)
     ratio : (channels,)
         Scale of x over scale of y.
+    part : float
+        Of the greatest gamma that is to fit, the rest being clipped.
 
     Steps are coarser where the norm would leave 32 bits, and where a channel has next to no
     gamma: steps end up in the output multipliers, which share one shift, so a minute step
     would cost the other channels' multipliers their precision.
     """
-    step = gamma.max(axis=1) / ((1 << gamma_bits) - 1)
+    step = part * gamma.max(axis=1) / ((1 << gamma_bits) - 1)
     most = gamma.sum(axis=1) * (_peak(kind, source) >> u_shift) + beta
     step = np.maximum(step, most / 2.0 ** (NORM_BITS - 1))
     power = norm_exponent(kind)

@@ -162,12 +162,17 @@ class FixedOutput:
     signed : bool
     fraction : int
         Fractional bits to come on top: the range is that of ``bits`` bits, shifted up.
+    floor : bool
+        Integers are rounded down, so that a later `rshift_round` gives what rounding the real
+        value would. Rounded to nearest first, it would round a half-step's worth of the values
+        just below each tie up: 0.7 dB in a hyperprior with one fractional bit.
     """
 
     scale: float | FloatArray
     bits: int | None
     signed: bool
     fraction: int = 0
+    floor: bool = False
 
     def format(self, greatest: FloatArray) -> Format:
         """The format for outputs of these real magnitudes (channels,)."""
@@ -334,7 +339,9 @@ class TransformQuantizer:
             x_clip = self._clip(samples.x, samples.x_max, x_format, slope**2)
         x_scale, y_scale = x_clip / x_format.hi, y_clip / y_format.hi
 
-        convolution, weight_scale = self._convolution(stage, widths, regressions)
+        # What an integer stands for lies this many steps above it.
+        offset = 0.5 if fixed is not None and fixed.floor else 0.0
+        convolution, weight_scale = self._convolution(stage, widths, regressions, -offset * y_scale)
         least, most = convolution.accumulator_range(self.source)
         requantizer, gain = constants.make_requantizer(
             weight_scale / x_scale,
@@ -388,7 +395,7 @@ class TransformQuantizer:
         if norm is not None:
             clip["x"] = x_scale * x_format.hi
         clip["output"] = y_scale * y_format.hi
-        self.reports.append(StageReport(self.name, result, clip, self._sqnr()))
+        self.reports.append(StageReport(self.name, result, clip, self._sqnr(offset)))
         return result
 
     def _clip(
@@ -457,6 +464,7 @@ class TransformQuantizer:
         stage: FloatStage,
         widths: Widths,
         regressions: list[tuple[calibrate.Phase, Regression]],
+        shift: FloatArray,
     ) -> tuple[Convolution, FloatArray]:
         limit = (1 << (widths.weight - 1)) - 1
         out = stage.out_channels
@@ -467,6 +475,7 @@ class TransformQuantizer:
             bias = stage.bias
         else:
             integers, scale, bias = self._fit_weights(stage, folded, limit, regressions)
+        bias = bias + shift
         convolution = Convolution(
             kernel=stage.kernel,
             stride=stage.stride,
@@ -560,9 +569,11 @@ class TransformQuantizer:
 
         beta = stage.beta
 
-        def step_of(gamma: FloatArray) -> FloatArray:
+        def step_of(gamma: FloatArray, part: float = 1.0) -> FloatArray:
             ratio = x_scale / y_scale
-            return constants.norm_step(kind, x_format, u_shift, gamma, beta, widths.gamma, ratio)
+            return constants.norm_step(
+                kind, x_format, u_shift, gamma, beta, widths.gamma, ratio, part
+            )
 
         if self.naive or self.options.rounding == "nearest":
             step = step_of(folded)
@@ -597,7 +608,7 @@ class TransformQuantizer:
         folded: FloatArray,
         samples: _Samples,
         u: FloatArray,
-        step_of: Callable[[FloatArray], FloatArray],
+        step_of: Callable[[FloatArray, float], FloatArray],
     ) -> tuple[IntArray, IntArray, FloatArray]:
         """Integer gamma and beta that preserve the norm where the output depends on it.
 
@@ -627,7 +638,7 @@ class TransformQuantizer:
         target = np.maximum(target, 0)
         # All clipping ranges at once, as more rows: (part, row) flattened.
         parts = np.array(GAMMA_CLIPS)
-        steps = (parts[:, None] * step_of(target)[None]).reshape(-1)
+        steps = np.concatenate([step_of(target, part) for part in GAMMA_CLIPS])
         loss = np.empty(len(steps))
         candidates = np.empty((len(steps), channels))
         for first in range(0, len(steps), channels):
@@ -641,10 +652,10 @@ class TransformQuantizer:
         beta = norm_mean - ((integers * step[:, None]) * means).sum(axis=1)
         return integers.astype(np.int64), constants.round_beta(beta, step), step
 
-    def _sqnr(self) -> float:
+    def _sqnr(self, offset: float) -> float:
         signal = noise = 0.0
         for ints, floats in zip(self.ints, self.floats, strict=True):
             y = floats[0].permute(1, 2, 0).double().numpy()
             signal += float((y**2).sum())
-            noise += float(((ints * self.scale - y) ** 2).sum())
+            noise += float((((ints + offset) * self.scale - y) ** 2).sum())
         return 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30))

@@ -350,7 +350,9 @@ def quantize(
         source_scale=1 / 255,
         inputs=list(images.crops),
         # Beside means g_s reads the fraction as well: it counts among the bits of the latent.
-        last=FixedOutput(2.0**-f, options.latent_bits, True, 0 if network.means else f),
+        last=FixedOutput(
+            2.0**-f, options.latent_bits, True, 0 if network.means else f, floor=f > 0
+        ),
     )
     ys, zs, thresholds, scales = encoder.ints, None, None, scale_table()
     if network.hyper:

@@ -19,6 +19,7 @@ PIXELS_MAX = 1 << 28
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm")
 """Which files of a folder are images."""
 
+_REDUCED = "reduced to 8 bits per channel"
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -33,14 +34,8 @@ def list_images(folder: str | Path) -> list[Path]:
     return files
 
 
-def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
-    """Read an image as 8-bit RGB, and say what had to be given up for that.
-
-    Returns
-    -------
-    uint8 array (height, width, 3), list of str
-        EXIF orientation is applied. The notes tell of a dropped alpha channel, reduced depth,
-        converted colour spaces, further frames.
+def load_picture(path: str | Path) -> tuple[Image.Image, list[str]]:
+    """Read an image as it is, EXIF orientation applied, and say what was left out.
 
     Raises UserError, one sentence, when there is no readable image.
     """
@@ -64,9 +59,14 @@ def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
                     )
                 if (frames := getattr(opened, "n_frames", 1)) > 1:
                     notes.append(f"only the first of {frames} frames is used")
+                # Pillow keeps the upper byte of deep colour samples, and says so nowhere else
+                deep = any(";16" in str(tile[-1]) for tile in getattr(opened, "tile", ()))
+                if deep and opened.mode not in _DEEP:
+                    notes.append(_REDUCED)
                 opened.load()
-                picture = ImageOps.exif_transpose(opened) or opened
-                return _rgb(picture, notes), notes
+                # a transposed or a plain copy, in any case one that outlives the file
+                picture = ImageOps.exif_transpose(opened)
+                return picture, notes
     except UnidentifiedImageError:
         raise UserError(f"{path} is not an image of a known format.") from None
     except Image.DecompressionBombError:
@@ -75,14 +75,30 @@ def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
         raise UserError(f"{path} cannot be read as an image ({error}).") from None
 
 
+def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Read an image as 8-bit RGB, and say what had to be given up for that.
+
+    Returns
+    -------
+    uint8 array (height, width, 3), list of str
+        EXIF orientation is applied. The notes tell of a dropped alpha channel, reduced depth,
+        converted colour spaces, further frames.
+
+    Raises UserError, one sentence, when there is no readable image.
+    """
+    picture, notes = load_picture(path)
+    return rgb(picture, notes), notes
+
+
 def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
     """`load_image` without the notes."""
     return load_image(path)[0]
 
 
-def _rgb(picture: Image.Image, notes: list[str]) -> npt.NDArray[np.uint8]:
+def rgb(picture: Image.Image, notes: list[str]) -> npt.NDArray[np.uint8]:
+    """A picture as 8-bit RGB (height, width, 3); the notes get what was given up."""
     if picture.mode in _DEEP:
-        notes.append("reduced to 8 bits per channel")
+        notes.append(_REDUCED)
         deep = np.asarray(picture).astype(np.float64)
         # 16-bit files arrive as 0 .. 65535 whatever Pillow calls the mode
         grey = np.clip(np.rint(deep * (255 / 65535)), 0, 255).astype(np.uint8)
