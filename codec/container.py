@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -111,6 +111,8 @@ class Header:
     parts : tuple of Part
     size : int
         Of the file in bytes.
+    whole : bool
+        The file ends where its last part does.
     """
 
     version: int
@@ -120,6 +122,7 @@ class Header:
     digest: str
     parts: tuple[Part, ...]
     size: int
+    whole: bool = True
 
     def of_kind(self, kind: Kind) -> list[Part]:
         return [part for part in self.parts if part.kind is kind]
@@ -276,14 +279,65 @@ class Container:
         header = self._header(data, max_pixels, False)
         reader = _Reader(self, header, data, False)
         segments = []
-        indices = None
-        for name, shape in golden.latent_shapes(self.network, header.height, header.width).items():
-            rows = golden.channel_indices(shape) if indices is None else indices
-            symbols = reader.read(name, rows)
-            segments.append(golden.Segment(name, symbols, rows))
-            if name == "z":
-                indices = golden.entropy_parameters(self.network, symbols).indices
+
+        def read(name: str, indices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+            symbols = reader.read(name, indices)
+            segments.append(golden.Segment(name, symbols, indices))
+            return symbols
+
+        shapes = golden.latent_shapes(self.network, header.height, header.width)
+        indices = golden.channel_indices(next(iter(shapes.values())))
+        if self.network.hyper:
+            z = read("z", indices)
+            indices = golden.entropy_parameters(self.network, z).indices
+        read("y", indices)
         return golden.Latents(header.height, header.width, tuple(segments))
+
+    def from_symbols(
+        self, symbols: Mapping[str, npt.NDArray[np.integer]], height: int, width: int
+    ) -> golden.Latents:
+        """Latents, ready to `pack`, of symbols from elsewhere and the size of their image.
+
+        Parameters
+        ----------
+        symbols : dict of str to int array (h, w, channels)
+            ``y``, and for hyperprior models ``z``; within what the network's decoder reads.
+        height, width : int
+
+        Raises UserError for symbols that do not suit the network and the size.
+        """
+        segments = []
+        indices = None
+        for name, shape in golden.latent_shapes(self.network, height, width).items():
+            if name not in symbols:
+                raise UserError(f"there are no symbols {name}, which this network needs.")
+            found = np.asarray(symbols[name])
+            if found.shape != shape or not np.issubdtype(found.dtype, np.integer):
+                raise UserError(
+                    f"the symbols {name} must be integers of shape {shape} for {width} x {height} "
+                    f"pixels, not {found.dtype} {found.shape}."
+                )
+            limits = self._limits(name)
+            if limits is None:
+                limits = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+            if found.min() < limits[0] or found.max() > limits[1]:
+                raise UserError(
+                    f"the symbols {name} must lie in {limits[0]} .. {limits[1]}, but span "
+                    f"{found.min()} .. {found.max()}."
+                )
+            found = found.astype(np.int32)
+            rows = golden.channel_indices(shape) if indices is None else indices
+            segments.append(golden.Segment(name, found, rows))
+            if name == "z":
+                indices = golden.entropy_parameters(self.network, found).indices
+        return golden.Latents(height, width, tuple(segments))
+
+    def _limits(self, name: str) -> tuple[int, int] | None:
+        """Least and greatest symbol that the decoder takes, None if it takes any."""
+        if name == "y" and self.network.means:
+            return None
+        source = self.network.transform("h_s" if name == "z" else "g_s").input
+        return source.lo, source.hi
 
     def _header(self, data: bytes, max_pixels: int, salvage: bool) -> Header:
         """The header, found to suit the network."""
@@ -347,13 +401,11 @@ class _Reader:
 
     def read(self, name: str, indices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """All symbols of z or y, 0 for those lost (see `golden.decode`)."""
-        network = self.container.network
         parts = self.header.of_kind(Kind[name.upper()])
         bounds = _bounds(indices.size)
         rows = indices.reshape(-1)
         coder = self.container._coders[name]
-        limits = network.transform("h_s" if name == "z" else "g_s").input
-        bounded = name == "z" or not network.means
+        limits = self.container._limits(name)
         unsure = self._unsure(name, indices.shape)
 
         def decode(task: tuple[Part, tuple[int, int]]) -> npt.NDArray[np.int32] | str:
@@ -367,12 +419,13 @@ class _Reader:
                 symbols = coder.decode(payload, rows[first:last])
             except EntropyError:
                 return "does not decode"
-            if bounded and (symbols.min() < limits.lo or symbols.max() > limits.hi):
+            if limits and (symbols.min() < limits[0] or symbols.max() > limits[1]):
                 return "holds symbols that the network cannot make"
             return symbols
 
         found = _parallel(decode, list(zip(parts, bounds, strict=True)), self.container.threads)
-        symbols = np.full(rows.shape, clamp(0, limits.lo, limits.hi), np.int32)
+        neutral = 0 if limits is None else int(clamp(0, *limits))
+        symbols = np.full(rows.shape, neutral, np.int32)
         mask = np.zeros(rows.shape, bool)
         for part, (first, last), result in zip(parts, bounds, found, strict=True):
             if isinstance(result, str):
@@ -466,7 +519,16 @@ def inspect(data: bytes, *, truncated: bool = False) -> Header:
         raise ContainerError(
             f"the file is damaged: it has {len(data)} bytes where {offset} belong."
         )
-    return Header(version, Flags(flags), width, height, sha.hex(), tuple(parts), len(data))
+    return Header(
+        version,
+        Flags(flags),
+        width,
+        height,
+        sha.hex(),
+        tuple(parts),
+        len(data),
+        offset == len(data),
+    )
 
 
 def _entries(data: bytes, count: int) -> Iterator[tuple[int, int, int]]:

@@ -17,6 +17,9 @@ COMMANDS = {
     "quantize": "Turn an FP32 checkpoint into an integer network.",
     "evaluate": "Measure rate and distortion on a folder of images.",
     "bdrate": "Compare two rate-distortion curves.",
+    "encode": "Compress images.",
+    "decode": "Decompress images.",
+    "info": "Describe a compressed file.",
     "simulate": "Run the gateware on an image and compare it with the golden model.",
     "plan": "Fold a network onto a board: cycles, resources, frames per second.",
     "generate": "Write the gateware as Verilog with an interface description.",
@@ -51,7 +54,8 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point: 0 only on success, 2 for unusable arguments or input."""
     try:
-        cli.main(args=argv, prog_name="lichen", standalone_mode=False)
+        # what a command gives to Context.exit comes back here, it isn't raised
+        status = cli.main(args=argv, prog_name="lichen", standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("lichen: interrupted", err=True)
         sys.exit(130)
@@ -63,6 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         click.echo(f"lichen: {error}", err=True)
         sys.exit(2)
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

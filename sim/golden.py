@@ -539,8 +539,15 @@ def synthesis_input(symbols: Tensor, means: Tensor | None, fraction: int, source
 
 def analysis(network: Network, image: npt.NDArray[np.uint8]) -> Latents:
     """Everything the entropy coder codes of an image (height, width, 3), padded as needed."""
-    height, width, _ = image.shape
     y = run_transform(network.transform("g_a"), pad_image(image, network.factor))
+    return code_latent(network, y, *image.shape[:2])
+
+
+def code_latent(network: Network, y: Tensor, height: int, width: int) -> Latents:
+    """Everything the entropy coder codes of an image of this size, given what g_a makes of it.
+
+    ``y`` (height', width', channels) may come from gateware.
+    """
     if not network.hyper:
         symbols = latent_symbol(y, 0, network.latent_fraction)
         return Latents(height, width, (Segment("y", symbols, channel_indices(y.shape)),))

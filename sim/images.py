@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,14 @@ _REDUCED = "reduced to 8 bits per channel"
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def list_images(folder: str | Path) -> list[Path]:
+def list_images(folder: str | Path, extensions: Sequence[str] = EXTENSIONS) -> list[Path]:
     """Image files directly in ``folder``, sorted by name; UserError if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a folder of images.")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file())
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in extensions and p.is_file())
     if not files:
-        raise UserError(f"{folder} holds no images (looked for {', '.join(EXTENSIONS)}).")
+        raise UserError(f"{folder} holds no images (looked for {', '.join(extensions)}).")
     return files
 
 
@@ -135,15 +136,32 @@ def crop_middle(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.ND
     return image[y : y + height, x : x + width]
 
 
-def write_image(path: str | Path, image: npt.NDArray[np.uint8]) -> None:
-    """Write (height, width, 3) in the format of the name's extension, atomically.
+def image_format(path: str | Path) -> str:
+    """Pillow's name of the format that a file's extension stands for.
 
-    Raises UserError when the format is unknown or the file cannot be written.
+    Raises UserError when none can be written.
     """
-    path = Path(path)
     formats = Image.registered_extensions()
-    if path.suffix.lower() not in formats or formats[path.suffix.lower()] not in Image.SAVE:
+    found = formats.get(Path(path).suffix.lower())
+    if found is None or found not in Image.SAVE:
         raise UserError(f"{path} names no image format that can be written; use .png.")
+    return found
+
+
+def write_image(path: str | Path, image: npt.NDArray[np.uint8] | Image.Image) -> None:
+    """Write (height, width, 3), or a PIL image, in the format of the name's extension, atomically.
+
+    A PIL image keeps its ICC profile. Raises UserError when the format is unknown or cannot hold
+    such an image, and when the file cannot be written.
+    """
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    kind = image_format(path)
+    options = {}
+    if profile := picture.info.get("icc_profile"):
+        options["icc_profile"] = profile
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format=formats[path.suffix.lower()])
+    try:
+        picture.save(buffer, format=kind, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be written as {kind} ({error}); use .png.") from None
     write_atomically(path, buffer.getvalue())

@@ -68,6 +68,9 @@ def test_round_trip_is_the_golden_reconstruction(network, size):
         assert np.array_equal(one.symbols, two.symbols)
         assert np.array_equal(one.indices, two.indices)
     assert Container(network).pack(unpacked) == data
+    symbols = {segment.name: segment.symbols.astype(np.int64) for segment in unpacked.segments}
+    again = Container(network).from_symbols(symbols, *size)
+    assert Container(network).pack(again) == data
 
 
 def test_bytes_are_as_documented(network):
@@ -427,6 +430,22 @@ def test_symbols_that_no_network_makes(tiny_network):
     data = Container(tiny_network).pack(latents)
     with pytest.raises(ContainerError, match="y segment 0 holds symbols that the network cannot"):
         codec.decode(data, tiny_network)
+
+
+def test_unusable_symbols():
+    network = make_network("hyperprior")
+    container = Container(network)
+    latents = analysis(network, pattern(64, 64))
+    good = {segment.name: segment.symbols for segment in latents.segments}
+    for name, value, reason in (
+        ("z", None, "no symbols z"),
+        ("y", good["y"][1:], r"integers of shape \(4, 4, 6\) for 64 x 64 pixels"),
+        ("y", good["y"].astype(float), "must be integers"),
+        ("z", good["z"] + 1000, "must lie in -127 .. 127"),
+    ):
+        symbols = {key: item for key, item in (good | {name: value}).items() if item is not None}
+        with pytest.raises(UserError, match=reason):
+            container.from_symbols(symbols, 64, 64)
 
 
 def test_other_networks_are_refused(tiny_network):
