@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from amaranth.hdl import Array, Module, Mux, Shape, Signal, signed, unsigned
+from amaranth.hdl import Array, Module, Mux, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.array import SystolicArray, array_latency
+from lichen.hw.array import SystolicArray
+from lichen.hw.element import Backend
 from lichen.hw.feed import FEED_LATENCY, FeedSignature
 from lichen.hw.memory import Ram
 from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
@@ -30,6 +31,8 @@ class CoreShape:
         Reduction steps per pass.
     pixels, chains, chain_length : int
         P, and the Q = chains x chain_length channels computed together.
+    array_latency : int
+        `SystolicArray.latency`.
     """
 
     channels: int
@@ -37,6 +40,7 @@ class CoreShape:
     pixels: int
     chains: int
     chain_length: int
+    array_latency: int = 0
 
     @property
     def passes(self) -> int:
@@ -63,7 +67,7 @@ class CoreShape:
         """Cycles from a group's last cycle on the sequencer to its bank counting as full."""
         # The last pass's last step precedes the group's end where passes have idle cycles.
         gap = self.pass_cycles - self.steps
-        first_sum = FEED_LATENCY + array_latency(self.chain_length)
+        first_sum = FEED_LATENCY + self.array_latency
         return first_sum + self.chain_length - 1 + self.pixels - 1 + 1 - gap
 
     @property
@@ -94,6 +98,8 @@ class Core(Unit):
     chains, chain_length : int
         The Q = chains x chain_length channels computed together. ``chains`` is also the number
         of channels per beat of the output.
+    backend : Backend
+        What multiplies.
 
     Members
     -------
@@ -121,6 +127,7 @@ class Core(Unit):
         pixels: int,
         chains: int,
         chain_length: int,
+        backend: Backend = Backend.PORTABLE,
     ):
         check_positive(pixels=pixels, chains=chains, chain_length=chain_length)
         if weights.ndim != 3:
@@ -132,16 +139,26 @@ class Core(Unit):
                 f"chains x chain_length must not exceed the {self.channels} channels, "
                 f"not be {chains} x {chain_length}"
             )
-        self.shape = CoreShape(
+        self.weight_shape, self.a_shape = Shape.cast(weight_shape), Shape.cast(a_shape)
+        self.accumulator_shape = Shape.cast(accumulator_shape)
+        self.array = SystolicArray(
+            pixels=pixels,
+            chains=chains,
+            chain_length=chain_length,
+            lanes=self.lanes,
+            a_shape=self.a_shape,
+            w_shape=self.weight_shape,
+            accumulator_shape=self.accumulator_shape,
+            backend=backend,
+        )
+        self.shape = shape = CoreShape(
             channels=self.channels,
             steps=self.steps,
             pixels=pixels,
             chains=chains,
             chain_length=chain_length,
+            array_latency=self.array.latency,
         )
-        self.weight_shape, self.a_shape = Shape.cast(weight_shape), Shape.cast(a_shape)
-        self.accumulator_shape = Shape.cast(accumulator_shape)
-        shape = self.shape
         super().__init__(
             wiring.Signature(
                 {
@@ -159,15 +176,6 @@ class Core(Unit):
             init=self._rom_words,
             writable=False,
         )
-        self.array = SystolicArray(
-            pixels=pixels,
-            chains=chains,
-            chain_length=chain_length,
-            lanes=self.lanes,
-            a_shape=self.a_shape,
-            w_shape=self.weight_shape,
-            accumulator_shape=self.accumulator_shape,
-        )
         self.drains = [
             Ram(
                 depth=self.shape.banks * self.shape.passes * chain_length,
@@ -181,15 +189,14 @@ class Core(Unit):
         q = self.shape.chains * self.shape.chain_length
         padded = np.zeros((self.shape.passes * q, self.steps, self.lanes), dtype=np.int64)
         padded[: self.channels] = self.weights
-        # Place i of chain c leaves the array as item chain_length-1-i, that is channel
-        # item * chains + c of the pass.
-        c, i = np.divmod(np.arange(q), self.shape.chain_length)
-        order = (self.shape.chain_length - 1 - i) * self.shape.chains + c
+        order = np.array(self.array.channel_order())
         width = self.weight_shape.width
         mask = (1 << width) - 1
         words = []
         for n in range(self.shape.passes):
-            block = padded[n * q + order]
+            block = padded[n * q + order].reshape(-1, self.array.ways, self.steps, self.lanes)
+            block = self.array.element.encode(block.swapaxes(1, 2)).swapaxes(1, 2)
+            block = block.reshape(q, self.steps, self.lanes)
             for step in range(self.steps):
                 word = 0
                 for shift, value in enumerate(block[:, step, :].reshape(-1).tolist()):
@@ -285,10 +292,3 @@ class Core(Unit):
             lut=90 + self.shape.pixels // 2 * self.shape.chains * self.accumulator_shape.width
         )
         return Resources.total([*parts, control])
-
-
-def shape_of(lo: int, hi: int) -> Shape:
-    """The narrowest shape that holds every value of ``lo .. hi``."""
-    if lo >= 0:
-        return unsigned(max(1, int(hi).bit_length()))
-    return signed(max(int(hi).bit_length(), (-1 - int(lo)).bit_length()) + 1)

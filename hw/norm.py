@@ -8,13 +8,14 @@ from amaranth.hdl import Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
-from lichen.hw.core import Core, shape_of
+from lichen.hw.core import Core
+from lichen.hw.element import Backend
 from lichen.hw.memory import CreditFifo, Ram, fifo_depth
 from lichen.hw.pipe import PIPE_MULTIPLY, Pipe
 from lichen.hw.pixel_buffer import PixelBuffer
 from lichen.hw.regroup import Regroup
 from lichen.hw.requantize import constant_words
-from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
+from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of, shape_of
 from lichen.hw.window import SIZE_BITS
 from lichen.network.arithmetic import NORM_BITS, ROOT_TABLES, ceil_div
 from lichen.network.description import Format, Normalization
@@ -144,6 +145,8 @@ class NormUnit(Unit):
         P, S and the length of a drain chain.
     chains : int
         Channels per beat of the input and the output.
+    backend : Backend
+        What multiplies.
 
     Members
     -------
@@ -162,6 +165,7 @@ class NormUnit(Unit):
         chains: int,
         chain_length: int,
         lanes: int,
+        backend: Backend = Backend.PORTABLE,
     ):
         norm = self.normalization = normalization
         channels = norm.channels
@@ -177,6 +181,7 @@ class NormUnit(Unit):
             pixels=pixels,
             chains=chains,
             chain_length=chain_length,
+            backend=backend,
         )
         self.buffer = PixelBuffer(
             channels=channels,
