@@ -102,12 +102,8 @@ class SystolicArray(Unit):
 
     @property
     def latency(self) -> int:
-        """Cycles from the last operands of a pass to the first of its sums, at pixel 0.
-
-        Operand, element, accumulator and drain registers, then the skew of the last element,
-        whose sums leave first.
-        """
-        return 3 + self.element.latency + self.elements - 1
+        """See `array_latency`."""
+        return array_latency(self.element, self.chain_length)
 
     def channel_order(self) -> list[int]:
         """Which of a pass's Q channels weight ``c * chain_length + i`` belongs to.
@@ -186,13 +182,34 @@ class SystolicArray(Unit):
         return m
 
     def resources(self) -> Resources:
-        places = self.pixels * self.chains
-        bits = self.accumulator_shape.width
-        # Per channel an accumulator, the gate that clears it, and the drain's multiplexer.
-        channel = Resources(lut=3 * bits)
-        flags = Resources(lut=6 * self.pixels * self.elements)
-        return (
-            self.element.resources() * (places * self.elements)
-            + channel * (places * self.chain_length)
-            + flags
+        return array_resources(
+            self.element,
+            pixels=self.pixels,
+            chains=self.chains,
+            chain_length=self.chain_length,
+            bits=self.accumulator_shape.width,
         )
+
+
+def array_resources(
+    element: Element, *, pixels: int, chains: int, chain_length: int, bits: int
+) -> Resources:
+    """What a `SystolicArray` of such elements and ``bits`` of accumulator takes."""
+    elements = chain_length // element.ways
+    # Per channel an accumulator, the gate that clears it, and the drain's multiplexer.
+    channel = Resources(lut=3 * bits)
+    flags = Resources(lut=6 * pixels * elements)
+    return (
+        element.resources() * (pixels * chains * elements)
+        + channel * (pixels * chains * chain_length)
+        + flags
+    )
+
+
+def array_latency(element: Element, chain_length: int) -> int:
+    """Cycles from the last operands of a pass to the first of its sums, at pixel 0.
+
+    Operand, element, accumulator and drain registers, then the skew of the last element,
+    whose sums leave first.
+    """
+    return 3 + element.latency + chain_length // element.ways - 1

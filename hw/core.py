@@ -11,10 +11,10 @@ from amaranth.hdl import Array, Module, Mux, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.array import SystolicArray
-from lichen.hw.element import Backend
+from lichen.hw.array import SystolicArray, array_resources
+from lichen.hw.element import Backend, Element
 from lichen.hw.feed import FEED_LATENCY, FeedSignature
-from lichen.hw.memory import Ram
+from lichen.hw.memory import Ram, ram_resources
 from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
 from lichen.network.arithmetic import ceil_div
 
@@ -78,6 +78,16 @@ class CoreShape:
         """
         drained = self.fill_latency + self.pixels * self.beats + 4
         return 1 + max(1, ceil_div(drained, self.group_cycles))
+
+    @property
+    def rom_depth(self) -> int:
+        """Words of the weight memory."""
+        return self.passes * self.steps
+
+    @property
+    def drain_depth(self) -> int:
+        """Words of a pixel's drain memory: all its banks."""
+        return self.banks * self.passes * self.chain_length
 
     def frame_cycles(self, height: int, width: int) -> int:
         """Least cycles for all groups of a frame: the array's, or the drain's if it is slower."""
@@ -171,14 +181,14 @@ class Core(Unit):
             )
         )
         self.rom = Ram(
-            depth=self.shape.passes * self.steps,
+            depth=shape.rom_depth,
             width=chains * chain_length * self.lanes * self.weight_shape.width,
             init=self._rom_words,
             writable=False,
         )
         self.drains = [
             Ram(
-                depth=self.shape.banks * self.shape.passes * chain_length,
+                depth=shape.drain_depth,
                 width=chains * self.accumulator_shape.width,
             )
             for _ in range(pixels)
@@ -286,9 +296,28 @@ class Core(Unit):
         return m
 
     def resources(self) -> Resources:
-        parts = [self.rom.resources(), self.array.resources()]
-        parts += [drain.resources() for drain in self.drains]
-        control = Resources(
-            lut=90 + self.shape.pixels // 2 * self.shape.chains * self.accumulator_shape.width
+        return core_resources(
+            self.shape,
+            self.array.element,
+            accumulator_bits=self.accumulator_shape.width,
         )
-        return Resources.total([*parts, control])
+
+
+def core_resources(shape: CoreShape, element: Element, *, accumulator_bits: int) -> Resources:
+    """What a `Core` of this shape takes."""
+    bits = shape.chains * accumulator_bits
+    rom = ram_resources(
+        shape.rom_depth,
+        shape.chains * shape.chain_length * element.lanes * element.w_shape.width,
+        writable=False,
+    )
+    drain = ram_resources(shape.drain_depth, bits, writable=True)
+    array = array_resources(
+        element,
+        pixels=shape.pixels,
+        chains=shape.chains,
+        chain_length=shape.chain_length,
+        bits=accumulator_bits,
+    )
+    control = Resources(lut=90 + shape.pixels // 2 * bits)
+    return rom + drain * shape.pixels + array + control
