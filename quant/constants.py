@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lichen.network.arithmetic import MULTIPLIER_BITS, NORM_BITS, SATURATION_BITS, NormKind
-from lichen.network.description import Format, Normalization, Requantizer
+from lichen.network.description import SHIFT_MAX, Format, Normalization, Requantizer
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -197,8 +197,9 @@ def make_normalization(
     gain = np.maximum(x_scale * step ** norm_exponent(kind) / y_scale, 1e-15)
     b = math.floor(math.log2(MULTIPLIER_MAX / gain.max())) - a + point
     greatest = int((gamma.sum(axis=1) * peak + beta).max())
-    least = (greatest.bit_length() - 1) >> int(kind.squares) if kind.inverse else 0
-    b = int(np.clip(b, least, 47))
+    exponent = (greatest.bit_length() - 1) >> int(kind.squares)
+    least, most = (exponent, 47) if kind.inverse else (0, min(47, SHIFT_MAX - exponent))
+    b = int(np.clip(b, least, most))
     k = np.clip(np.rint(gain * 2.0 ** (b + a - point)), 1, MULTIPLIER_MAX)
     normalization = Normalization(
         kind=kind,

@@ -101,7 +101,11 @@ class Options:
     per_stage : dict of str to Widths
         Exceptions, under names such as ``g_a.conv1``.
     latent_bits : int or None
-        Width of the symbols; None takes 8, or as many as the calibration images need.
+        Width of what g_s reads and of the symbols z; None takes 8, or as many as the
+        calibration images need.
+    latent_fraction : int or None
+        Fractional bits of y, 0 .. 8, hyperpriors only; None chooses them on the calibration
+        images (see `lichen.quant.quantize.choose_fraction`).
     clip : str
         ``mse`` or ``percentile`` (ptq only).
     percentile : float
@@ -120,6 +124,7 @@ class Options:
     widths: Widths = Widths()
     per_stage: Mapping[str, Widths] = field(default_factory=dict)
     latent_bits: int | None = None
+    latent_fraction: int | None = None
     clip: str = "mse"
     percentile: float = 99.99
     rounding: str = "optimal"
@@ -138,18 +143,45 @@ class Options:
             raise UserError(f"the percentile must lie in 50 .. 100, not {self.percentile}.")
         if self.latent_bits is not None and not 2 <= self.latent_bits <= 16:
             raise UserError(f"the bits of the latent must lie in 2 .. 16, not {self.latent_bits}.")
+        if self.latent_fraction is not None and not 0 <= self.latent_fraction <= 8:
+            raise UserError(
+                f"the fraction of the latent must lie in 0 .. 8, not {self.latent_fraction}."
+            )
 
 
 @dataclass(frozen=True)
 class FixedOutput:
     """The format and scale that a transform's last output must have.
 
-    ``bits`` None takes as many as needed, at least 8.
+    Attributes
+    ----------
+    scale : float or float array (channels,)
+        Real value of one step.
+    bits : int or None
+        None takes as many as needed, at least 8.
+    signed : bool
+    fraction : int
+        Fractional bits to come on top: the range is that of ``bits`` bits, shifted up.
     """
 
-    scale: float
+    scale: float | FloatArray
     bits: int | None
     signed: bool
+    fraction: int = 0
+
+    def format(self, greatest: FloatArray) -> Format:
+        """The format for outputs of these real magnitudes (channels,)."""
+        bits = self.bits
+        if bits is None:
+            needed = int(np.rint((greatest / self.scale).max() / 2**self.fraction))
+            bits = min(max(8, needed.bit_length() + int(self.signed)), 16 - self.fraction)
+        fmt = symmetric(bits) if self.signed else unsigned(bits)
+        return Format(
+            bits=bits + self.fraction,
+            signed=self.signed,
+            lo=fmt.lo << self.fraction,
+            hi=fmt.hi << self.fraction,
+        )
 
 
 @dataclass(frozen=True)
@@ -221,6 +253,8 @@ class TransformQuantizer:
     inputs : list of int array (height, width, channels)
         What enters on the calibration images.
     options : Options
+    reals : list of Tensor (1, channels, height, width) or None
+        What enters the FP32 transform; None takes the integers' real values.
     last : FixedOutput or None
         Demands on the last stage's output.
     progress : callable
@@ -240,6 +274,7 @@ class TransformQuantizer:
         source_scale: float,
         inputs: list[npt.NDArray],
         options: Options,
+        reals: list[Tensor] | None = None,
         last: FixedOutput | None = None,
         progress: Callable[[str], None] = lambda stage: None,
     ) -> None:
@@ -248,7 +283,7 @@ class TransformQuantizer:
         self.source = source
         self.scale = np.full(transform.in_channels, source_scale)
         self.ints = inputs
-        self.floats = [
+        self.floats = reals or [
             torch.from_numpy(x.astype(np.float32)).permute(2, 0, 1)[None] * source_scale
             for x in inputs
         ]
@@ -285,8 +320,8 @@ class TransformQuantizer:
         # Format and scale of the output y, and of x, which the requantizer makes: the same
         # unless a normalization stands between them.
         if fixed is not None:
-            y_format = self._fixed_format(fixed, samples)
-            y_clip = np.full(stage.out_channels, fixed.scale * y_format.hi)
+            y_format = fixed.format(samples.y_max)
+            y_clip = np.broadcast_to(fixed.scale, stage.out_channels) * float(y_format.hi)
         else:
             relu = stage.activation is Activation.RELU
             y_format = unsigned(widths.activation) if relu else symmetric(widths.activation)
@@ -355,13 +390,6 @@ class TransformQuantizer:
         clip["output"] = y_scale * y_format.hi
         self.reports.append(StageReport(self.name, result, clip, self._sqnr()))
         return result
-
-    def _fixed_format(self, fixed: FixedOutput, samples: _Samples) -> Format:
-        bits = fixed.bits
-        if bits is None:
-            needed = int(np.rint(samples.y_max.max() / fixed.scale))
-            bits = min(max(8, needed.bit_length() + int(fixed.signed)), 16)
-        return symmetric(bits) if fixed.signed else unsigned(bits)
 
     def _clip(
         self,

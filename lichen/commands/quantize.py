@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,6 @@ def _import_quant() -> None:
             f"quantizing needs the quant extra ({error.name} is missing); "
             "install it with: pip install 'lichen[quant]'"
         ) from None
-
-
-def _sample_photos() -> list[Path]:
-    """The photographs that ship with Lichen."""
-    models = importlib.resources.files("lichen.models")
-    return sorted(
-        Path(str(entry)) for entry in models.iterdir() if entry.name.lower().endswith(".png")
-    )
 
 
 def _load(checkpoint: str) -> Any:
@@ -91,7 +83,12 @@ def _load(checkpoint: str) -> Any:
 )  # fmt: skip
 @click.option(
     "--latent-bits", type=click.IntRange(2, 16),
-    help="Symbols of the latent [default: 8, or as many as the calibration images need].",
+    help="Symbols, or of a mean-scale hyperprior latents with their fraction "
+    "[default: 8, or as many as the calibration images need].",
+)  # fmt: skip
+@click.option(
+    "--latent-fraction", type=click.IntRange(0, 8),
+    help="Fractional bits of the latent of a hyperprior [default: what calibration finds best].",
 )  # fmt: skip
 @click.option(
     "--clip", type=click.Choice(["mse", "percentile"]), default="mse", show_default=True,
@@ -141,6 +138,7 @@ def command(
     u_bits: int,
     gdn_input_bits: int,
     latent_bits: int | None,
+    latent_fraction: int | None,
     clip: str,
     percentile: float,
     rounding: str,
@@ -163,12 +161,12 @@ def command(
     import torch
     from tqdm import tqdm
 
+    from lichen.models import calibration_photographs
     from lichen.network.file import dumps, load, write_atomically
     from lichen.quant.calibrate import load_calibration
-    from lichen.quant.data import list_images
     from lichen.quant.ptq import Options, Widths
     from lichen.quant.quantize import check_supported, measure, measure_float, quantize, steps
-    from lichen.sim.images import read_image
+    from lichen.sim.images import list_images, read_image
 
     if threads:
         torch.set_num_threads(threads)
@@ -178,15 +176,10 @@ def command(
     if calibrate is not None:
         source: str | list[Path] = calibrate
     else:
-        source = _sample_photos()
-        if not source:
-            raise UserError(
-                "quantizing needs photographs to calibrate on; "
-                "give a folder of 20 to 40 with --calibrate DIR."
-            )
+        source = calibration_photographs()
         click.echo(
-            f"lichen: calibrating on the {len(source)} photographs that ship with Lichen; "
-            "20 to 40 of your own (--calibrate DIR) give a better network.",
+            f"lichen: calibrating on the {len(source)} crops of photographs that ship with "
+            "Lichen; 20 to 40 photographs of your own (--calibrate DIR) may suit it better.",
             err=True,
         )
     images = load_calibration(source, network.factor, size=crop, limit=max_images)
@@ -201,6 +194,7 @@ def command(
             gdn_input=gdn_input_bits,
         ),
         latent_bits=latent_bits,
+        latent_fraction=latent_fraction,
         clip=clip,
         percentile=percentile,
         rounding=rounding,
@@ -254,16 +248,20 @@ def command(
         "m": integer.m,
         "method": method,
         "layers": [stage.json() for stage in result.stages],
-        "latent_bits": integer.transforms["g_a"].output.bits,
+        "latent_bits": integer.transforms["g_s"].input.bits,
+        "latent_fraction": integer.latent_fraction,
         "loss": {
             "before": result.before.json(),
             "after": result.after.json(),
             "psnr_db": round(result.before.psnr - result.after.psnr, 4),
         },
         "entropy": {
-            "bits_per_symbol_prior": round(result.tables.bits_prior, 5),
-            "bits_per_symbol": round(result.tables.bits, 5),
-            "prior_strength": integer.provenance["quantization"]["tables_prior_strength"],
+            name: {
+                "bits_per_symbol_prior": round(fit.bits_prior, 5),
+                "bits_per_symbol": round(fit.bits, 5),
+                "prior_strength": fit.strength if math.isfinite(fit.strength) else None,
+            }
+            for name, fit in result.tables.items()
         },
         "rd": rd,
         "size_bytes": len(data),
