@@ -98,6 +98,8 @@ class _Array:
         Height and width of the stage's output.
     max_width : int
         Of the stage's input.
+    backends : tuple of Backend
+        To choose from.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class _Array:
         normalization: bool,
         size: tuple[int, int],
         max_width: int,
+        backends: tuple[Backend, ...],
     ):
         self.stage, self.source, self.normalization = stage, source, normalization
         self.size, self.max_width = size, max_width
@@ -120,7 +123,7 @@ class _Array:
         else:
             least, most = conv.accumulator_range(source)
             self.accumulator_bits = shape_of(min(-1, int(least.min())), int(most.max())).width
-        self.backends = [b for b in BACKENDS if b is not Backend.PACKED or packs(*self.operands)]
+        self.backends = [b for b in backends if b is not Backend.PACKED or packs(*self.operands)]
         self._costs: dict[tuple[ArrayFolding, int], Resources] = {}
 
     def shape(self, folding: ArrayFolding, chains: int) -> CoreShape:
@@ -206,7 +209,7 @@ def _fifo(shape: object, latency: int) -> Resources:
 class _Search:
     """Foldings of least cost under a pace, for one tile width."""
 
-    def __init__(self, transform: Transform, max_width: int):
+    def __init__(self, transform: Transform, max_width: int, backends: tuple[Backend, ...]):
         self.transform, self.max_width = transform, max_width
         sizes = transform.sizes(PHOTO[0], max_width)
         self.arrays: list[list[_Array]] = []
@@ -214,7 +217,9 @@ class _Search:
             transform.stages, transform.sources, sizes, sizes[1:], strict=False
         ):
             kinds = [False] if stage.normalization is None else [False, True]
-            self.arrays.append([_Array(stage, source, kind, size, before[1]) for kind in kinds])
+            self.arrays.append(
+                [_Array(stage, source, kind, size, before[1], backends) for kind in kinds]
+            )
         self._posts: dict[tuple[int, int], Resources] = {}
 
     def _post(self, number: int, chains: int) -> Resources:
@@ -466,7 +471,7 @@ def plan(
     max_width : int or None
         Widest image, or tile, in pixels; None chooses the one that is fastest for a `PHOTO`.
     multipliers : int or None
-        Use at most so many of the budget's multipliers.
+        Use at most so many of the budget's multipliers, and no others.
 
     Raises
     ------
@@ -499,7 +504,7 @@ def plan(
             tiles(transform, PHOTO[1], width)
         except ValueError as error:
             raise UserError(f"{error}.") from None
-        search = _Search(transform, width)
+        search = _Search(transform, width, BACKENDS if multipliers is None else BACKENDS[:2])
         searches.append(search)
         found = _fastest(search, have, best)
         if found is not None and (best is None or found.cycles_per_frame < best.cycles_per_frame):

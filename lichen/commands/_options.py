@@ -34,7 +34,8 @@ json_file = click.option(
 
 multipliers = click.option(
     "--multipliers", type=click.IntRange(min=1), metavar="N",
-    help="Plan with at most N multipliers [default: all of the board's].",
+    help="Plan with at most N of the board's multipliers, and none of lookup tables "
+    "[default: all there is room for].",
 )  # fmt: skip
 
 

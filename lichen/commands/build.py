@@ -27,6 +27,11 @@ from lichen.commands import _options
     help="Seed of place and route.",
 )  # fmt: skip
 @click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    help="Place and route with N seeds, beginning with --seed, as many at once as there are "
+    "processors, and keep the fastest.",
+)  # fmt: skip
+@click.option(
     "--allow-timing-failure", is_flag=True, help="Exit with status 0 even if timing is missed."
 )
 @_options.json_file
@@ -40,6 +45,7 @@ def command(
     folding_file: Path | None,
     clock: float | None,
     seed: int,
+    seeds: int,
     allow_timing_failure: bool,
     json_file: str | None,
 ) -> None:
@@ -70,6 +76,7 @@ def command(
             pll=pll,
             folder=output,
             seed=seed,
+            seeds=seeds,
             cycles_per_frame=design.cycles_per_frame,
             details=design.describe(),
             progress=Progress(sys.stderr),
