@@ -7,7 +7,7 @@ from amaranth.hdl import Module, Mux, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.element import ELEMENTS, Backend, Element
+from lichen.hw.element import ELEMENTS, Backend, Element, chain_luts
 from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
 
 
@@ -197,7 +197,7 @@ def array_resources(
     """What a `SystolicArray` of such elements and ``bits`` of accumulator takes."""
     elements = chain_length // element.ways
     # Per channel an accumulator, the gate that clears it, and the drain's multiplexer.
-    channel = Resources(lut=3 * bits)
+    channel = Resources(lut=chain_luts(bits) + 2 * bits)
     flags = Resources(lut=6 * pixels * elements)
     return (
         element.resources() * (pixels * chains * elements)

@@ -255,12 +255,12 @@ class LUTElement(Element):
         pairs, odd = divmod(self.lanes, 2)
         a = self.a_shape.width
         planes = self.w_shape.width
-        luts = planes * (pairs * _chain_luts(a + 1) + odd * a)
+        luts = planes * (pairs * chain_luts(a + 1) + odd * a)
         widths = [a + 1] * pairs + [a] * odd
         luts += planes * _tree_luts(widths)
         width, shift = a + ceil_log2(self.lanes), 1
         while planes > 1:
-            luts += planes // 2 * _chain_luts(width + 1)
+            luts += planes // 2 * chain_luts(width + 1)
             width, shift, planes = width + shift, 2 * shift, ceil_div(planes, 2)
         return Resources(lut=luts)
 
@@ -306,9 +306,9 @@ def _add_with_carry(a: Value, b: Value, carry: Value) -> Value:
     return total[1:].as_signed()
 
 
-def _chain_luts(width: int) -> int:
-    """Lookup tables of a carry chain: two bits a cell, and feeding it from the fabric."""
-    return 2 * ceil_div(width, 2)
+def chain_luts(width: int) -> int:
+    """Lookup tables of a carry chain: two bits a cell, and four to lead it in and out."""
+    return 2 * ceil_div(width, 2) + 4
 
 
 def _tree_luts(widths: list[int]) -> int:
@@ -316,6 +316,6 @@ def _tree_luts(widths: list[int]) -> int:
     total = 0
     while len(widths) > 1:
         sums = [max(pair) + 1 for pair in zip(widths[::2], widths[1::2], strict=False)]
-        total += sum(_chain_luts(width) for width in sums)
+        total += sum(chain_luts(width) for width in sums)
         widths = sums + widths[len(widths) & ~1 :]
     return total

@@ -19,8 +19,9 @@ transform = click.option(
     "--transform", "transform_name", default="g_a", show_default=True, help="Which transform."
 )
 max_width = click.option(
-    "--max-width", type=click.IntRange(1, 65535), default=768, show_default=True,
-    help="Widest frame in pixels.",
+    "--max-width", type=click.IntRange(1, 65535), metavar="PIXELS",
+    help="Widest frame; wider images go through in overlapping tiles [default: what is fastest "
+    "for a 768x512 image].",
 )  # fmt: skip
 folding = click.option(
     "--folding", "folding_file", metavar="FILE", type=click.Path(path_type=Path),
@@ -43,7 +44,7 @@ def design(
     net: str,
     transform_name: str,
     board: Board,
-    max_width: int,
+    max_width: int | None,
     multipliers: int | None,
     folding_file: Path | None,
 ) -> Design:
