@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from amaranth.hdl import Shape, signed
 
 from lichen.errors import UserError
@@ -40,8 +43,11 @@ PIXELS = (1, 2, 3, 4, 6, 8, 9, 12)
 BACKENDS = (Backend.DSP, Backend.PACKED, Backend.LUT)
 """Back-ends that are tried."""
 
-PRICE_ROUNDS = 16
-"""How often prices are adjusted before a pace counts as out of reach."""
+PRICE_ROUNDS = 6
+"""How often prices are adjusted before another choice of back-ends is tried."""
+
+LARGE_ARRAYS = 4
+"""Arrays for which lookup tables are tried as a matter of choice, not of price."""
 
 DSP_PRICE = 0.25
 """What a share of the multipliers is worth, in equal shares of the other primitives."""
@@ -125,6 +131,12 @@ class _Array:
             self.accumulator_bits = shape_of(min(-1, int(least.min())), int(most.max())).width
         self.backends = [b for b in backends if b is not Backend.PACKED or packs(*self.operands)]
         self._costs: dict[tuple[ArrayFolding, int], Resources] = {}
+
+    @property
+    def products(self) -> int:
+        """Multiplications in a frame."""
+        height, width = self.size
+        return height * width * self.channels * self.taps * self.in_channels
 
     def shape(self, folding: ArrayFolding, chains: int) -> CoreShape:
         """The dimensions of the core."""
@@ -221,6 +233,9 @@ class _Search:
                 [_Array(stage, source, kind, size, before[1], backends) for kind in kinds]
             )
         self._posts: dict[tuple[int, int], Resources] = {}
+        self._tables: dict[
+            tuple[_Array, int, int, bool], tuple[list[ArrayFolding], npt.NDArray[np.float64]]
+        ] = {}
 
     def _post(self, number: int, chains: int) -> Resources:
         """What stands behind the arrays of a stage: requantizer, root, queues."""
@@ -247,9 +262,12 @@ class _Search:
         return self._posts[key]
 
     def fold(
-        self, limits: list[int], prices: Prices
+        self, limits: list[int], prices: Prices, of_luts: Collection[_Array] = ()
     ) -> tuple[Resources, list[StageFolding]] | None:
-        """The cheapest stage foldings whose arrays take at most ``limits`` cycles, by stage."""
+        """The cheapest stage foldings whose arrays take at most ``limits`` cycles, by stage.
+
+        The arrays of ``of_luts`` are made of lookup tables.
+        """
         # Stages are coupled only by the channels per beat between them: a shortest path.
         start = (0.0, Resources(), list[StageFolding]())
         paths: dict[int | None, tuple[float, Resources, list[StageFolding]]] = {None: start}
@@ -258,7 +276,9 @@ class _Search:
             for chains in CHAINS:
                 if arrays[0].channels % chains:
                     continue
-                options = [self._options(a, limits[number], chains, prices) for a in arrays]
+                options = [
+                    self._options(a, limits[number], chains, prices, a in of_luts) for a in arrays
+                ]
                 if not all(options):
                     continue
                 post = self._post(number, chains)
@@ -288,14 +308,22 @@ class _Search:
         return min(paths.values(), key=lambda p: p[0])[1:]
 
     def _options(
-        self, array: _Array, limit: int, chains: int, prices: Prices
+        self, array: _Array, limit: int, chains: int, prices: Prices, of_luts: bool
     ) -> list[tuple[float, ArrayFolding]]:
         """Price and folding: the cheapest for every number of lanes."""
+        key = (array, limit, chains, of_luts)
+        if key not in self._tables:
+            foldings = [
+                f for f in array.foldings(limit, chains) if not of_luts or f.backend is Backend.LUT
+            ]
+            costs = [array.cost(f, chains) for f in foldings]
+            needs = np.array([[c.dsp, c.bram, c.lut] for c in costs], dtype=float).reshape(-1, 3)
+            self._tables[key] = foldings, needs
+        foldings, needs = self._tables[key]
+        found = needs @ (prices.dsp, prices.bram, prices.lut)
         best: dict[int, tuple[float, ArrayFolding]] = {}
-        for folding in array.foldings(limit, chains):
-            price = prices.of(array.cost(folding, chains))
-            if folding.lanes not in best or price < best[folding.lanes][0]:
-                best[folding.lanes] = (price, folding)
+        for i in np.argsort(found, kind="stable").tolist():
+            best.setdefault(foldings[i].lanes, (float(found[i]), foldings[i]))
         return list(best.values())
 
     def reach(
@@ -305,19 +333,34 @@ class _Search:
 
         The first one found, or ``thorough`` the one with fewest lookup tables.
         """
-        prices = Prices.start(budget)
         best: tuple[int, Folding] | None = None
-        for _ in range(PRICE_ROUNDS):
-            found = self.fold(limits, prices)
-            if found is None:
-                return None
-            used, stages = found
-            if fits(used, budget) and (best is None or used.lut < best[0]):
-                best = used.lut, Folding(max_width=self.max_width, stages=stages)
-                if not thorough:
+        # Prices alone tip an array from one kind of multiplier to the other as a whole, and
+        # two large arrays often together: so it is decided beforehand which of the large ones
+        # are made of lookup tables.
+        self._tables.clear()
+        for of_luts in self._choices():
+            prices = Prices.start(budget)
+            for _ in range(PRICE_ROUNDS):
+                found = self.fold(limits, prices, of_luts)
+                if found is None:
                     break
-            prices = prices.adjusted(used, budget)
+                used, stages = found
+                if fits(used, budget):
+                    if best is None or used.lut < best[0]:
+                        best = used.lut, Folding(max_width=self.max_width, stages=stages)
+                    if not thorough:
+                        return best[1]
+                    break
+                prices = prices.adjusted(used, budget)
         return None if best is None else best[1]
+
+    def _choices(self) -> Iterator[tuple[_Array, ...]]:
+        """Sets of arrays to make of lookup tables, out of those that multiply most."""
+        arrays = [array for stage in self.arrays for array in stage]
+        large = sorted(arrays, key=lambda array: -array.products)[:LARGE_ARRAYS]
+        large = [array for array in large if Backend.LUT in array.backends]
+        for count in range(len(large) + 1):
+            yield from itertools.combinations(large, count)
 
     def smallest(self) -> Folding:
         """Whatever takes fewest block RAMs, at any pace."""
