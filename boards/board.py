@@ -94,7 +94,10 @@ class Board:
     device, package, speed : str
         The FPGA, in the vendor's terms.
     budget : Budget
-        All of the device; what a design leaves free is its own affair.
+        All of the device.
+    lut_share : float
+        How much of the lookup tables a design may plan with: beyond it, routes get long and
+        placement fails.
     oscillator_hz : int
         Frequency of the clock that feeds the PLL.
     clock_mhz : float
@@ -112,6 +115,7 @@ class Board:
     package: str
     speed: str
     budget: Budget
+    lut_share: float
     oscillator_hz: int
     clock_mhz: float
     uart: UART
@@ -120,9 +124,10 @@ class Board:
 
     @property
     def pipeline_budget(self) -> Budget:
-        """The device less what the host link takes at most."""
+        """What a design may plan with, less what the host link takes at most."""
         have = self.budget
-        return Budget(dsp=have.dsp, bram=have.bram, lut=have.lut - LINK_LUTS)
+        lut = int(have.lut * self.lut_share) - LINK_LUTS
+        return Budget(dsp=have.dsp, bram=have.bram, lut=lut)
 
     def pll(self, clock_mhz: float | None = None) -> PLL:
         """The PLL setting nearest to ``clock_mhz`` (the board's default if None).
@@ -152,6 +157,7 @@ ULX3S_85F = Board(
     package="CABGA381",
     speed="6",
     budget=Budget(dsp=156, bram=208, lut=83640),
+    lut_share=0.65,
     oscillator_hz=25_000_000,
     clock_mhz=50.0,
     uart=UART(baud=1_000_000),

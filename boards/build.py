@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ KEPT = (BITSTREAM, "top.v", "top.lpf", "top.ys", REPORT, "logs")
 
 CLOCK_NET = "clk"
 """Net of the ``sync`` domain, which every board's top level defines."""
+
+PLACEMENT = "logs/nextpnr.json"
+"""nextpnr's report."""
 
 TIMING_MARGIN = 1.1
 """Place and route aims this much above the clock: that is what makes it meet the clock."""
@@ -66,7 +72,9 @@ class Report:
     baud : int
         Of the serial line.
     seed : int
-        nextpnr's.
+        nextpnr's, of the placement that was kept.
+    seeds : dict
+        The highest frequency of every seed that was tried, by seed.
     seconds : dict
         Per step.
     tool_versions : dict
@@ -91,6 +99,7 @@ class Report:
     planned: dict[str, int]
     baud: int
     seed: int
+    seeds: dict[str, float]
     seconds: dict[str, float]
     tool_versions: dict[str, str]
     bitstream: str = BITSTREAM
@@ -119,6 +128,7 @@ def build(
     pll: PLL,
     folder: Path,
     seed: int = 1,
+    seeds: int = 1,
     cycles_per_frame: int | None = None,
     frame: tuple[int, int] = FRAME,
     details: dict[str, Any] | None = None,
@@ -137,6 +147,9 @@ def build(
         Appears when the build is complete; an earlier build there is replaced.
     seed : int
         nextpnr's.
+    seeds : int
+        How many seeds to try, ``seed`` the first of them; the fastest result is kept. As many
+        run at once as there are processors.
     cycles_per_frame : int or None
         Of a frame of the given size, for the report.
     frame : (int, int)
@@ -165,7 +178,16 @@ def build(
     with complete_folder(folder, marker=REPORT, keep_after=(BuildFailedError,)) as part:
         try:
             report = _build(
-                top, board, pll, part, seed, cycles_per_frame, frame, programs, details, progress
+                top,
+                board,
+                pll,
+                part,
+                list(range(seed, seed + seeds)),
+                cycles_per_frame,
+                frame,
+                programs,
+                details,
+                progress,
             )
         except ToolFailedError as error:
             raise BuildFailedError(str(error)) from None
@@ -182,7 +204,7 @@ def _build(
     board: Board,
     pll: PLL,
     part: Path,
-    seed: int,
+    seeds: list[int],
     cycles_per_frame: int | None,
     frame: tuple[int, int],
     programs: dict[str, str],
@@ -202,23 +224,21 @@ def _build(
             script_after_synth="tee -q -o logs/yosys.json stat -json",
             # Missing timing is for the report to judge, not a reason to make no bitstream.
             nextpnr_opts=[
-                *("--seed", str(seed), "--report", "logs/nextpnr.json"),
+                *("--seed", str(seeds[0]), "--report", PLACEMENT),
                 "--timing-allow-fail",
             ],
             add_preferences=f'FREQUENCY NET "{CLOCK_NET}" {pll.output_hz * TIMING_MARGIN:.0f} HZ;',
             ecppack_opts="--compress",
         )
         plan.extract(part)
-    notes = {"nextpnr-ecp5": _nextpnr_note}
+    achieved: dict[int, float] = {}
     for tool, *arguments in json.loads((part / "build_top.json").read_text())["commands"]:
+        command = [programs[tool], *arguments]
         with progress.step(tool):
-            run(
-                [programs[tool], *arguments],
-                folder=part,
-                log=logs / f"{tool}.log",
-                progress=progress,
-                note=notes.get(tool, lambda text: ""),
-            )
+            if tool == NEXTPNR_ECP5.name:
+                achieved = _place_and_route(command, seeds, part, progress)
+            else:
+                run(command, folder=part, log=logs / f"{tool}.log", progress=progress)
         if tool == "yosys":
             made = read_statistics(logs / "yosys.json")
             if (made.dsp, made.bram) != (planned.dsp, planned.bram):
@@ -226,7 +246,7 @@ def _build(
                     f"synthesis made {made.dsp} multipliers and {made.bram} block RAMs where "
                     f"{planned.dsp} and {planned.bram} were planned; see {logs / 'yosys.log'}."
                 )
-    placed = read_placement(logs / "nextpnr.json", CLOCK_NET)
+    placed = read_placement(part / PLACEMENT, CLOCK_NET)
     clock_mhz = pll.output_mhz
     report = Report(
         board=board.name,
@@ -243,13 +263,57 @@ def _build(
         ff=placed.ff,
         planned={"dsp": planned.dsp, "bram": planned.bram, "lut": planned.lut},
         baud=board.uart.baud,
-        seed=seed,
+        seed=max(achieved, key=lambda seed: achieved[seed]),
+        seeds={str(seed): fmax for seed, fmax in achieved.items()},
         seconds=dict(progress.seconds),
         tool_versions=tool_versions(),
         details=details or {},
     )
     (part / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n")
     return report
+
+
+def _place_and_route(
+    command: list[str], seeds: list[int], part: Path, progress: Progress
+) -> dict[int, float]:
+    """Run nextpnr with every seed, several at once, and keep what the fastest one wrote.
+
+    Returns the highest frequency of every seed.
+    """
+    logs = part / "logs"
+    placed, config = PLACEMENT, _option(command, "--textcfg")
+
+    def attempt(seed: int) -> float:
+        own = list(command)
+        _replace(own, "--seed", str(seed))
+        if len(seeds) > 1:
+            _replace(own, "--report", f"{placed}.{seed}")
+            _replace(own, "--textcfg", f"{config}.{seed}")
+            _replace(own, "--log", f"top.tim.{seed}")
+        name = f"{NEXTPNR_ECP5.name}.log"
+        log = logs / (name if len(seeds) == 1 else f"{name}.{seed}")
+        run(own, folder=part, log=log, progress=progress, note=_nextpnr_note)
+        report = part / (placed if len(seeds) == 1 else f"{placed}.{seed}")
+        return read_placement(report, CLOCK_NET).fmax_mhz
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        achieved = dict(zip(seeds, pool.map(attempt, seeds), strict=True))
+    if len(seeds) > 1:
+        best = max(seeds, key=lambda seed: achieved[seed])
+        shutil.copyfile(part / f"{placed}.{best}", part / placed)
+        if config is not None:
+            (part / f"{config}.{best}").replace(part / config)
+    return achieved
+
+
+def _option(command: list[str], name: str) -> str | None:
+    """The value of an option of a command line, if it is there."""
+    return command[command.index(name) + 1] if name in command else None
+
+
+def _replace(command: list[str], name: str, value: str) -> None:
+    if name in command:
+        command[command.index(name) + 1] = value
 
 
 def tool_versions() -> dict[str, str]:

@@ -53,12 +53,13 @@ def fold(
     transform_name: str,
     board: Board,
     *,
-    max_width: int,
+    max_width: int | None = None,
     multipliers: int | None = None,
 ) -> Folding:
     """The planner's folding for a board, the host link's share set aside.
 
-    It uses at most ``multipliers`` if given. Raises UserError when the transform cannot be
+    It takes frames up to ``max_width``, or chooses the width that is fastest in tiles; it uses at
+    most ``multipliers`` if given. Raises UserError when the transform cannot be
     generated; whether the folding fits the board is for `check_fits` to say.
     """
     try:

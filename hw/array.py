@@ -3,49 +3,42 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Shape, Signal, Value
+from amaranth.hdl import Module, Mux, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.multiplier import Multiplier
+from lichen.hw.element import ELEMENTS, Backend, Element, chain_luts
 from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
 
 
-def array_latency(chain_length: int) -> int:
-    """Cycles from the last operands of a pass to the first of its sums, at pixel 0.
-
-    Operand, product, lane sum, accumulator and drain registers, then the skew of the last
-    place, whose sum leaves first.
-    """
-    return 4 + Multiplier.latency + chain_length - 1
-
-
 class SystolicArray(Unit):
-    """P pixels x Q channels of processing elements, each a dot product of S lanes a cycle.
+    """P pixels x Q channels of dot products of S lanes a cycle.
 
-    Operands of a pixel move along the channels, weights of a channel along the pixels, one
-    element a cycle; sums stay where they are until a pass ends. The Q channels of a pixel
-    form ``chains`` drain chains of ``chain_length`` elements that work in lockstep: finished
-    sums move towards the end of their chain, two cycles a hop, and leave it one a cycle in
-    reverse order of their place. No enable reaches more than one element, and nothing stalls:
-    passes must be at least ``chain_length`` cycles apart.
+    Operands of a pixel move along the elements, weights of an element along the pixels, one
+    step a cycle; sums stay where they are until a pass ends. The Q channels of a pixel form
+    ``chains`` drain chains of ``chain_length`` channels that work in lockstep, ``ways``
+    channels an element: finished sums move towards the end of their chain and leave it one a
+    cycle. No enable reaches more than one element, and nothing stalls: passes must be at least
+    ``chain_length`` cycles apart.
 
-    Weight ``c * chain_length + i`` belongs to place i of chain c. The sum of place i of all
-    chains leaves as item ``chain_length - 1 - i`` of the pass.
+    `channel_order` says which channel is computed where.
 
     Parameters
     ----------
     pixels, chains, chain_length, lanes : int
+        ``chain_length`` a multiple of the back-end's ways.
     a_shape, w_shape : Shape
         One operand, one weight.
     accumulator_shape : Shape
         Wide enough for every partial sum.
+    backend : Backend
 
     Members
     -------
     a : In (pixels x lanes)
-        All pixels of a step together; 0 where there is no step.
+        All pixels of a step together.
     w : In (channels x lanes)
+        As the element encodes them.
     first, last : In(1)
         With the operands: the first and the last step of a pass.
     o : Out (pixels x chains)
@@ -63,6 +56,7 @@ class SystolicArray(Unit):
         a_shape: Shape,
         w_shape: Shape,
         accumulator_shape: Shape,
+        backend: Backend = Backend.PORTABLE,
     ):
         check_positive(pixels=pixels, chains=chains, chain_length=chain_length, lanes=lanes)
         self.pixels, self.chains, self.chain_length, self.lanes = (
@@ -73,6 +67,13 @@ class SystolicArray(Unit):
         )
         self.a_shape, self.w_shape = Shape.cast(a_shape), Shape.cast(w_shape)
         self.accumulator_shape = Shape.cast(accumulator_shape)
+        self.backend = backend
+        self.element = self._element()  # one to ask; every place gets its own
+        if chain_length % self.ways:
+            raise ValueError(
+                f"chain_length must be a multiple of {self.ways}, the channels of an element of "
+                f"the {backend} back-end, not {chain_length!r}"
+            )
         super().__init__(
             wiring.Signature(
                 {
@@ -86,75 +87,129 @@ class SystolicArray(Unit):
             )
         )
 
+    def _element(self) -> Element:
+        return ELEMENTS[self.backend](a_shape=self.a_shape, w_shape=self.w_shape, lanes=self.lanes)
+
+    @property
+    def ways(self) -> int:
+        """Channels of an element."""
+        return self.element.ways
+
+    @property
+    def elements(self) -> int:
+        """Elements of a chain."""
+        return self.chain_length // self.ways
+
     @property
     def latency(self) -> int:
-        """Cycles from the last operands of a pass to the first of its sums, at pixel 0."""
-        return array_latency(self.chain_length)
+        """See `array_latency`."""
+        return array_latency(self.element, self.chain_length)
+
+    def channel_order(self) -> list[int]:
+        """Which of a pass's Q channels weight ``c * chain_length + i`` belongs to.
+
+        Item k of chain c is channel ``k * chains + c``; the last element's sums leave first.
+        """
+        order = []
+        for c in range(self.chains):
+            for i in range(self.chain_length):
+                element, way = divmod(i, self.ways)
+                item = (self.elements - 1 - element) * self.ways + way
+                order.append(item * self.chains + c)
+        return order
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        length = self.chain_length
-        # Weights: place i of every chain waits i cycles, then each pixel one more.
-        weights: dict[tuple[int, int], object] = {}
+        ways, elements = self.ways, self.elements
+        accumulator = self.accumulator_shape
+        # Weights: element i of every chain waits i cycles, then each pixel one more.
+        weights: dict[tuple[int, int], list[object]] = {}
         for c in range(self.chains):
-            for i in range(length):
-                weights[c, i] = delayed(m, self.w[c * length + i], i, f"w_{c}_{i}")
+            for i in range(elements):
+                place = c * self.chain_length + i * ways
+                weights[c, i] = [
+                    delayed(m, self.w[place + v], i, f"w_{c}_{i}_{v}") for v in range(ways)
+                ]
         for p in range(self.pixels):
             operands = [delayed(m, self.a[p], p, f"a_{p}")] * self.chains
             first = delayed(m, self.first, p, f"first_{p}")
             last = delayed(m, self.last, p, f"last_{p}")
             hops: list[Signal | None] = [None] * self.chains
-            for i in range(length):
+            for i in range(elements):
                 first_here = Signal(name=f"first_{p}_{i}")
                 last_here = Signal(name=f"last_{p}_{i}")
                 m.d.sync += [first_here.eq(first), last_here.eq(last)]
                 first, last = first_here, last_here
-                clear = delayed(m, first, Multiplier.latency + 1, f"clear_{p}_{i}")
-                load = delayed(m, last, Multiplier.latency + 2, f"load_{p}_{i}")
+                clear = delayed(m, first, self.element.latency, f"clear_{p}_{i}")
+                load = delayed(m, last, self.element.latency + 1, f"load_{p}_{i}")
                 for c in range(self.chains):
                     name = f"{p}_{c}_{i}"
+                    element = self._element()
+                    m.submodules[f"element_{name}"] = element
                     a = Signal(self.a.shape().elem_shape, name=f"a_{name}", reset_less=True)
-                    w = Signal(self.w.shape().elem_shape, name=f"w_{name}", reset_less=True)
-                    m.d.sync += [a.eq(operands[c]), w.eq(weights[c, i])]
-                    operands[c], weights[c, i] = a, w
-                    products = []
-                    for s in range(self.lanes):
-                        multiplier = Multiplier(a_shape=self.a_shape, b_shape=self.w_shape)
-                        m.submodules[f"mul_{name}_{s}"] = multiplier
-                        m.d.comb += [multiplier.a.eq(a[s]), multiplier.b.eq(w[s])]
-                        products.append(multiplier.p)
-                    total = Signal(self.accumulator_shape, name=f"sum_{name}", reset_less=True)
-                    m.d.sync += total.eq(_tree(products))
-                    acc = Signal(self.accumulator_shape, name=f"acc_{name}", reset_less=True)
-                    m.d.sync += acc.eq(Mux(clear, 0, acc) + total)
-                    drain = Signal(self.accumulator_shape, name=f"drain_{name}", reset_less=True)
-                    hop = hops[c]
-                    m.d.sync += drain.eq(Mux(load, acc, drain if hop is None else hop))
-                    if i == length - 1:
-                        m.d.comb += self.o[p][c].eq(drain)
+                    m.d.sync += a.eq(operands[c])
+                    m.d.comb += element.a.eq(a)
+                    operands[c] = a
+                    drains = []
+                    for v in range(ways):
+                        w = Signal(self.w.shape().elem_shape, name=f"w_{name}_{v}", reset_less=True)
+                        m.d.sync += w.eq(weights[c, i][v])
+                        m.d.comb += element.w[v].eq(w)
+                        weights[c, i][v] = w
+                        acc = Signal(accumulator, name=f"acc_{name}_{v}", reset_less=True)
+                        m.d.sync += acc.eq(Mux(clear, 0, acc) + element.total[v])
+                        drain = Signal(accumulator, name=f"drain_{name}_{v}", reset_less=True)
+                        drains.append((acc, drain))
+                    # Sums step from way to way, then over a hop to the next element, whose own
+                    # sums came one cycle later. What follows the first element's is never read.
+                    behind = hops[c]
+                    for acc, drain in reversed(drains):
+                        m.d.sync += drain.eq(acc if behind is None else Mux(load, acc, behind))
+                        behind = drain
+                    if i == elements - 1:
+                        m.d.comb += self.o[p][c].eq(behind)
                     else:
-                        hop = Signal(self.accumulator_shape, name=f"hop_{name}", reset_less=True)
-                        m.d.sync += hop.eq(drain)
+                        hop = Signal(accumulator, name=f"hop_{name}", reset_less=True)
+                        m.d.sync += hop.eq(behind)
                         hops[c] = hop
-            # The chain's own sum comes first, the others follow without a gap.
-            left = Signal(range(length + 1), name=f"left_{p}")
+            # The chain's own sums come first, the others follow without a gap.
+            left = Signal(range(self.chain_length + 1), name=f"left_{p}")
             with m.If(load):
-                m.d.sync += left.eq(length)
+                m.d.sync += left.eq(self.chain_length)
             with m.Elif(left != 0):
                 m.d.sync += left.eq(left - 1)
             m.d.comb += self.o_valid[p].eq(left != 0)
         return m
 
     def resources(self) -> Resources:
-        elements = self.pixels * self.chains * self.chain_length
-        bits = self.accumulator_shape.width
-        each = Resources(dsp=self.lanes, lut=(self.lanes + 2) * bits)
-        return each * elements + Resources(lut=6 * self.pixels * self.chain_length)
+        return array_resources(
+            self.element,
+            pixels=self.pixels,
+            chains=self.chains,
+            chain_length=self.chain_length,
+            bits=self.accumulator_shape.width,
+        )
 
 
-def _tree(values: list[Value]) -> Value:
-    """The sum of all values as a balanced tree."""
-    while len(values) > 1:
-        pairs = [a + b for a, b in zip(values[::2], values[1::2], strict=False)]
-        values = pairs + values[len(values) & ~1 :]
-    return values[0]
+def array_resources(
+    element: Element, *, pixels: int, chains: int, chain_length: int, bits: int
+) -> Resources:
+    """What a `SystolicArray` of such elements and ``bits`` of accumulator takes."""
+    elements = chain_length // element.ways
+    # Per channel an accumulator, the gate that clears it, and the drain's multiplexer.
+    channel = Resources(lut=chain_luts(bits) + 2 * bits)
+    flags = Resources(lut=6 * pixels * elements)
+    return (
+        element.resources() * (pixels * chains * elements)
+        + channel * (pixels * chains * chain_length)
+        + flags
+    )
+
+
+def array_latency(element: Element, chain_length: int) -> int:
+    """Cycles from the last operands of a pass to the first of its sums, at pixel 0.
+
+    Operand, element, accumulator and drain registers, then the skew of the last element,
+    whose sums leave first.
+    """
+    return 3 + element.latency + chain_length // element.ways - 1

@@ -9,12 +9,13 @@ from amaranth.hdl import Module, Shape
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
-from lichen.hw.core import Core, shape_of
+from lichen.hw.core import Core
+from lichen.hw.element import Backend
 from lichen.hw.memory import CreditFifo, fifo_depth
 from lichen.hw.norm import norm_payload
 from lichen.hw.regroup import Regroup
 from lichen.hw.requantize import Requantize
-from lichen.hw.unit import Resources, Unit, delayed, lanes_of
+from lichen.hw.unit import Resources, Unit, delayed, lanes_of, shape_of
 from lichen.hw.window import SIZE_BITS, Window
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Format, Stage
@@ -50,6 +51,8 @@ class ConvUnit(Unit):
         Channels per beat of the output. Q = chains x chain_length.
     max_width : int
         Widest input, in pixels.
+    backend : Backend
+        What multiplies.
 
     Members
     -------
@@ -72,6 +75,7 @@ class ConvUnit(Unit):
         chain_length: int,
         lanes: int,
         max_width: int,
+        backend: Backend = Backend.PORTABLE,
     ):
         convolution = stage.convolution
         if convolution.transposed:
@@ -89,6 +93,7 @@ class ConvUnit(Unit):
             pixels=pixels,
             chains=chains,
             chain_length=chain_length,
+            backend=backend,
         )
         self.window = Window(
             kernel=convolution.kernel,

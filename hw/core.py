@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from amaranth.hdl import Array, Module, Mux, Shape, Signal, signed, unsigned
+from amaranth.hdl import Array, Module, Mux, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.array import SystolicArray, array_latency
+from lichen.hw.array import SystolicArray, array_resources
+from lichen.hw.element import Backend, Element
 from lichen.hw.feed import FEED_LATENCY, FeedSignature
-from lichen.hw.memory import Ram
+from lichen.hw.memory import Ram, ram_resources
 from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
 from lichen.network.arithmetic import ceil_div
 
@@ -30,6 +31,8 @@ class CoreShape:
         Reduction steps per pass.
     pixels, chains, chain_length : int
         P, and the Q = chains x chain_length channels computed together.
+    array_latency : int
+        `SystolicArray.latency`.
     """
 
     channels: int
@@ -37,6 +40,7 @@ class CoreShape:
     pixels: int
     chains: int
     chain_length: int
+    array_latency: int = 0
 
     @property
     def passes(self) -> int:
@@ -63,7 +67,7 @@ class CoreShape:
         """Cycles from a group's last cycle on the sequencer to its bank counting as full."""
         # The last pass's last step precedes the group's end where passes have idle cycles.
         gap = self.pass_cycles - self.steps
-        first_sum = FEED_LATENCY + array_latency(self.chain_length)
+        first_sum = FEED_LATENCY + self.array_latency
         return first_sum + self.chain_length - 1 + self.pixels - 1 + 1 - gap
 
     @property
@@ -74,6 +78,16 @@ class CoreShape:
         """
         drained = self.fill_latency + self.pixels * self.beats + 4
         return 1 + max(1, ceil_div(drained, self.group_cycles))
+
+    @property
+    def rom_depth(self) -> int:
+        """Words of the weight memory."""
+        return self.passes * self.steps
+
+    @property
+    def drain_depth(self) -> int:
+        """Words of a pixel's drain memory: all its banks."""
+        return self.banks * self.passes * self.chain_length
 
     def frame_cycles(self, height: int, width: int) -> int:
         """Least cycles for all groups of a frame: the array's, or the drain's if it is slower."""
@@ -94,6 +108,8 @@ class Core(Unit):
     chains, chain_length : int
         The Q = chains x chain_length channels computed together. ``chains`` is also the number
         of channels per beat of the output.
+    backend : Backend
+        What multiplies.
 
     Members
     -------
@@ -121,6 +137,7 @@ class Core(Unit):
         pixels: int,
         chains: int,
         chain_length: int,
+        backend: Backend = Backend.PORTABLE,
     ):
         check_positive(pixels=pixels, chains=chains, chain_length=chain_length)
         if weights.ndim != 3:
@@ -132,16 +149,26 @@ class Core(Unit):
                 f"chains x chain_length must not exceed the {self.channels} channels, "
                 f"not be {chains} x {chain_length}"
             )
-        self.shape = CoreShape(
+        self.weight_shape, self.a_shape = Shape.cast(weight_shape), Shape.cast(a_shape)
+        self.accumulator_shape = Shape.cast(accumulator_shape)
+        self.array = SystolicArray(
+            pixels=pixels,
+            chains=chains,
+            chain_length=chain_length,
+            lanes=self.lanes,
+            a_shape=self.a_shape,
+            w_shape=self.weight_shape,
+            accumulator_shape=self.accumulator_shape,
+            backend=backend,
+        )
+        self.shape = shape = CoreShape(
             channels=self.channels,
             steps=self.steps,
             pixels=pixels,
             chains=chains,
             chain_length=chain_length,
+            array_latency=self.array.latency,
         )
-        self.weight_shape, self.a_shape = Shape.cast(weight_shape), Shape.cast(a_shape)
-        self.accumulator_shape = Shape.cast(accumulator_shape)
-        shape = self.shape
         super().__init__(
             wiring.Signature(
                 {
@@ -154,23 +181,14 @@ class Core(Unit):
             )
         )
         self.rom = Ram(
-            depth=self.shape.passes * self.steps,
+            depth=shape.rom_depth,
             width=chains * chain_length * self.lanes * self.weight_shape.width,
             init=self._rom_words,
             writable=False,
         )
-        self.array = SystolicArray(
-            pixels=pixels,
-            chains=chains,
-            chain_length=chain_length,
-            lanes=self.lanes,
-            a_shape=self.a_shape,
-            w_shape=self.weight_shape,
-            accumulator_shape=self.accumulator_shape,
-        )
         self.drains = [
             Ram(
-                depth=self.shape.banks * self.shape.passes * chain_length,
+                depth=shape.drain_depth,
                 width=chains * self.accumulator_shape.width,
             )
             for _ in range(pixels)
@@ -181,15 +199,14 @@ class Core(Unit):
         q = self.shape.chains * self.shape.chain_length
         padded = np.zeros((self.shape.passes * q, self.steps, self.lanes), dtype=np.int64)
         padded[: self.channels] = self.weights
-        # Place i of chain c leaves the array as item chain_length-1-i, that is channel
-        # item * chains + c of the pass.
-        c, i = np.divmod(np.arange(q), self.shape.chain_length)
-        order = (self.shape.chain_length - 1 - i) * self.shape.chains + c
+        order = np.array(self.array.channel_order())
         width = self.weight_shape.width
         mask = (1 << width) - 1
         words = []
         for n in range(self.shape.passes):
-            block = padded[n * q + order]
+            block = padded[n * q + order].reshape(-1, self.array.ways, self.steps, self.lanes)
+            block = self.array.element.encode(block.swapaxes(1, 2)).swapaxes(1, 2)
+            block = block.reshape(q, self.steps, self.lanes)
             for step in range(self.steps):
                 word = 0
                 for shift, value in enumerate(block[:, step, :].reshape(-1).tolist()):
@@ -279,16 +296,28 @@ class Core(Unit):
         return m
 
     def resources(self) -> Resources:
-        parts = [self.rom.resources(), self.array.resources()]
-        parts += [drain.resources() for drain in self.drains]
-        control = Resources(
-            lut=90 + self.shape.pixels // 2 * self.shape.chains * self.accumulator_shape.width
+        return core_resources(
+            self.shape,
+            self.array.element,
+            accumulator_bits=self.accumulator_shape.width,
         )
-        return Resources.total([*parts, control])
 
 
-def shape_of(lo: int, hi: int) -> Shape:
-    """The narrowest shape that holds every value of ``lo .. hi``."""
-    if lo >= 0:
-        return unsigned(max(1, int(hi).bit_length()))
-    return signed(max(int(hi).bit_length(), (-1 - int(lo)).bit_length()) + 1)
+def core_resources(shape: CoreShape, element: Element, *, accumulator_bits: int) -> Resources:
+    """What a `Core` of this shape takes."""
+    bits = shape.chains * accumulator_bits
+    rom = ram_resources(
+        shape.rom_depth,
+        shape.chains * shape.chain_length * element.lanes * element.w_shape.width,
+        writable=False,
+    )
+    drain = ram_resources(shape.drain_depth, bits, writable=True)
+    array = array_resources(
+        element,
+        pixels=shape.pixels,
+        chains=shape.chains,
+        chain_length=shape.chain_length,
+        bits=accumulator_bits,
+    )
+    control = Resources(lut=90 + shape.pixels // 2 * bits)
+    return rom + drain * shape.pixels + array + control

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Self
 
+from amaranth.hdl import Shape, signed, unsigned
 from pydantic import BaseModel, ConfigDict, Field
 
+from lichen.hw.element import ELEMENTS, Backend, packs
+from lichen.hw.unit import shape_of
 from lichen.network.arithmetic import ceil_div
-from lichen.network.description import Stage, Transform
+from lichen.network.description import Format, Stage, Transform
 
 
 class _Model(BaseModel):
@@ -25,11 +28,14 @@ class ArrayFolding(_Model):
         Channels per drain chain; Q = chains x chain_length channels computed together.
     lanes : int
         S, reduction lanes of each element.
+    backend : Backend
+        What multiplies.
     """
 
     pixels: int = Field(default=1, ge=1)
     chain_length: int = Field(ge=1)
     lanes: int = Field(ge=1)
+    backend: Backend = Backend.PORTABLE
 
 
 class StageFolding(_Model):
@@ -75,8 +81,10 @@ class Folding(_Model):
                 f"the folding has {len(self.stages)} stages, the transform {len(transform.stages)}"
             )
         chains = None
-        for stage, folding in zip(transform.stages, self.stages, strict=True):
-            problem = _problem(stage, folding, chains)
+        for stage, source, folding in zip(
+            transform.stages, transform.sources, self.stages, strict=True
+        ):
+            problem = _problem(stage, folding, chains) or _backend_problem(stage, folding, source)
             if problem:
                 raise ValueError(f"stage {stage.name}: {problem}")
             chains = folding.chains
@@ -106,4 +114,26 @@ def _problem(stage: Stage, folding: StageFolding, source_chains: int | None) -> 
         return f"lanes of the normalization must not exceed its {channels} channels"
     if norm is not None and not _divides(chains, norm.lanes):
         return f"lanes of the normalization must divide or be divided by the {chains} chains"
+    return None
+
+
+def operand_shapes(stage: Stage, source: Format) -> list[tuple[Shape, Shape]]:
+    """Activation and weight of the stage's convolution, and of its normalization if any."""
+    shapes = [(shape_of(source.lo, source.hi), signed(stage.convolution.weight_bits))]
+    norm = stage.normalization
+    if norm is not None:
+        shapes.append((unsigned(norm.u_bits), unsigned(norm.gamma_bits)))
+    return shapes
+
+
+def _backend_problem(stage: Stage, folding: StageFolding, source: Format) -> str | None:
+    arrays = [folding.convolution, folding.normalization]
+    for array, (a, w) in zip(arrays, operand_shapes(stage, source), strict=False):
+        if array is None or array.backend is not Backend.PACKED:
+            continue
+        ways = ELEMENTS[array.backend].ways
+        if array.chain_length % ways:
+            return f"chain_length must be a multiple of {ways} with the packed back-end"
+        if not packs(a, w):
+            return f"two products of {w} and {a} do not fit one multiplier, as packed wants it"
     return None

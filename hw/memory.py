@@ -7,32 +7,105 @@ small first-word-fall-through queue in lookup tables.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
-from amaranth.hdl import Array, Cat, Module, Shape, Signal, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2
 
-from lichen.hw.unit import Resources, Unit, check_positive
+from lichen.hw.unit import Resources, Unit, check_positive, delayed
 from lichen.network.arithmetic import ceil_div
 
 BLOCK_SHAPES = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
 """Depth and width of one DP16KD (the first as PDPW16KD)."""
 
-DISTRIBUTED_DEPTH_MAX = 64
-"""Memories up to this depth are made of lookup tables."""
+BLOCK_LUTS = 400
+"""Lookup tables a block RAM is worth: an LFE5U has that many for each of its blocks. Below
+this price a memory, or what is left of one beside whole blocks, is made of lookup tables."""
 
 
-def block_shape(depth: int, width: int) -> tuple[int, int]:
-    """The block shape that stores ``depth`` words of ``width`` bits in fewest blocks.
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive words of a memory that are stored alike.
 
-    Of equal counts the deepest, which needs the least multiplexing behind it.
+    Attributes
+    ----------
+    start, words : int
+        First word and how many.
+    depth : int
+        Addresses of one block, a power of two that divides ``start``.
+    width : int
+        Bits of one block; 0 where the words are in lookup tables.
     """
-    return min(
-        BLOCK_SHAPES,
-        key=lambda s: (ceil_div(depth, s[0]) * ceil_div(width, s[1]), ceil_div(depth, s[0])),
-    )
+
+    start: int
+    words: int
+    depth: int
+    width: int
+
+    @property
+    def block(self) -> bool:
+        """Whether the words are in block RAM."""
+        return self.width > 0
+
+    def resources(self, width: int, *, writable: bool) -> Resources:
+        """What it takes to store words of ``width`` bits here."""
+        if self.block:
+            return Resources(bram=ceil_div(width, self.width))
+        sixteenths = ceil_div(self.words, 16)
+        if not writable:
+            return Resources(lut=sixteenths * width)
+        # A TRELLIS_DPR16X4 takes 6 lookup tables; a multiplexer chooses among several.
+        mux = ceil_div(sixteenths, 2) * width if sixteenths > 1 else 0
+        return Resources(lut=sixteenths * ceil_div(width, 4) * 6 + mux + sixteenths)
+
+
+@lru_cache(maxsize=4096)
+def pieces(depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
+    """How ``depth`` words of ``width`` bits are stored for least, deepest blocks first.
+
+    Blocks are filled one depth after the other, for few depths fit one block shape: 1600 words
+    are 1024 of 18-bit slices, 512 of 36-bit ones and 64 in lookup tables, which saves a quarter
+    against one shape for all.
+    """
+
+    def cost(piece: Piece) -> int:
+        own = piece.resources(width, writable=writable)
+        return BLOCK_LUTS * own.bram + own.lut
+
+    best: dict[tuple[int, int], tuple[int, tuple[Piece, ...]]] = {}
+
+    def store(start: int, most: int) -> tuple[int, tuple[Piece, ...]]:
+        """Cost and pieces of the words from ``start``, in blocks at most ``most`` deep."""
+        left = depth - start
+        if left <= 0:
+            return 0, ()
+        key = (start, most)
+        if key in best:
+            return best[key]
+        rest = Piece(start, left, 1 << ceil_log2(left), 0)
+        options: list[tuple[int, tuple[Piece, ...]]] = []
+        if left <= DISTRIBUTED_DEPTH_MAX:
+            options.append((cost(rest), (rest,)))
+        for block_depth, block_width in BLOCK_SHAPES:
+            if block_depth > most:
+                continue
+            piece = Piece(start, min(left, block_depth), block_depth, block_width)
+            price, others = store(start + block_depth, block_depth)
+            # What follows needs a multiplexer behind it.
+            price += cost(piece) + (width if others else 0)
+            options.append((price, (piece, *others)))
+        best[key] = min(options, key=lambda o: (o[0], len(o[1])))
+        return best[key]
+
+    return store(0, BLOCK_SHAPES[-1][0])[1]
+
+
+DISTRIBUTED_DEPTH_MAX = 256
+"""No more words than this are kept in lookup tables."""
 
 
 class Ram(Unit):
@@ -82,75 +155,76 @@ class Ram(Unit):
         super().__init__(wiring.Signature(ports))
 
     @property
-    def block(self) -> bool:
-        """Whether the memory is made of block RAM."""
-        return self.depth > DISTRIBUTED_DEPTH_MAX
-
-    def _pieces(self) -> tuple[int, int]:
-        return block_shape(self.depth, self.width) if self.block else (self.depth, self.width)
+    def pieces(self) -> tuple[Piece, ...]:
+        """How the words are stored."""
+        return pieces(self.depth, self.width, self.writable)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         initial = self._init() if callable(self._init) else self._init or []
         if len(initial) > self.depth:
             raise ValueError(f"init must have at most {self.depth} words, not {len(initial)}")
-        piece_depth, piece_width = self._pieces()
-        low_bits = ceil_log2(piece_depth)
-        style = {True: "block", False: "distributed" if self.writable else "logic"}[self.block]
-        rows = []
-        for i in range(ceil_div(self.depth, piece_depth)):
-            words = min(piece_depth, self.depth - i * piece_depth)
-            row = []
-            for j in range(ceil_div(self.width, piece_width)):
-                bits = min(piece_width, self.width - j * piece_width)
-                init = [
-                    (word >> (j * piece_width)) & ((1 << bits) - 1)
-                    for word in initial[i * piece_depth : i * piece_depth + words]
-                ]
+        chosen = [
+            delayed(m, self._selected(self.r_addr, piece), self.latency, f"chosen_{i}")
+            for i, piece in enumerate(self.pieces)
+        ]
+        outputs: list[Value] = []
+        for i, piece in enumerate(self.pieces):
+            low_bits = ceil_log2(piece.depth)
+            words = list(initial[piece.start : piece.start + piece.words])
+            address = self.r_addr[:low_bits]
+            if not piece.block:
+                address = delayed(m, address, 1, f"address_{i}")
+            step = piece.width or self.width
+            style = "block" if piece.block else "distributed" if self.writable else "logic"
+            slices: list[Value] = []
+            for j in range(0, self.width, step):
+                bits = min(step, self.width - j)
                 memory = Memory(
-                    shape=unsigned(bits), depth=words, init=init, attrs={"ram_style": style}
+                    shape=unsigned(bits),
+                    depth=piece.words,
+                    init=[(word >> j) & ((1 << bits) - 1) for word in words],
+                    # Users keep colliding accesses apart: no logic to make them behave.
+                    attrs={"ram_style": style, "no_rw_check": 1},
                 )
-                m.submodules[f"block_{i}_{j}"] = memory
-                read = memory.read_port(domain="sync" if self.block else "comb")
-                m.d.comb += read.addr.eq(self.r_addr[:low_bits])
-                if self.block:
+                m.submodules[f"piece_{i}_{j // step}"] = memory
+                read = memory.read_port(domain="sync" if piece.block else "comb")
+                m.d.comb += read.addr.eq(address)
+                if piece.block:
                     m.d.comb += read.en.eq(1)
-                    value = read.data
-                else:
-                    value = Signal(bits, name=f"read_{i}_{j}", reset_less=True)
-                    m.d.sync += value.eq(read.data)
-                row.append(value)
+                slices.append(delayed(m, read.data, 1, f"read_{i}_{j // step}"))
                 if self.writable:
                     write = memory.write_port()
                     m.d.comb += [
                         write.addr.eq(self.w_addr[:low_bits]),
-                        write.data.eq(self.w_data[j * piece_width : j * piece_width + bits]),
-                        write.en.eq(
-                            self.w_en
-                            & (self.w_addr[low_bits:] == i if self.depth > piece_depth else 1)
-                        ),
+                        write.data.eq(self.w_data[j : j + bits]),
+                        write.en.eq(self.w_en & self._selected(self.w_addr, piece)),
                     ]
-            rows.append(Cat(*row))
-        out = Signal(self.width, reset_less=True)
-        if len(rows) == 1:
-            m.d.sync += out.eq(rows[0])
-        else:
-            select = Signal(range(len(rows)), reset_less=True)
-            m.d.sync += select.eq(self.r_addr[low_bits:])
-            m.d.sync += out.eq(Array(rows)[select])
-        m.d.comb += self.r_data.eq(out)
+            outputs.append(Cat(*slices))
+        value = outputs[-1]
+        for select, output in zip(chosen[-2::-1], outputs[-2::-1], strict=True):
+            value = Mux(select, output, value)
+        m.d.comb += self.r_data.eq(value)
         return m
 
+    def _selected(self, address: Value, piece: Piece) -> Value:
+        """Whether an address lies in a piece."""
+        if len(self.pieces) == 1:
+            return Const(1, 1)
+        low_bits = ceil_log2(piece.depth)
+        return address[low_bits:] == piece.start >> low_bits
+
     def resources(self) -> Resources:
-        piece_depth, piece_width = self._pieces()
-        deep = ceil_div(self.depth, piece_depth)
-        if self.block:
-            mux = ceil_div(deep - 1, 2) * self.width if deep > 1 else 0
-            return Resources(bram=deep * ceil_div(self.width, piece_width), lut=mux)
-        sixteenths = ceil_div(self.depth, 16)
-        if self.writable:  # a TRELLIS_DPR16X4 takes 6 lookup tables
-            return Resources(lut=sixteenths * ceil_div(self.width, 4) * 6)
-        return Resources(lut=sixteenths * self.width)
+        return ram_resources(self.depth, self.width, writable=self.writable)
+
+
+@cache
+def ram_resources(depth: int, width: int, *, writable: bool) -> Resources:
+    """What a `Ram` takes."""
+    parts = [p.resources(width, writable=writable) for p in pieces(depth, width, writable)]
+    # One more lookup table a bit for every piece but the first, some for the decoders.
+    parts.append(Resources(lut=(len(parts) - 1) * (width + 4)))
+    return Resources.total(parts)
 
 
 class CreditFifo(Unit):
@@ -238,4 +312,4 @@ def fifo_depth(latency: int) -> int:
     return max(16, 1 << ceil_log2(latency + 2))
 
 
-__all__ = ["BLOCK_SHAPES", "CreditFifo", "Ram", "block_shape", "fifo_depth"]
+__all__ = ["BLOCK_SHAPES", "CreditFifo", "Piece", "Ram", "fifo_depth", "pieces", "ram_resources"]

@@ -1,4 +1,4 @@
-"""The one place a product is written, so that back-ends can be exchanged per stage."""
+"""One product, and the registers around it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from amaranth.hdl import Module, Shape, Signal, signed, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from lichen.hw import ecp5
 from lichen.hw.unit import Resources, Unit
 
-OPERAND_BITS_MAX = 18
+OPERAND_BITS_MAX = ecp5.MULTIPLIER_BITS
 
 
 class Multiplier(Unit):
-    """A registered product, portable: ``p`` is ``a * b`` one cycle later.
-
-    Synthesis for ECP5 makes one MULT18X18D of each, whatever the widths up to 18 bits.
+    """A product with registers before, inside and behind: ``p`` is ``a * b`` three cycles later.
 
     Parameters
     ----------
     a_shape, b_shape : Shape
         Operands, at most 18 bits each (a sign bit included).
+    portable : bool
+        Leave it to synthesis to find a multiplier and the registers that go into it, on every
+        device. Otherwise an ECP5 gets its MULT18X18D with all registers in use.
 
     Members
     -------
@@ -27,10 +29,11 @@ class Multiplier(Unit):
     p : Out
     """
 
-    latency = 1
+    latency = ecp5.MULTIPLIER_LATENCY
 
-    def __init__(self, *, a_shape: Shape, b_shape: Shape):
+    def __init__(self, *, a_shape: Shape, b_shape: Shape, portable: bool = False):
         self.a_shape, self.b_shape = Shape.cast(a_shape), Shape.cast(b_shape)
+        self.portable = portable
         for name, shape in (("a_shape", self.a_shape), ("b_shape", self.b_shape)):
             # An unsigned operand meets a signed one as a signed value one bit wider.
             mixed = self.a_shape.signed != self.b_shape.signed and not shape.signed
@@ -53,8 +56,14 @@ class Multiplier(Unit):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        if ecp5.on_ecp5(platform) and not self.portable:
+            ecp5.multiply(m, "cell", self.a, self.b, self.p)
+            return m
+        a = Signal.like(self.a, reset_less=True)
+        b = Signal.like(self.b, reset_less=True)
+        inside = Signal.like(self.p, reset_less=True)
         product = Signal.like(self.p, reset_less=True)
-        m.d.sync += product.eq(self.a * self.b)
+        m.d.sync += [a.eq(self.a), b.eq(self.b), inside.eq(a * b), product.eq(inside)]
         m.d.comb += self.p.eq(product)
         return m
 

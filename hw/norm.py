@@ -8,13 +8,14 @@ from amaranth.hdl import Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
-from lichen.hw.core import Core, shape_of
+from lichen.hw.core import Core, CoreShape
+from lichen.hw.element import Backend
 from lichen.hw.memory import CreditFifo, Ram, fifo_depth
 from lichen.hw.pipe import PIPE_MULTIPLY, Pipe
 from lichen.hw.pixel_buffer import PixelBuffer
 from lichen.hw.regroup import Regroup
 from lichen.hw.requantize import constant_words
-from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
+from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of, shape_of
 from lichen.hw.window import SIZE_BITS
 from lichen.network.arithmetic import NORM_BITS, ROOT_TABLES, ceil_div
 from lichen.network.description import Format, Normalization
@@ -132,6 +133,12 @@ class Normalize(Unit):
         return lane * self.lanes + tables + self.rom.resources()
 
 
+def waiting_depth(shape: CoreShape, lanes: int) -> int:
+    """Beats that wait for their root while others of them are on the way through the core."""
+    groups = PixelBuffer.banks + shape.banks + 1
+    return groups * shape.pixels * shape.beats + 2 * max(1, lanes // shape.chains)
+
+
 class NormUnit(Unit):
     """A whole normalization: pixel buffer, gamma array, root, scaling.
 
@@ -144,6 +151,8 @@ class NormUnit(Unit):
         P, S and the length of a drain chain.
     chains : int
         Channels per beat of the input and the output.
+    backend : Backend
+        What multiplies.
 
     Members
     -------
@@ -162,6 +171,7 @@ class NormUnit(Unit):
         chains: int,
         chain_length: int,
         lanes: int,
+        backend: Backend = Backend.PORTABLE,
     ):
         norm = self.normalization = normalization
         channels = norm.channels
@@ -177,6 +187,7 @@ class NormUnit(Unit):
             pixels=pixels,
             chains=chains,
             chain_length=chain_length,
+            backend=backend,
         )
         self.buffer = PixelBuffer(
             channels=channels,
@@ -192,10 +203,9 @@ class NormUnit(Unit):
         self.fifo = CreditFifo(shape=y, depth=fifo_depth(Core.latency + self.post.latency))
         # Every x waits while its group is in the pixel buffer or in a drain bank; a beat or
         # two more sit in the regrouper.
-        groups = PixelBuffer.banks + self.core.shape.banks + 1
         self._x_shape = lanes_of(self.post.x_shape, chains)
         self.x_ram = Ram(
-            depth=groups * pixels * self.core.shape.beats + 2 * max(1, lanes // chains),
+            depth=waiting_depth(self.core.shape, lanes),
             width=chains * self.post.x_shape.width,
         )
         super().__init__(
@@ -258,4 +268,8 @@ class NormUnit(Unit):
 
     def resources(self) -> Resources:
         parts = (self.core, self.buffer, self.regroup, self.post, self.fifo, self.x_ram)
-        return Resources.total(part.resources() for part in parts) + Resources(lut=40)
+        return Resources.total(part.resources() for part in parts) + NORM_CONTROL
+
+
+NORM_CONTROL = Resources(lut=40)
+"""What a `NormUnit` takes beside its parts."""

@@ -7,7 +7,7 @@ from amaranth.hdl import Module, Mux, Shape, Signal, Value, signed, unsigned
 from lichen.hw.multiplier import Multiplier
 from lichen.network.arithmetic import SATURATION_BITS
 
-PIPE_MULTIPLY = Multiplier.latency + 2
+PIPE_MULTIPLY = Multiplier.latency + 1
 """Stages of `Pipe.multiply`."""
 
 
@@ -53,11 +53,10 @@ class Pipe:
             self._values[name] = register
 
     def multiply(self, result: str, a: str, b: str, keep: tuple[str, ...] = ()) -> None:
-        """``result = a * b`` with registers at the operands, inside and behind the multiplier.
+        """``result = a * b``, with one more register behind the multiplier's own.
 
         ``a`` and ``b`` are dropped unless named in ``keep``.
         """
-        self.step()
         x, y = self[a], self[b]
         multiplier = Multiplier(a_shape=x.shape(), b_shape=y.shape())
         self.m.submodules[f"{self.name}_{result}"] = multiplier

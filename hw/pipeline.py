@@ -61,6 +61,7 @@ class Pipeline(Unit):
                 chain_length=fold.convolution.chain_length,
                 lanes=fold.convolution.lanes,
                 max_width=width,
+                backend=fold.convolution.backend,
             )
             self.units.append(conv)
             if stage.normalization is not None:
@@ -72,6 +73,7 @@ class Pipeline(Unit):
                     chains=fold.chains,
                     chain_length=fold.normalization.chain_length,
                     lanes=fold.normalization.lanes,
+                    backend=fold.normalization.backend,
                 )
                 self.units.append(norm)
             lanes, width = fold.chains, max(1, stage.convolution.output_size(width))

@@ -8,7 +8,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.feed import FEED_LATENCY, FeedSignature, Sequencer
-from lichen.hw.memory import Ram
+from lichen.hw.memory import Ram, ram_resources
 from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
 from lichen.hw.window import SIZE_BITS
 from lichen.network.arithmetic import ceil_div
@@ -139,6 +139,13 @@ class PixelBuffer(Unit):
         return m
 
     def resources(self) -> Resources:
-        word = self.lanes * self.shape.width
-        control = Resources(lut=80 + self.pixels * word)
-        return Resources.total([*(ram.resources() for ram in self.rams), control])
+        return pixel_buffer_resources(
+            self.channels, lanes=self.lanes, bits=self.shape.width, pixels=self.pixels
+        )
+
+
+def pixel_buffer_resources(channels: int, *, lanes: int, bits: int, pixels: int) -> Resources:
+    """What a `PixelBuffer` takes."""
+    word = lanes * bits
+    depth = PixelBuffer.banks * ceil_div(channels, lanes)
+    return ram_resources(depth, word, writable=True) * pixels + Resources(lut=80 + pixels * word)

@@ -3,32 +3,57 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from amaranth.hdl import Shape, signed
 
 from lichen.errors import UserError
 from lichen.hw import timing
-from lichen.hw.core import CoreShape
-from lichen.hw.folding import ArrayFolding, Folding, StageFolding
+from lichen.hw.array import array_latency
+from lichen.hw.core import Core, CoreShape, core_resources
+from lichen.hw.element import ELEMENTS, Backend, Element, packs
+from lichen.hw.folding import ArrayFolding, Folding, StageFolding, operand_shapes
+from lichen.hw.memory import CreditFifo, fifo_depth, ram_resources
+from lichen.hw.norm import NORM_CONTROL, Normalize, norm_payload, waiting_depth
 from lichen.hw.pipeline import Pipeline
+from lichen.hw.pixel_buffer import pixel_buffer_resources
+from lichen.hw.regroup import regroup_resources
+from lichen.hw.requantize import Requantize
 from lichen.hw.tiling import tiles
-from lichen.hw.unit import Resources
-from lichen.network.arithmetic import ceil_div
-from lichen.network.description import Stage, Transform
+from lichen.hw.unit import Resources, lanes_of, shape_of
+from lichen.hw.window import window_resources, window_row_words, window_rows
+from lichen.network.arithmetic import NORM_BITS, ceil_div
+from lichen.network.description import Format, Stage, Transform
 
 PHOTO = (512, 768)
 """Height and width of the photograph all frame rates are quoted for."""
 
-CHAINS = (1, 2, 3, 4)
+CHAINS = (1, 2, 4)
 """Channels per beat that are tried."""
 
-PIXELS = (1, 2, 3, 4, 6, 8, 12, 16)
+PIXELS = (1, 2, 3, 4, 6, 8, 9, 12)
 """Pixels per group that are tried."""
 
-BRAM_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
-"""Worths of a block RAM, in multipliers, that are tried."""
+BACKENDS = (Backend.DSP, Backend.PACKED, Backend.LUT)
+"""Back-ends that are tried."""
+
+PRICE_ROUNDS = 6
+"""How often prices are adjusted before another choice of back-ends is tried."""
+
+LARGE_ARRAYS = 4
+"""Arrays for which lookup tables are tried as a matter of choice, not of price."""
+
+DSP_PRICE = 0.25
+"""What a share of the multipliers is worth, in equal shares of the other primitives."""
+
+LEADS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.25)
+"""By how much the stages behind the first few are tried to be faster than the slowest."""
 
 
 class Budget(Protocol):
@@ -44,15 +69,6 @@ class Budget(Protocol):
     def lut(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """One way to fold an array: its folding, its cycles per frame and what it costs."""
-
-    folding: ArrayFolding
-    cycles: int
-    multipliers: int
-
-
 def frame_cycles(pipeline: Pipeline, height: int, width: int) -> int:
     """Cycles of a frame, exact, all tiles and their halos included."""
     cut = tiles(pipeline.transform, width, pipeline.folding.max_width)
@@ -61,111 +77,344 @@ def frame_cycles(pipeline: Pipeline, height: int, width: int) -> int:
     return sum(cycles[w] for w in widths)
 
 
+def _divides(a: int, b: int) -> bool:
+    return a % b == 0 or b % a == 0
+
+
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
 @lru_cache(maxsize=4096)
-def _candidates(
-    channels: int, reduction: int, in_channels: int, chains: int, height: int, width: int
-) -> tuple[_Candidate, ...]:
-    """Every folding of an array no other one beats in both cycles and multipliers.
+def _element(backend: Backend, a: Shape, w: Shape, lanes: int) -> Element:
+    return ELEMENTS[backend](a_shape=a, w_shape=w, lanes=lanes)
 
-    ``reduction`` is the number of taps, ``in_channels`` what lanes divide.
+
+class _Array:
+    """One array of the transform and every way to fold it.
+
+    Parameters
+    ----------
+    stage : Stage
+    source : Format
+        Of the stage's input.
+    normalization : bool
+        Whether it is the array of the stage's normalization.
+    size : (int, int)
+        Height and width of the stage's output.
+    max_width : int
+        Of the stage's input.
+    backends : tuple of Backend
+        To choose from.
     """
-    beats = ceil_div(channels, chains)
-    lengths = sorted({ceil_div(beats, passes) for passes in range(1, beats + 1)})
-    best: dict[tuple[int, int], _Candidate] = {}
-    for lanes in _divisors(in_channels):
+
+    def __init__(
+        self,
+        stage: Stage,
+        source: Format,
+        normalization: bool,
+        size: tuple[int, int],
+        max_width: int,
+        backends: tuple[Backend, ...],
+    ):
+        self.stage, self.source, self.normalization = stage, source, normalization
+        self.size, self.max_width = size, max_width
+        conv = stage.convolution
+        self.channels = stage.out_channels
+        self.in_channels = self.channels if normalization else conv.in_channels
+        self.taps = 1 if normalization else conv.kernel**2
+        self.operands = operand_shapes(stage, source)[normalization]
+        if normalization:
+            self.accumulator_bits = NORM_BITS
+        else:
+            least, most = conv.accumulator_range(source)
+            self.accumulator_bits = shape_of(min(-1, int(least.min())), int(most.max())).width
+        self.backends = [b for b in backends if b is not Backend.PACKED or packs(*self.operands)]
+        self._costs: dict[tuple[ArrayFolding, int], Resources] = {}
+
+    @property
+    def products(self) -> int:
+        """Multiplications in a frame."""
+        height, width = self.size
+        return height * width * self.channels * self.taps * self.in_channels
+
+    def shape(self, folding: ArrayFolding, chains: int) -> CoreShape:
+        """The dimensions of the core."""
+        element = _element(folding.backend, *self.operands, folding.lanes)
+        return CoreShape(
+            channels=self.channels,
+            steps=self.taps * self.in_channels // folding.lanes,
+            pixels=folding.pixels,
+            chains=chains,
+            chain_length=folding.chain_length,
+            array_latency=array_latency(element, folding.chain_length),
+        )
+
+    def foldings(self, limit: int, chains: int) -> Iterator[ArrayFolding]:
+        """Every folding that takes at most ``limit`` cycles a frame and could not be shorter."""
+        height, width = self.size
+        beats = ceil_div(self.channels, chains)
         for pixels in PIXELS:
-            for length in lengths:
-                shape = CoreShape(
-                    channels=channels,
-                    steps=reduction * in_channels // lanes,
-                    pixels=pixels,
-                    chains=chains,
-                    chain_length=length,
+            groups = height * ceil_div(width, pixels)
+            if pixels > width or groups * pixels * beats > limit:
+                continue
+            for lanes in _divisors(self.in_channels):
+                steps = self.taps * self.in_channels // lanes
+                passes = min(beats, limit // (groups * steps))
+                if passes < 1:
+                    continue
+                for backend in self.backends:
+                    ways = ELEMENTS[backend].ways
+                    length = ceil_div(ceil_div(beats, passes), ways) * ways
+                    folding = ArrayFolding(
+                        pixels=pixels, chain_length=length, lanes=lanes, backend=backend
+                    )
+                    if length > beats:
+                        continue
+                    if self.shape(folding, chains).frame_cycles(height, width) <= limit:
+                        yield folding
+
+    def cost(self, folding: ArrayFolding, chains: int) -> Resources:
+        """What the array takes with its buffers; a convolution's regrouping left out."""
+        key = (folding, chains)
+        if key not in self._costs:
+            self._costs[key] = self._cost(folding, chains)
+        return self._costs[key]
+
+    def _cost(self, folding: ArrayFolding, chains: int) -> Resources:
+        shape = self.shape(folding, chains)
+        element = _element(folding.backend, *self.operands, folding.lanes)
+        core = core_resources(shape, element, accumulator_bits=self.accumulator_bits)
+        bits = self.operands[0].width
+        if self.normalization:
+            x = self.stage.requantizer.output
+            waiting = ram_resources(
+                waiting_depth(shape, folding.lanes),
+                chains * shape_of(x.lo, x.hi).width,
+                writable=True,
+            )
+            return (
+                core
+                + waiting
+                + regroup_resources(chains, folding.lanes)
+                + NORM_CONTROL
+                + pixel_buffer_resources(
+                    self.channels, lanes=folding.lanes, bits=bits, pixels=folding.pixels
                 )
-                candidate = _Candidate(
-                    ArrayFolding(pixels=pixels, chain_length=length, lanes=lanes),
-                    shape.frame_cycles(height, width),
-                    pixels * chains * length * lanes,
-                )
-                key = (candidate.multipliers, lanes)
-                if key not in best or candidate.cycles < best[key].cycles:
-                    best[key] = candidate
-    return tuple(sorted(best.values(), key=lambda c: (c.multipliers, c.cycles)))
+            )
+        conv = self.stage.convolution
+        row = window_row_words(
+            max_width=self.max_width,
+            padding=conv.padding,
+            stride=conv.stride,
+            groups=ceil_div(self.in_channels, folding.lanes),
+            pixels=folding.pixels,
+        )
+        words = window_rows(conv.kernel, conv.stride) * row
+        return core + window_resources(words, lanes=folding.lanes, bits=bits, pixels=folding.pixels)
 
 
-def _cheapest(
-    candidates: tuple[_Candidate, ...], limit: int, before: int | None, penalty: float
-) -> tuple[float, _Candidate] | None:
-    """The cheapest candidate that meets ``limit`` cycles behind ``before`` channels a beat.
-
-    ``penalty`` is what one more bank of the window buffer or drain is worth in multipliers.
-    """
-    best = None
-    for candidate in candidates:
-        lanes = candidate.folding.lanes
-        if candidate.cycles > limit:
-            continue
-        if before is not None and before % lanes and lanes % before:
-            continue
-        cost = candidate.multipliers + penalty * candidate.folding.pixels
-        if best is None or cost < best[0]:
-            best = (cost, candidate)
-    return best
+def _fifo(shape: object, latency: int) -> Resources:
+    return CreditFifo(shape=shape, depth=fifo_depth(Core.latency + latency)).resources()
 
 
-def _fold(
-    transform: Transform, sizes: list[tuple[int, int]], limit: int, penalty: float
-) -> list[StageFolding] | None:
-    """Stage foldings of least cost whose every unit takes at most ``limit`` cycles."""
-    # Stages are coupled only by the channels per beat between them: a shortest path.
-    paths: dict[int | None, tuple[float, list[StageFolding]]] = {None: (0.0, [])}
-    for stage, (height, width) in zip(transform.stages, sizes[1:], strict=True):
-        extended: dict[int | None, tuple[float, list[StageFolding]]] = {}
-        for before, (cost, path) in paths.items():
+class _Search:
+    """Foldings of least cost under a pace, for one tile width."""
+
+    def __init__(self, transform: Transform, max_width: int, backends: tuple[Backend, ...]):
+        self.transform, self.max_width = transform, max_width
+        sizes = transform.sizes(PHOTO[0], max_width)
+        self.arrays: list[list[_Array]] = []
+        for stage, source, before, size in zip(
+            transform.stages, transform.sources, sizes, sizes[1:], strict=False
+        ):
+            kinds = [False] if stage.normalization is None else [False, True]
+            self.arrays.append(
+                [_Array(stage, source, kind, size, before[1], backends) for kind in kinds]
+            )
+        self._posts: dict[tuple[int, int], Resources] = {}
+        self._tables: dict[
+            tuple[_Array, int, int, bool], tuple[list[ArrayFolding], npt.NDArray[np.float64]]
+        ] = {}
+
+    def _post(self, number: int, chains: int) -> Resources:
+        """What stands behind the arrays of a stage: requantizer, root, queues."""
+        key = (number, chains)
+        if key not in self._posts:
+            stage = self.transform.stages[number]
+            conv = self.arrays[number][0]
+            post = Requantize(
+                bias=[int(b) for b in stage.convolution.bias],
+                constants=stage.requantizer,
+                accumulator_shape=signed(conv.accumulator_bits),
+                lanes=chains,
+                normalization=stage.normalization,
+            )
+            x, norm = stage.requantizer.output, stage.normalization
+            total = post.resources()
+            if norm is None:
+                total += _fifo(lanes_of(post.x_shape, chains), post.latency)
+            else:
+                root = Normalize(normalization=norm, source=x, lanes=chains)
+                total += _fifo(norm_payload(x, norm, chains), post.latency)
+                total += root.resources() + _fifo(lanes_of(root.y_shape, chains), root.latency)
+            self._posts[key] = total
+        return self._posts[key]
+
+    def fold(
+        self, limits: list[int], prices: Prices, of_luts: Collection[_Array] = ()
+    ) -> tuple[Resources, list[StageFolding]] | None:
+        """The cheapest stage foldings whose arrays take at most ``limits`` cycles, by stage.
+
+        The arrays of ``of_luts`` are made of lookup tables.
+        """
+        # Stages are coupled only by the channels per beat between them: a shortest path.
+        start = (0.0, Resources(), list[StageFolding]())
+        paths: dict[int | None, tuple[float, Resources, list[StageFolding]]] = {None: start}
+        for number, arrays in enumerate(self.arrays):
+            extended: dict[int | None, tuple[float, Resources, list[StageFolding]]] = {}
             for chains in CHAINS:
-                if stage.out_channels % chains:
+                if arrays[0].channels % chains:
                     continue
-                folded = _fold_stage(stage, height, width, chains, before, limit, penalty)
-                if folded is None:
+                options = [
+                    self._options(a, limits[number], chains, prices, a in of_luts) for a in arrays
+                ]
+                if not all(options):
                     continue
-                total = cost + folded[0]
-                if chains not in extended or total < extended[chains][0]:
-                    extended[chains] = (total, [*path, folded[1]])
-        paths = extended
-    if not paths:
-        return None
-    return min(paths.values(), key=lambda p: p[0])[1]
-
-
-def _fold_stage(
-    stage: Stage,
-    height: int,
-    width: int,
-    chains: int,
-    before: int | None,
-    limit: int,
-    penalty: float,
-) -> tuple[float, StageFolding] | None:
-    conv, channels = stage.convolution, stage.out_channels
-    arrays = _candidates(channels, conv.kernel**2, conv.in_channels, chains, height, width)
-    best = _cheapest(arrays, limit, before, penalty)
-    if best is None:
-        return None
-    cost, candidate = best
-    cost += 2.0 * chains  # the requantizer's multipliers
-    norm = None
-    if stage.normalization is not None:
-        arrays = _candidates(channels, 1, channels, chains, height, width)
-        found = _cheapest(arrays, limit, chains, 0.0)
-        if found is None:
+                post = self._post(number, chains)
+                norm = None
+                if len(options) > 1:
+                    fitting = [o for o in options[1] if _divides(chains, o[1].lanes)]
+                    if not fitting:
+                        continue
+                    norm = min(fitting, key=lambda o: o[0])[1]
+                    post += arrays[1].cost(norm, chains)
+                for before, (cost, used, path) in paths.items():
+                    fitting = [
+                        o for o in options[0] if before is None or _divides(before, o[1].lanes)
+                    ]
+                    if not fitting:
+                        continue
+                    conv = min(fitting, key=lambda o: o[0])[1]
+                    regroup = regroup_resources(before or conv.lanes, conv.lanes)
+                    need = arrays[0].cost(conv, chains) + post + regroup
+                    total = cost + prices.of(need)
+                    if chains not in extended or total < extended[chains][0]:
+                        stage = StageFolding(chains=chains, convolution=conv, normalization=norm)
+                        extended[chains] = (total, used + need, [*path, stage])
+            paths = extended
+        if not paths:
             return None
-        cost += found[0] + 4.0 * chains
-        norm = found[1].folding
-    return cost, StageFolding(chains=chains, convolution=candidate.folding, normalization=norm)
+        return min(paths.values(), key=lambda p: p[0])[1:]
+
+    def _options(
+        self, array: _Array, limit: int, chains: int, prices: Prices, of_luts: bool
+    ) -> list[tuple[float, ArrayFolding]]:
+        """Price and folding: the cheapest for every number of lanes."""
+        key = (array, limit, chains, of_luts)
+        if key not in self._tables:
+            foldings = [
+                f for f in array.foldings(limit, chains) if not of_luts or f.backend is Backend.LUT
+            ]
+            costs = [array.cost(f, chains) for f in foldings]
+            needs = np.array([[c.dsp, c.bram, c.lut] for c in costs], dtype=float).reshape(-1, 3)
+            self._tables[key] = foldings, needs
+        foldings, needs = self._tables[key]
+        found = needs @ (prices.dsp, prices.bram, prices.lut)
+        best: dict[int, tuple[float, ArrayFolding]] = {}
+        for i in np.argsort(found, kind="stable").tolist():
+            best.setdefault(foldings[i].lanes, (float(found[i]), foldings[i]))
+        return list(best.values())
+
+    def reach(
+        self, limits: list[int], budget: Resources, *, thorough: bool = False
+    ) -> Folding | None:
+        """A folding within budget whose arrays keep to ``limits``, or None.
+
+        The first one found, or ``thorough`` the one with fewest lookup tables.
+        """
+        best: tuple[int, Folding] | None = None
+        # Prices alone tip an array from one kind of multiplier to the other as a whole, and
+        # two large arrays often together: so it is decided beforehand which of the large ones
+        # are made of lookup tables.
+        self._tables.clear()
+        for of_luts in self._choices():
+            prices = Prices.start(budget)
+            for _ in range(PRICE_ROUNDS):
+                found = self.fold(limits, prices, of_luts)
+                if found is None:
+                    break
+                used, stages = found
+                if fits(used, budget):
+                    if best is None or used.lut < best[0]:
+                        best = used.lut, Folding(max_width=self.max_width, stages=stages)
+                    if not thorough:
+                        return best[1]
+                    break
+                prices = prices.adjusted(used, budget)
+        return None if best is None else best[1]
+
+    def _choices(self) -> Iterator[tuple[_Array, ...]]:
+        """Sets of arrays to make of lookup tables, out of those that multiply most."""
+        arrays = [array for stage in self.arrays for array in stage]
+        large = sorted(arrays, key=lambda array: -array.products)[:LARGE_ARRAYS]
+        large = [array for array in large if Backend.LUT in array.backends]
+        for count in range(len(large) + 1):
+            yield from itertools.combinations(large, count)
+
+    def smallest(self) -> Folding:
+        """Whatever takes fewest block RAMs, at any pace."""
+        slowest = 1 << 40
+        found = self.fold([slowest] * len(self.arrays), Prices(dsp=0.01, bram=1.0, lut=1e-5))
+        assert found is not None
+        return Folding(max_width=self.max_width, stages=found[1])
+
+    def least_cycles(self) -> int:
+        """No pace below this is of use: half the multiplications of the largest array with all
+        that a large device could hold."""
+        return (
+            max(
+                a.size[0] * a.size[1] * a.channels * a.taps * a.in_channels
+                for arrays in self.arrays
+                for a in arrays
+            )
+            // 4096
+        )
+
+    def most_cycles(self) -> int:
+        """With one multiplier per array."""
+        return self.least_cycles() * 4096 * 2
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a primitive costs while searching."""
+
+    dsp: float
+    bram: float
+    lut: float
+
+    @classmethod
+    def start(cls, budget: Budget) -> Prices:
+        """All of every kind of primitive is worth the same."""
+        # Except multipliers: what they take off the lookup tables makes routes shorter.
+        return cls(DSP_PRICE / max(1, budget.dsp), 1 / max(1, budget.bram), 1 / max(1, budget.lut))
+
+    def of(self, resources: Resources) -> float:
+        """The price of resources."""
+        return resources.dsp * self.dsp + resources.bram * self.bram + resources.lut * self.lut
+
+    def adjusted(self, used: Resources, budget: Budget) -> Prices:
+        """What is overdrawn gets dearer, what is left over cheaper."""
+
+        def change(need: int, have: int) -> float:
+            return min(1.6, max(0.7, (need / max(1, have)) ** 2))
+
+        return Prices(
+            self.dsp * change(used.dsp, budget.dsp),
+            self.bram * change(used.bram, budget.bram),
+            self.lut * change(used.lut, budget.lut),
+        )
 
 
 @dataclass(frozen=True)
@@ -217,6 +466,7 @@ class Plan:
                     "channels": shape.chains * shape.chain_length,
                     "chains": shape.chains,
                     "lanes": unit.core.lanes,
+                    "backend": unit.core.array.backend.value,
                     "busy": use["busy"] / total,
                     "stall_input": use["stall_input"] / total,
                     "stall_drain": use["stall_drain"] / total,
@@ -250,7 +500,7 @@ def plan(
     transform: Transform,
     budget: Budget,
     *,
-    max_width: int = PHOTO[1],
+    max_width: int | None = None,
     multipliers: int | None = None,
 ) -> Plan:
     """The fastest folding found within a budget; the smallest one if none fits.
@@ -261,10 +511,10 @@ def plan(
         Plain convolutions only.
     budget : Budget
         What the pipeline may use; whatever surrounds it must have been taken off.
-    max_width : int
-        Widest image, or tile, in pixels.
+    max_width : int or None
+        Widest image, or tile, in pixels; None chooses the one that is fastest for a `PHOTO`.
     multipliers : int or None
-        Use at most so many of the budget's multipliers.
+        Use at most so many of the budget's multipliers, and no others.
 
     Raises
     ------
@@ -278,66 +528,81 @@ def plan(
                 "the analysis transform g_a can."
             )
     step = transform.downsampling
-    if max_width < step or max_width % step:
-        raise UserError(f"the width must be a multiple of {step}, not {max_width}.")
-    height = PHOTO[0]
-    try:
-        sizes = transform.sizes(height, max_width)
-        tiles(transform, PHOTO[1], max_width)
-    except ValueError as error:
-        raise UserError(f"{error}.") from None
-    dsp = budget.dsp if multipliers is None else min(budget.dsp, multipliers)
-
-    def attempt(limit: int, penalty: float) -> Pipeline | None:
-        stages = _fold(transform, sizes, limit, penalty)
-        if stages is None:
-            return None
-        return Pipeline(transform, Folding(max_width=max_width, stages=stages))
-
-    def good(pipeline: Pipeline) -> bool:
-        resources = pipeline.resources()
-        return resources.dsp <= dsp and fits(resources, budget)
-
-    slowest = _limits(transform, sizes)[-1]
-    smallest = attempt(slowest, BRAM_WEIGHTS[-1])
-    assert smallest is not None
-    best: Pipeline | None = None
-    best_limit = 0
-    limits = _limits(transform, sizes)
-    for penalty in BRAM_WEIGHTS:
-        low, high = 0, len(limits) - 1
-        while low <= high:
-            middle = (low + high) // 2
-            pipeline = attempt(limits[middle], penalty)
-            if pipeline is not None and good(pipeline):
-                if best is None or limits[middle] < best_limit:
-                    best, best_limit = pipeline, limits[middle]
-                high = middle - 1
-            else:
-                low = middle + 1
-    chosen = best if best is not None else smallest
-    return Plan(chosen, chosen.resources(), frame_cycles(chosen, *PHOTO))
+    if max_width is not None:
+        if max_width < step or max_width % step:
+            raise UserError(f"the width must be a multiple of {step}, not {max_width}.")
+        widths = [max_width]
+    else:
+        widths = tile_widths(transform)
+    have = Resources(
+        dsp=budget.dsp if multipliers is None else min(budget.dsp, multipliers),
+        bram=budget.bram,
+        lut=budget.lut,
+    )
+    best: Plan | None = None
+    searches = []
+    for width in widths:
+        try:
+            transform.sizes(PHOTO[0], width)
+            tiles(transform, PHOTO[1], width)
+        except ValueError as error:
+            raise UserError(f"{error}.") from None
+        search = _Search(transform, width, BACKENDS if multipliers is None else BACKENDS[:2])
+        searches.append(search)
+        found = _fastest(search, have, best)
+        if found is not None and (best is None or found.cycles_per_frame < best.cycles_per_frame):
+            best = found
+    if best is None:
+        best = evaluate(transform, searches[-1].smallest())
+    return best
 
 
-def _limits(transform: Transform, sizes: list[tuple[int, int]]) -> list[int]:
-    """Every cycle count per frame that some unit can have, in rising order."""
-    found: set[int] = set()
-    for stage, (height, width) in zip(transform.stages, sizes[1:], strict=True):
-        conv, channels = stage.convolution, stage.out_channels
-        for chains in CHAINS:
-            if channels % chains:
-                continue
-            arrays = [(conv.kernel**2, conv.in_channels)]
-            if stage.normalization is not None:
-                arrays.append((1, channels))
-            for taps, lanes in arrays:
-                found |= {
-                    c.cycles for c in _candidates(channels, taps, lanes, chains, height, width)
-                }
-    # The slowest unit sets the pace: no limit below the largest of the least is of use, and
-    # neighbours closer than a per mille are one.
-    ordered = sorted(found)
-    return [a for a, b in pairwise(ordered) if b - a > a // 1000] + [ordered[-1]]
+def tile_widths(transform: Transform) -> list[int]:
+    """Widths worth trying, widest first: for every number of tiles the least that makes do."""
+    step = transform.downsampling
+    least: dict[int, int] = {}
+    for width in range(PHOTO[1] // step * step, 0, -step):
+        try:
+            least[len(tiles(transform, PHOTO[1], width))] = width
+        except ValueError:
+            break
+    return sorted(least.values(), reverse=True)[:TILE_COUNTS]
 
 
-__all__ = ["PHOTO", "Budget", "Plan", "evaluate", "fits", "frame_cycles", "plan"]
+TILE_COUNTS = 5
+"""Numbers of tiles that are tried."""
+
+
+def _fastest(search: _Search, budget: Resources, best: Plan | None) -> Plan | None:
+    """The fastest plan of one tile width, if it can beat the best so far."""
+    stages = len(search.arrays)
+    low, high = search.least_cycles(), search.most_cycles()
+    share = 1.0
+    if best is not None:
+        # Tiles and halos stretch the work by this much; no use in slower paces than the best's.
+        cut = tiles(search.transform, PHOTO[1], search.max_width)
+        share = sum(tile.stop - tile.start for tile in cut) / search.max_width
+        high = min(high, int(best.cycles_per_frame / share))
+    found = search.reach([high] * stages, budget)
+    if found is None:
+        return None
+    while high - low > high // 200:
+        middle = (low + high) // 2
+        faster = search.reach([middle] * stages, budget)
+        if faster is None:
+            low = middle
+        else:
+            found, high = faster, middle
+    options = [search.reach([high] * stages, budget, thorough=True) or found]
+    # A stage starts when the one before has made some rows: what stands further down must be
+    # faster than the slowest to end soon after it.
+    for lead in LEADS[1:]:
+        limits = [int(high * (1 - lead * k / max(1, stages - 1))) for k in range(stages)]
+        staggered = search.reach(limits, budget, thorough=True)
+        if staggered is not None and staggered not in options:
+            options.append(staggered)
+    plans = [evaluate(search.transform, folding) for folding in options]
+    return min(plans, key=lambda plan: plan.cycles_per_frame)
+
+
+__all__ = ["PHOTO", "Budget", "Plan", "evaluate", "fits", "frame_cycles", "plan", "tile_widths"]

@@ -112,6 +112,11 @@ class Regroup(Unit):
         return m
 
     def resources(self) -> Resources:
-        if self.i_lanes == self.o_lanes:
-            return Resources()
-        return Resources(lut=20 + 8 * max(self.i_lanes, self.o_lanes))
+        return regroup_resources(self.i_lanes, self.o_lanes)
+
+
+def regroup_resources(i_lanes: int, o_lanes: int) -> Resources:
+    """What a `Regroup` takes."""
+    if i_lanes == o_lanes:
+        return Resources()
+    return Resources(lut=20 + 8 * max(i_lanes, o_lanes))

@@ -9,10 +9,9 @@ from amaranth.hdl import Module, Mux, Shape, Signal, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.core import shape_of
 from lichen.hw.memory import Ram
 from lichen.hw.pipe import PIPE_MULTIPLY, Pipe
-from lichen.hw.unit import Resources, Unit, lanes_of
+from lichen.hw.unit import Resources, Unit, lanes_of, shape_of
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Normalization, Requantizer
 

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from amaranth.hdl import Module, Signal, ValueLike
+from amaranth.hdl import Module, Shape, Signal, ValueLike, signed, unsigned
 from amaranth.lib import data, wiring
 
 
@@ -76,3 +76,10 @@ def check_positive(**values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise TypeError(f"{name} must be a positive integer, not {value!r}")
+
+
+def shape_of(lo: int, hi: int) -> Shape:
+    """The narrowest shape that holds every value of ``lo .. hi``."""
+    if lo >= 0:
+        return unsigned(max(1, int(hi).bit_length()))
+    return signed(max(int(hi).bit_length(), (-1 - int(lo)).bit_length()) + 1)

@@ -8,7 +8,7 @@ from amaranth.back import verilog
 from amaranth.lib import wiring
 
 
-def emit(component: wiring.Component, name: str = "lichen_top") -> str:
+def emit(component: wiring.Component, name: str = "lichen_top", platform: object = None) -> str:
     """Verilog of a component and everything below it.
 
     Parameters
@@ -17,6 +17,9 @@ def emit(component: wiring.Component, name: str = "lichen_top") -> str:
         Elaborated once: a second call needs a fresh component.
     name : str
         Name of the top module.
+    platform : object
+        What ``elaborate`` is given; `lichen.hw.ecp5.Target` makes vendor cells where there are
+        any, None what every tool understands.
 
     Returns
     -------
@@ -30,7 +33,9 @@ def emit(component: wiring.Component, name: str = "lichen_top") -> str:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
+        return verilog.convert(
+            component, name=name, platform=platform, emit_src=False, strip_internal_attrs=True
+        )
     finally:
         if collecting:
             gc.enable()

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from lichen.hw.feed import FEED_LATENCY, FeedSignature, Sequencer
-from lichen.hw.memory import Ram
+from lichen.hw.memory import Ram, ram_resources
 from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
 from lichen.network.arithmetic import ceil_div
 
@@ -88,7 +88,7 @@ class Window(Unit):
         self.channels, self.shape, self.lanes = channels, Shape.cast(shape), lanes
         self.pixels, self.passes, self.pass_cycles = pixels, passes, pass_cycles
         self.max_width = max_width
-        self.rows = max(kernel, stride) + 1 if rows is None else rows
+        self.rows = window_rows(kernel, stride) if rows is None else rows
         if self.rows <= max(kernel, stride):
             raise ValueError(f"rows must exceed kernel and stride, not be {rows!r}")
         if max_width >= 1 << SIZE_BITS:
@@ -128,8 +128,13 @@ class Window(Unit):
     @property
     def row_words(self) -> int:
         """Memory words of one bank per row."""
-        positions = ceil_div(self.max_width + self.padding, self.stride)
-        return ceil_div(positions, self.pixels) * self.word_words
+        return window_row_words(
+            max_width=self.max_width,
+            padding=self.padding,
+            stride=self.stride,
+            groups=self.groups_per_pixel,
+            pixels=self.pixels,
+        )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -376,10 +381,29 @@ class Window(Unit):
         return m
 
     def resources(self) -> Resources:
-        word = self.lanes * self.shape.width
-        control = Resources(lut=420 + 70 * ceil_log2(self.pixels + 1))
-        rotate = Resources(lut=self.pixels * word * (1 + ceil_log2(self.pixels)))
-        return Resources.total([*(bank.resources() for bank in self.banks), control, rotate])
+        return window_resources(
+            self.rows * self.row_words, lanes=self.lanes, bits=self.shape.width, pixels=self.pixels
+        )
+
+
+def window_resources(bank_words: int, *, lanes: int, bits: int, pixels: int) -> Resources:
+    """What a `Window` takes whose banks have so many words of ``lanes`` values."""
+    word = lanes * bits
+    control = Resources(lut=420 + 70 * ceil_log2(pixels + 1))
+    rotate = Resources(lut=pixels * word * (1 + ceil_log2(pixels)))
+    return ram_resources(bank_words, word, writable=True) * pixels + control + rotate
+
+
+def window_rows(kernel: int, stride: int) -> int:
+    """Row slots of a window buffer, the least that lets writing overlap with reading."""
+    return max(kernel, stride) + 1
+
+
+def window_row_words(*, max_width: int, padding: int, stride: int, groups: int, pixels: int) -> int:
+    """Memory words of one bank per row: every ``pixels``-th position of ``stride`` pixels, each
+    of ``groups`` words."""
+    positions = ceil_div(max_width + padding, stride)
+    return ceil_div(positions, pixels) * stride * groups
 
 
 def _divide(value: Value, by: int) -> Value:

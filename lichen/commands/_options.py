@@ -20,8 +20,9 @@ transform = click.option(
     "--transform", "transform_name", default="g_a", show_default=True, help="Which transform."
 )
 max_width = click.option(
-    "--max-width", type=click.IntRange(1, 65535), default=768, show_default=True,
-    help="Widest frame in pixels.",
+    "--max-width", type=click.IntRange(1, 65535), metavar="PIXELS",
+    help="Widest frame; wider images go through in overlapping tiles [default: what is fastest "
+    "for a 768x512 image].",
 )  # fmt: skip
 folding = click.option(
     "--folding", "folding_file", metavar="FILE", type=click.Path(path_type=Path),
@@ -35,7 +36,8 @@ json_file = click.option(
 
 multipliers = click.option(
     "--multipliers", type=click.IntRange(min=1), metavar="N",
-    help="Plan with at most N multipliers [default: all of the board's].",
+    help="Plan with at most N of the board's multipliers, and none of lookup tables "
+    "[default: all there is room for].",
 )  # fmt: skip
 
 
@@ -131,7 +133,7 @@ def design(
     net: str,
     transform_name: str,
     board: Board,
-    max_width: int,
+    max_width: int | None,
     multipliers: int | None,
     folding_file: Path | None,
 ) -> Design:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lichen.commands import _options
+from lichen.errors import UserError
+
+if TYPE_CHECKING:
+    from lichen.boards.board import Board
+    from lichen.boards.design import Design
 
 
 @click.command()
@@ -27,6 +34,22 @@ from lichen.commands import _options
     help="Seed of place and route.",
 )  # fmt: skip
 @click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    help="Place and route with N seeds, beginning with --seed, as many at once as there are "
+    "processors, and keep the fastest.",
+)  # fmt: skip
+@click.option(
+    "--unit",
+    metavar="NAME",
+    help="Only this unit of the pipeline (conv1, conv1_norm, ...), alone on the device: no "
+    "bitstream.",
+)
+@click.option(
+    "--baseline", metavar="FILE", type=click.Path(path_type=Path),
+    help="With --unit: an earlier report; the exit status is 1 if a number is worse by more than "
+    "its tolerance.",
+)  # fmt: skip
+@click.option(
     "--allow-timing-failure", is_flag=True, help="Exit with status 0 even if timing is missed."
 )
 @_options.json_file
@@ -35,11 +58,14 @@ def command(
     board_name: str,
     output: Path,
     transform_name: str,
-    max_width: int,
+    max_width: int | None,
     multipliers: int | None,
     folding_file: Path | None,
     clock: float | None,
     seed: int,
+    seeds: int,
+    unit: str | None,
+    baseline: Path | None,
     allow_timing_failure: bool,
     json_file: str | None,
 ) -> None:
@@ -60,6 +86,11 @@ def command(
     board = boards.find(board_name)
     pll = board.pll(clock)
     design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
+    if unit is not None:
+        _build_unit(design, unit, board, pll.output_mhz, output, seed, baseline, json_file)
+        return
+    if baseline is not None:
+        raise UserError("--baseline compares the report of a --unit.")
     top = design.top(board, pll)
     if clock is not None and abs(pll.output_mhz - clock) > 1e-3:
         click.echo(f"clock: {pll.output_mhz:g} MHz is the nearest to {clock:g}", err=True)
@@ -70,6 +101,7 @@ def command(
             pll=pll,
             folder=output,
             seed=seed,
+            seeds=seeds,
             cycles_per_frame=design.cycles_per_frame,
             details=design.describe(),
             progress=Progress(sys.stderr),
@@ -91,3 +123,53 @@ def command(
         click.echo(f"lichen: {shortfall}", err=True)
         if not allow_timing_failure:
             sys.exit(1)
+
+
+def _build_unit(
+    design: Design,
+    unit: str,
+    board: Board,
+    clock_mhz: float,
+    output: Path,
+    seed: int,
+    baseline: Path | None,
+    json_file: str | None,
+) -> None:
+    from lichen.boards.build import TIMING_MARGIN, BuildFailedError
+    from lichen.boards.tools import Progress
+    from lichen.boards.unit import TOLERANCES, build_unit
+
+    before = None
+    if baseline is not None:
+        try:
+            before = json.loads(baseline.read_text())
+            usable = all(isinstance(before[metric], (int, float)) for metric in TOLERANCES)
+        except OSError as error:
+            raise UserError(f"cannot read {baseline}: {error.strerror}.") from None
+        except (ValueError, KeyError, TypeError):
+            usable = False
+        if not usable:
+            raise UserError(f"{baseline} is no report of a unit.")
+    try:
+        report = build_unit(
+            design=design,
+            unit=unit,
+            board=board,
+            clock_mhz=clock_mhz * TIMING_MARGIN,
+            folder=output,
+            seed=seed,
+            progress=Progress(sys.stderr),
+        )
+    except BuildFailedError as error:
+        click.echo(f"lichen: {error}", err=True)
+        sys.exit(1)
+    _options.report(
+        report.to_json(),
+        json_file,
+        f"{unit} alone: {report.fmax_mhz:g} MHz; {report.dsp} multipliers, {report.bram} block "
+        f"RAMs, {report.lut} LUTs ({report.planned['lut']} planned), {report.ff} flip-flops",
+    )
+    regressions = [] if before is None else report.regressions(before)
+    if regressions:
+        click.echo(f"lichen: worse than {baseline}: {', '.join(regressions)}.", err=True)
+        sys.exit(1)

@@ -26,7 +26,7 @@ def command(
     board_name: str,
     output: Path,
     transform_name: str,
-    max_width: int,
+    max_width: int | None,
     multipliers: int | None,
     folding_file: Path | None,
     json_file: str | None,

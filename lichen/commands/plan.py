@@ -23,7 +23,7 @@ def command(
     net: str,
     board_name: str,
     transform_name: str,
-    max_width: int,
+    max_width: int | None,
     multipliers: int | None,
     folding_file: Path | None,
     clock: float | None,
@@ -71,10 +71,13 @@ def command(
 
 def _print_table(stages: list[dict[str, Any]]) -> None:
     """The arrays, one line each."""
-    click.echo(f"{'unit':14} {'P x Q x S':>12} {'busy':>6} {'dsp':>4} {'bram':>5} {'lut':>6}")
+    click.echo(
+        f"{'unit':14} {'P x Q x S':>12} {'back-end':>8} {'busy':>6} {'dsp':>4} {'bram':>5} "
+        f"{'lut':>6}"
+    )
     for row in stages:
         array = f"{row['pixels']} x {row['channels']} x {row['lanes']}"
         click.echo(
-            f"{row['name']:14} {array:>12} {row['busy']:>6.1%} {row['dsp']:>4} {row['bram']:>5} "
-            f"{row['lut']:>6}"
+            f"{row['name']:14} {array:>12} {row['backend']:>8} {row['busy']:>6.1%} "
+            f"{row['dsp']:>4} {row['bram']:>5} {row['lut']:>6}"
         )

@@ -71,7 +71,7 @@ def command(
     pauses_seed: int | None,
     waves: bool,
     board_name: str,
-    max_width: int,
+    max_width: int | None,
     multipliers: int | None,
     folding_file: Path | None,
     build_dir: Path | None,

@@ -71,7 +71,7 @@ class LightPlatform:
         options = [str(option) for option in overrides["nextpnr_opts"]]
         commands = [
             ["yosys", f"{name}.ys"],
-            ["nextpnr-ecp5", *options, "--json", f"{name}.json"],
+            ["nextpnr-ecp5", *options, "--json", f"{name}.json", "--textcfg", f"{name}.config"],
             ["ecppack", "--bit", f"{name}.bit"],
         ]
         plan.add_file(f"build_{name}.json", json.dumps({"commands": commands}))

@@ -110,7 +110,7 @@ class Standin(wiring.Component):
                         m.next = "MULTIPLY"
             with m.State("MULTIPLY"):
                 m.d.sync += wait.eq(wait + 1)
-                with m.If(wait == 4):
+                with m.If(wait == 6):
                     for i in range(self.out_lanes):
                         with m.If(lane == i):
                             m.d.sync += self.o.payload[i].eq(sum(products))

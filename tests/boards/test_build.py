@@ -72,6 +72,24 @@ def test_a_complete_build(tmp_path, tools):
     assert not (tmp_path / "out.part").exists()
 
 
+def test_of_several_seeds_the_fastest_is_kept(tmp_path, tools):
+    body = fakes.NEXTPNR % {"dsp": PLANNED.dsp, "bram": PLANNED.bram, "fmax": 0}
+    # Seed 5 is the fastest; every seed leaves its mark in the result.
+    body = body.replace(
+        '"achieved": 0.000000', '"achieved": {"4": 61.0, "5": 70.5, "6": 66.0}[seed]'
+    )
+    body = (
+        "import sys\nseed = sys.argv[sys.argv.index('--seed') + 1]\n"
+        + body
+        + "pathlib.Path(sys.argv[sys.argv.index('--textcfg') + 1]).write_text(seed)\n"
+    )
+    check = "assert pathlib.Path('top.config').read_text() == '5'\n"
+    tools(nextpnr_ecp5=body, ecppack=fakes.ECPPACK.replace("\npathlib", "\n" + check + "pathlib"))
+    report = run(tmp_path / "out", seed=4, seeds=3)
+    assert (report.fmax_mhz, report.seed) == (70.5, 5)
+    assert report.seeds == {"4": 61.0, "5": 70.5, "6": 66.0}
+
+
 def test_an_earlier_build_is_replaced_as_a_whole(tmp_path, tools):
     run(tmp_path / "out")
     (tmp_path / "out" / "stray").touch()

@@ -147,6 +147,43 @@ def test_build_reports(tmp_path, monkeypatch, capsys, files, network, light):
     assert json.loads((tmp_path / "report").read_text())["seed"] == 3
 
 
+def test_build_of_a_unit(tmp_path, monkeypatch, capsys, files, network):
+    net, folding = files
+    plan = Design.make(network, "g_a", SMALL).pipeline().stage_resources()["conv1_norm"]
+    arguments = ("build", net, "--board", "ulx3s-85f", "--folding", folding, "--unit")
+    # Amaranth would ask the fake yosys to write Verilog.
+    monkeypatch.setattr(
+        "lichen.boards.unit.emit",
+        lambda part, name, target: f"{name}: {type(part).__name__} for {target.device}",
+    )
+    fakes.install(tmp_path / "tools", monkeypatch, dsp=plan.dsp, bram=plan.bram)
+    where = ("-o", tmp_path / "out", "--json", tmp_path / "report.json")
+    status, out, _ = lichen(capsys, *arguments, "conv1_norm", *where)
+    assert status == 0
+    assert out.startswith("conv1_norm alone: 80 MHz; ")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["array"] == SMALL.stages[0].normalization.model_dump(mode="json")
+    assert report["planned"] == {"dsp": plan.dsp, "bram": plan.bram, "lut": plan.lut}
+    assert (tmp_path / "out" / "top.v").read_text() == "top: NormUnit for LFE5U"
+
+    # A little slower is no regression, much slower is.
+    baseline = ("-o", tmp_path / "out", "--baseline", tmp_path / "report.json")
+    fakes.install(tmp_path / "tools", monkeypatch, dsp=plan.dsp, bram=plan.bram, fmax=73)
+    assert lichen(capsys, *arguments, "conv1_norm", *baseline)[0] == 0
+    fakes.install(tmp_path / "tools", monkeypatch, dsp=plan.dsp, bram=plan.bram, fmax=71)
+    status, _, err = lichen(capsys, *arguments, "conv1_norm", *baseline)
+    assert status == 1
+    assert err.splitlines()[-1].endswith("report.json: fmax_mhz 71 instead of 80.")
+
+    fakes.install(tmp_path / "tools", monkeypatch, dsp=plan.dsp + 1, bram=plan.bram)
+    status, _, err = lichen(capsys, *arguments, "conv1_norm", "-o", tmp_path / "out")
+    assert status == 1
+    assert f"synthesis made {plan.dsp + 1} multipliers" in err
+    status, _, err = lichen(capsys, *arguments, "conv9", "-o", tmp_path / "out")
+    assert status == 2
+    assert "this pipeline has conv1, conv1_norm, conv2." in " ".join(err.split())
+
+
 def test_build_exit_statuses(tmp_path, monkeypatch, capsys, files, network, light):
     net, folding = files
     plan = planned(network)

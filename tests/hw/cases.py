@@ -6,8 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from amaranth.hdl import Shape
 
-from lichen.hw.folding import ArrayFolding, Folding, StageFolding
+from lichen.hw.element import Backend, packs
+from lichen.hw.folding import ArrayFolding, Folding, StageFolding, operand_shapes
 from lichen.hw.pipeline import Pipeline
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Activation, Transform
@@ -38,7 +40,13 @@ def _divisors(n: int) -> list[int]:
 
 
 def random_array(
-    rng: np.random.Generator, outputs: int, inputs: int, before: int | None, chains: int, most: int
+    rng: np.random.Generator,
+    outputs: int,
+    inputs: int,
+    before: int | None,
+    chains: int,
+    most: int,
+    operands: tuple[Shape, Shape],
 ) -> ArrayFolding:
     """An array of at most ``most`` multipliers behind ``before`` channels a beat."""
     lanes = [
@@ -49,7 +57,10 @@ def random_array(
     s = _pick(rng, lanes)
     length = int(rng.integers(1, max(1, min(ceil_div(outputs, chains), most // (s * chains))) + 1))
     pixels = int(rng.integers(1, max(1, min(5, most // (s * chains * length))) + 1))
-    return ArrayFolding(pixels=pixels, chain_length=length, lanes=s)
+    backends = [Backend.PORTABLE, Backend.DSP, Backend.LUT]
+    if length % 2 == 0 and packs(*operands):
+        backends += [Backend.PACKED] * 3
+    return ArrayFolding(pixels=pixels, chain_length=length, lanes=s, backend=_pick(rng, backends))
 
 
 def random_folding(
@@ -57,13 +68,14 @@ def random_folding(
 ) -> Folding:
     """A valid folding whose every array has at most ``most`` multipliers."""
     stages, before = [], None
-    for stage in transform.stages:
-        channels = stage.out_channels
+    for stage, source in zip(transform.stages, transform.sources, strict=True):
+        channels, operands = stage.out_channels, operand_shapes(stage, source)
         chains = int(rng.integers(1, min(4, channels) + 1))
-        conv = random_array(rng, channels, stage.convolution.in_channels, before, chains, most)
+        inputs = stage.convolution.in_channels
+        conv = random_array(rng, channels, inputs, before, chains, most, operands[0])
         norm = None
         if stage.normalization is not None:
-            norm = random_array(rng, channels, channels, chains, chains, most)
+            norm = random_array(rng, channels, channels, chains, chains, most, operands[1])
         stages.append(StageFolding(chains=chains, convolution=conv, normalization=norm))
         before = chains
     return Folding(max_width=max_width, stages=stages)

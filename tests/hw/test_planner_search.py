@@ -1,0 +1,68 @@
+# amaranth: UnusedElaboratable=no
+"""The planner's promises: what it counts is what the pipeline answers, and budgets hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from lichen.hw.element import Backend
+from lichen.hw.folding import Folding
+from lichen.hw.pipeline import Pipeline
+from lichen.hw.planner import BACKENDS, Prices, _Search, fits, plan, tile_widths
+from lichen.hw.tiling import tiles
+from lichen.hw.unit import Resources
+from lichen.models import load_network
+from lichen.network.description import Transform
+from lichen.network.random import random_factorized
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Transform:
+    return load_network("tiny").transform("g_a")
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Transform:
+    """Weights that two products per multiplier can be made of."""
+    return random_factorized(3, n=16, m=24, weight_bits=6).transform("g_a")
+
+
+@pytest.mark.parametrize("limit", [400_000, 2_000_000])
+@pytest.mark.parametrize(
+    "prices", [Prices(dsp=1, bram=1, lut=1e-4), Prices(dsp=1e-3, bram=1, lut=1)]
+)
+def test_the_search_counts_what_the_pipeline_answers(narrow, limit, prices):
+    search = _Search(narrow, 288, BACKENDS)
+    used, stages = search.fold([limit] * 4, prices)
+    assert Pipeline(narrow, Folding(max_width=288, stages=stages)).resources() == used
+
+
+def test_budgets_hold_and_more_is_faster(narrow):
+    small = Resources(dsp=60, bram=120, lut=25_000)
+    large = Resources(dsp=120, bram=120, lut=50_000)
+    plans = [plan(narrow, budget, max_width=288) for budget in (small, large)]
+    for found, budget in zip(plans, (small, large), strict=True):
+        assert fits(found.resources, budget)
+    assert plans[1].cycles_per_frame < plans[0].cycles_per_frame / 1.3
+
+
+def test_without_lookup_tables_for_multipliers(tiny):
+    budget = Resources(dsp=156, bram=208, lut=52_000)
+    found = plan(tiny, budget, max_width=288, multipliers=60)
+    assert found.resources.dsp <= 60
+    arrays = [a for s in found.folding.stages for a in (s.convolution, s.normalization) if a]
+    assert all(array.backend is not Backend.LUT for array in arrays)
+
+
+def test_tile_widths_are_the_least_for_their_number_of_tiles(tiny):
+    widths = tile_widths(tiny)
+    assert widths[:3] == [768, 416, 288]
+    for width in widths:
+        count = len(tiles(tiny, 768, width))
+        assert len(tiles(tiny, 768, width - tiny.downsampling)) > count
+
+
+def test_what_fits_nothing_is_the_smallest(tiny):
+    found = plan(tiny, Resources(dsp=5, bram=5, lut=100), max_width=96)
+    assert not fits(found.resources, Resources(dsp=5, bram=5, lut=100))
+    assert found.cycles_per_frame > 0
