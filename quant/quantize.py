@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lichen.errors import UserError
-from lichen.network.description import IMAGE_FORMAT, Network
+from lichen.network.description import IMAGE_FORMAT, Network, Transform
 from lichen.quant.calibrate import CalibrationImages
 from lichen.quant.entropy import Bottleneck, TableFit, fit_tables, float_bits
 from lichen.quant.float_network import FloatNetwork
@@ -189,8 +189,59 @@ def quantize(
     )
     g_s = synthesis.run()
 
-    bottleneck = Bottleneck(network.bottlenecks["y"]) if "y" in network.bottlenecks else None
-    fit = fit_tables(bottleneck, symbols, g_a.output, refit=refit)
+    settings = asdict(options) | {
+        "per_stage": {key: asdict(widths) for key, widths in options.per_stage.items()},
+        "clip_rules": {key: asdict(rule) for key, rule in options.clip_rules.items()},
+        "refit": refit,
+    }
+    result = assemble(
+        network,
+        images,
+        g_a,
+        g_s,
+        symbols,
+        synthesis.ints,
+        settings=settings,
+        name=name,
+        refit=refit,
+        stages=analysis.reports + synthesis.reports,
+    )
+    progress("measurement")
+    return result
+
+
+def assemble(
+    network: FloatNetwork,
+    images: CalibrationImages,
+    g_a: Transform,
+    g_s: Transform,
+    symbols: Sequence[npt.NDArray],
+    decoded: Sequence[npt.NDArray],
+    *,
+    settings: Mapping[str, Any],
+    stages: list[StageReport],
+    name: str | None = None,
+    refit: bool = True,
+    bottleneck: Mapping[str, npt.NDArray] | None = None,
+) -> Quantized:
+    """The network of integer transforms: entropy tables, measurement, provenance.
+
+    Parameters
+    ----------
+    network : FloatNetwork
+        The FP32 parent, which the result is compared with.
+    g_a, g_s : Transform
+    symbols, decoded : sequence of int array (h, w, C)
+        What g_a and g_s make of the calibration images.
+    settings : dict
+        How it was quantized, as JSON values.
+    bottleneck : dict of str to array or None
+        Parameters of the entropy bottleneck; None takes the parent's, if it has one.
+    """
+    if bottleneck is None:
+        bottleneck = network.bottlenecks.get("y")
+    prior = Bottleneck(bottleneck) if bottleneck is not None else None
+    fit = fit_tables(prior, symbols, g_a.output, refit=refit)
     result = Network(
         name=network.name if name is None else name,
         architecture=network.architecture,
@@ -202,21 +253,16 @@ def quantize(
     before = measure_float(network, images.crops, result)
     after = _mean(
         [
-            psnr(image, decoded.astype(np.uint8))
-            for image, decoded in zip(images.crops, synthesis.ints, strict=True)
+            psnr(image, pixels.astype(np.uint8))
+            for image, pixels in zip(images.crops, decoded, strict=True)
         ],
         [
             estimate_bits(result, latent) / (image.shape[0] * image.shape[1])
             for image, latent in zip(images.crops, symbols, strict=True)
         ],
     )
-    progress("measurement")
-    settings = asdict(options) | {
-        "per_stage": {key: asdict(widths) for key, widths in options.per_stage.items()},
-        "refit": refit,
-    }
     provenance = network.provenance | {
-        "quantization": settings
+        "quantization": dict(settings)
         | {
             "calibration": {"images": len(images.crops), "sha256": images.digest},
             "tables_prior_strength": fit.strength if math.isfinite(fit.strength) else None,
@@ -225,9 +271,5 @@ def quantize(
         }
     }
     return Quantized(
-        result.model_copy(update={"provenance": provenance}),
-        analysis.reports + synthesis.reports,
-        fit,
-        before,
-        after,
+        result.model_copy(update={"provenance": provenance}), stages, fit, before, after
     )
