@@ -18,7 +18,7 @@ help:
 	@echo 'make clean      remove .venv and build'
 
 demo: $(VENV)/.light
-	$(BIN)/lichen demo
+	$(BIN)/lichen demo -o build/demo
 
 test: lint typecheck pytest
 

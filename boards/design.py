@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,22 +20,10 @@ from lichen.hw.folding import Folding
 from lichen.hw.pipeline import Pipeline
 from lichen.hw.unit import Resources
 from lichen.network.description import IMAGE_FORMAT, Network, Transform
-from lichen.network.file import digest, load
+from lichen.network.file import digest
 
 FRAME = planner.PHOTO[::-1]
 """Width and height in pixels of the image that frames per second are counted in."""
-
-
-def load_network(name: str) -> Network:
-    """Read a network file, or the shipped network of that name.
-
-    Raises UserError when there is neither.
-    """
-    shipped = importlib.resources.files("lichen.models").joinpath(f"{name}.lichen")
-    if not Path(name).exists() and "/" not in name and shipped.is_file():
-        with importlib.resources.as_file(shipped) as path:
-            return load(path)
-    return load(name)
 
 
 def read_folding(path: Path) -> Folding:

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "Train an FP32 network on a folder of images.",
     "quantize": "Turn an FP32 checkpoint into an integer network.",
     "evaluate": "Measure rate and distortion on a folder of images.",
+    "bdrate": "Compare two rate-distortion curves.",
     "simulate": "Run the gateware on an image and compare it with the golden model.",
     "plan": "Fold a network onto a board: cycles, resources, frames per second.",
     "generate": "Write the gateware as Verilog with an interface description.",

@@ -1,1 +1,71 @@
+"""The networks that ship with Lichen: integer networks, their FP32 parents, and photographs.
 
+``NAME.lichen`` is an integer network, ``NAME.safetensors`` its FP32 parent and ``NAME.md`` the
+model card of both. Every command takes ``NAME`` for the integer network and ``NAME.fp32`` for
+the parent.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from lichen.errors import UserError
+from lichen.network import file
+from lichen.network.description import Network
+
+PARENT_SUFFIX = ".fp32"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def folder() -> Path:
+    """Where the shipped files lie."""
+    return Path(str(resources.files(__name__)))
+
+
+def names() -> list[str]:
+    """Names of the shipped integer networks, sorted."""
+    return sorted(path.stem for path in folder().glob("*.lichen"))
+
+
+def _shipped(name: str, suffix: str) -> Path | None:
+    path = folder() / f"{name}{suffix}"
+    return path if _NAME.fullmatch(name) and path.is_file() else None
+
+
+def shipped_network(name: str) -> Path | None:
+    """The file of a shipped integer network; None if there is none of that name."""
+    return _shipped(name, ".lichen")
+
+
+def shipped_parent(name: str) -> Path | None:
+    """The file of a shipped FP32 network, named with or without ``.fp32``; None if unknown."""
+    return _shipped(name.removesuffix(PARENT_SUFFIX), ".safetensors")
+
+
+def load_network(name: str) -> Network:
+    """Read a network file, or the shipped network of that name; an existing file goes first.
+
+    Raises UserError when there is neither, and when the file is damaged.
+    """
+    if not Path(name).exists():
+        if (shipped := shipped_network(name)) is not None:
+            return file.load(shipped)
+        if _NAME.fullmatch(name):
+            raise UserError(
+                f"{name} is neither a file nor the name of a shipped network "
+                f"({', '.join(names())})."
+            )
+    return file.load(name)
+
+
+def photograph() -> Path:
+    """The photograph that ships for demonstrations: kodim23 of the Kodak suite, 768x512."""
+    return folder() / "kodim23.png"
+
+
+def calibration_photographs() -> list[Path]:
+    """Crops of photographs to calibrate on, 256x256, where nobody gives better ones."""
+    return sorted((folder() / "calibration").glob("*.png"))

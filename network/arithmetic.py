@@ -187,6 +187,24 @@ def normalize(x, n, table, even, inverse, a, k, b, lo, hi):
     return scale_by_root(x, r, e, inverse, a, k, b, lo, hi)
 
 
+def latent_symbol(y, mu, f):
+    """The symbol of a latent: ``rshift_round(y - mu, f)``, ``f`` fractional bits in both."""
+    return rshift_round(y - mu, f)
+
+
+def latent_value(symbol, mu, f, lo, hi):
+    """What the synthesis reads for a symbol about a mean: ``(symbol << f) + mu`` in ``lo .. hi``.
+
+    At most ``2**(f - 1)`` from the ``y`` of the symbol, where that lies in ``lo .. hi``.
+    """
+    return clamp((symbol << f) + mu, lo, hi)
+
+
+def scale_index(v, thresholds):
+    """How many of the rising thresholds ``v`` reaches (``v >= t``): the index of its table."""
+    return np.searchsorted(thresholds, v, side="right")
+
+
 def ceil_div(a: int, b: int) -> int:
     """Integer division rounding up, ``b > 0``."""
     return -(-a // b)
@@ -232,9 +250,7 @@ def compiled():
         leading_zeros,
         root_position,
         interpolate,
-        normalized_root,
         scale_by_root,
-        normalize,
     ):
         register_jitable(function)
     jit = numba.njit(cache=True, nogil=True)
@@ -256,11 +272,23 @@ def compiled():
 
     @jit
     def normalize_rows(x, sums, beta, table, even, inverse, a, k, b, lo, hi, out):
+        # `normalize` in three loops: the table lookup alone is not vectorized, and would keep
+        # the rest from it
+        channels = x.shape[1]
+        index = np.empty(channels, np.int64)
+        fraction = np.empty(channels, np.int64)
+        e = np.empty(channels, np.int64)
+        r = np.empty(channels, np.int64)
         for i in range(x.shape[0]):
-            for c in range(x.shape[1]):
+            for c in range(channels):
                 n = np.int64(sums[i, c]) + beta[c]
+                index[c], fraction[c], e[c] = root_position(n, even)
+            for c in range(channels):
+                j = index[c]
+                r[c] = interpolate(table[j, 0], table[j, 1], fraction[c])
+            for c in range(channels):
                 v = np.int64(x[i, c])
-                out[i, c] = normalize(v, n, table, even, inverse, a, k[c], b, lo, hi)
+                out[i, c] = scale_by_root(v, r[c], e[c], inverse, a, k[c], b, lo, hi)
 
     return SimpleNamespace(
         requantize=requantize_rows, norm_input=norm_input_rows, normalize=normalize_rows

@@ -461,6 +461,11 @@ class Transform(_Model):
             np.prod([s.convolution.stride for s in self.stages if not s.convolution.transposed])
         )
 
+    @property
+    def upsampling(self) -> int:
+        """Product of the strides of the transposed convolutions."""
+        return int(np.prod([s.convolution.stride for s in self.stages if s.convolution.transposed]))
+
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width of the input and of every stage's output.
 
@@ -534,6 +539,10 @@ class EntropyTables(_Model):
         return self
 
 
+TRANSFORMS = ("g_a", "g_s", "h_a", "h_s")
+"""Names a transform may have."""
+
+
 class Network(_Model):
     """An integer network, ready to be run, generated, or stored as a ``.lichen`` file.
 
@@ -547,11 +556,31 @@ class Network(_Model):
     transforms : dict of str to Transform
         ``g_a``, ``g_s``, and for hyperprior models ``h_a``, ``h_s``.
     latent_fraction : int
-        Fractional bits ``f`` of the latent: 0 for factorized models.
+        Fractional bits ``f`` of the latent y that g_a makes, and of the means: 0 for
+        factorized models.
+    scale_thresholds : int array (scales - 1,) or None
+        Hyperprior models only: what an output of h_s must reach for the second, third, ...
+        table of ``entropy["y"]``, not falling. None takes the first table always.
     entropy : dict of str to EntropyTables
-        ``y`` for factorized models: one table per latent channel.
+        ``y``: for factorized models one table per latent channel; for hyperprior models one
+        per scale, rising. ``z`` (hyperprior models): one table per channel of h_a.
     provenance : dict
         Source checkpoint digest, lambda, how it was quantized, measured rate-distortion.
+
+    Notes
+    -----
+    Without h_s the symbols are the outputs of g_a, and g_s reads them.
+
+    With h_s (Ballé et al., "Variational image compression with a scale hyperprior", 2018), h_a
+    reads ``|y|`` where its input format is unsigned, and ``y`` otherwise, limited to that
+    format; its outputs are the symbols z, and h_s reads them. The first M outputs of h_s, for M
+    latent channels, select the table of each symbol of y through ``scale_thresholds``.
+
+    An h_s of M outputs leaves it at that: the symbol is ``rshift_round(y, f)``, and g_s reads
+    the symbol. One of 2 M outputs (Minnen, Ballé and Toderici, "Joint autoregressive and
+    hierarchical priors for learned image compression", 2018) has the means mu, with ``f``
+    fractional bits, in the second M: the symbol is ``rshift_round(y - mu, f)``, and g_s reads
+    ``(symbol << f) + mu`` limited to its input format.
     """
 
     format: Literal[1] = 1
@@ -561,33 +590,99 @@ class Network(_Model):
     m: int = Field(ge=1)
     transforms: dict[str, Transform]
     latent_fraction: int = Field(default=0, ge=0, le=8)
+    scale_thresholds: IntArray | None = None
     entropy: dict[str, EntropyTables] = {}
     provenance: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _require(bool(self.transforms), "a network needs at least one transform")
-        known = {"g_a", "g_s", "h_a", "h_s"}
-        unknown = sorted(set(self.transforms) - known)
+        unknown = sorted(set(self.transforms) - set(TRANSFORMS))
         _require(not unknown, f"unknown transform {', '.join(unknown)}")
-        g_a, g_s = self.transforms.get("g_a"), self.transforms.get("g_s")
-        if g_a is not None and g_s is not None:
-            _require(
-                g_a.out_channels == g_s.in_channels,
-                f"g_a makes {g_a.out_channels} latent channels, but g_s takes {g_s.in_channels}",
-            )
-            _require(
-                self.latent_fraction > 0
-                or (g_s.input.lo <= g_a.output.lo and g_a.output.hi <= g_s.input.hi),
-                "the latents of g_a must fit the input format of g_s",
-            )
-        tables = self.entropy.get("y")
-        if tables is not None and g_a is not None and self.architecture.startswith("bmshj2018-f"):
-            _require(
-                len(tables.lengths) == g_a.out_channels,
-                f"entropy.y has {len(tables.lengths)} tables for {g_a.out_channels} channels",
-            )
+        unknown = sorted(set(self.entropy) - {"y", "z"})
+        _require(not unknown, f"unknown entropy tables {', '.join(unknown)}")
+        _require(
+            self.latent_fraction == 0 or not self.architecture.startswith("bmshj2018-factorized"),
+            f"latent_fraction must be 0 for {self.architecture}, not {self.latent_fraction}",
+        )
+        self._check_latents()
+        self._check_hyper()
+        self._check_entropy()
         return self
+
+    def _check_latents(self) -> None:
+        g_a, g_s = self.transforms.get("g_a"), self.transforms.get("g_s")
+        if g_a is None or g_s is None:
+            return
+        _require(
+            g_a.out_channels == g_s.in_channels,
+            f"g_a makes {g_a.out_channels} latent channels, but g_s takes {g_s.in_channels}",
+        )
+        if self.means:
+            return  # limited to what g_s takes
+        lo, hi = self.symbol_range
+        _require(
+            g_s.input.lo <= lo and hi <= g_s.input.hi,
+            f"the latents of g_a must fit the input format of g_s: symbols span {lo} .. {hi}, "
+            f"but g_s takes {g_s.input.lo} .. {g_s.input.hi}",
+        )
+
+    def _check_hyper(self) -> None:
+        h_a, h_s, m = self.transforms.get("h_a"), self.transforms.get("h_s"), self.latent_channels
+        if h_a is not None and m is not None:
+            _require(
+                h_a.in_channels == m,
+                f"the latent has {m} channels, but h_a takes {h_a.in_channels}",
+            )
+        if h_s is None:
+            _require(self.scale_thresholds is None, "scale_thresholds go with a transform h_s")
+            return
+        if m is not None:
+            _require(
+                h_s.out_channels in (m, 2 * m),
+                f"h_s must make {m} scales, or {2 * m} scales and means, for {m} latent channels, "
+                f"not {h_s.out_channels}",
+            )
+        if h_a is not None:
+            _require(
+                h_a.out_channels == h_s.in_channels,
+                f"h_a makes {h_a.out_channels} channels, but h_s takes {h_s.in_channels}",
+            )
+            _require(
+                h_s.input.lo <= h_a.output.lo and h_a.output.hi <= h_s.input.hi,
+                "the symbols of h_a must fit the input format of h_s",
+            )
+            up, down = h_s.upsampling, h_a.downsampling
+            _require(up == down, f"h_s enlarges {up} times what h_a reduces {down} times")
+        if self.scale_thresholds is not None:
+            _require(self.scale_thresholds.ndim == 1, "scale_thresholds must have one dimension")
+            _require_range("scale_thresholds", self.scale_thresholds, -(1 << 16), 1 << 16)
+            _require(
+                bool(np.all(np.diff(self.scale_thresholds.astype(np.int64)) >= 0)),
+                "scale_thresholds must not fall",
+            )
+
+    def _check_entropy(self) -> None:
+        m, h_a, h_s = self.latent_channels, self.transforms.get("h_a"), self.transforms.get("h_s")
+        if "y" in self.entropy:
+            tables = len(self.entropy["y"].lengths)
+            if h_s is not None:
+                levels = 0 if self.scale_thresholds is None else len(self.scale_thresholds)
+                _require(
+                    tables == levels + 1,
+                    f"entropy.y has {tables} tables for {levels} scale_thresholds, "
+                    f"which part {levels + 1}",
+                )
+            elif h_a is None and m is not None:
+                _require(tables == m, f"entropy.y has {tables} tables for {m} channels")
+        if "z" in self.entropy:
+            tables = len(self.entropy["z"].lengths)
+            channels = [t.in_channels for t in (h_s,) if t is not None]
+            channels += [t.out_channels for t in (h_a,) if t is not None]
+            _require(bool(channels), "entropy.z goes with a transform h_a or h_s")
+            _require(
+                tables == channels[0], f"entropy.z has {tables} tables for {channels[0]} channels"
+            )
 
     def transform(self, name: str) -> Transform:
         """The named transform; a ValueError lists those present."""
@@ -597,3 +692,50 @@ class Network(_Model):
                 f"only {', '.join(self.transforms)}"
             )
         return self.transforms[name]
+
+    @property
+    def latent_channels(self) -> int | None:
+        """Channels of y, or None for a network with neither g_a nor g_s."""
+        if "g_a" in self.transforms:
+            return self.transforms["g_a"].out_channels
+        return self.transforms["g_s"].in_channels if "g_s" in self.transforms else None
+
+    @property
+    def hyper(self) -> bool:
+        """Whether symbols z choose the tables of y."""
+        return "h_s" in self.transforms
+
+    @property
+    def means(self) -> bool:
+        """Whether h_s makes means beside the scales."""
+        return self.hyper and self.transforms["h_s"].out_channels == 2 * (self.latent_channels or 0)
+
+    @property
+    def symbol_range(self) -> tuple[int, int]:
+        """The least and the greatest symbol of y that the encoder can make.
+
+        Raises ValueError for a network without g_a.
+        """
+        y = self.transform("g_a").output
+        mu = self.transforms["h_s"].output if self.means else None
+        most, least = (0, 0) if mu is None else (mu.hi, mu.lo)
+        f = self.latent_fraction
+        lo = arithmetic.latent_symbol(y.lo, most, f)
+        return lo, arithmetic.latent_symbol(y.hi, least, f)
+
+    @property
+    def hyper_factor(self) -> int:
+        """How many rows of y there are for one of z; 1 without a hyperprior."""
+        if "h_a" in self.transforms:
+            return self.transforms["h_a"].downsampling
+        return self.transforms["h_s"].upsampling if self.hyper else 1
+
+    @property
+    def factor(self) -> int:
+        """What the sides of an image are padded to a multiple of.
+
+        Raises ValueError for a network with neither g_a nor g_s.
+        """
+        if "g_a" in self.transforms:
+            return self.transforms["g_a"].downsampling * self.hyper_factor
+        return self.transform("g_s").upsampling * self.hyper_factor

@@ -17,6 +17,7 @@ from lichen.network.description import (
     IMAGE_FORMAT,
     Activation,
     Convolution,
+    EntropyTables,
     Format,
     Network,
     Normalization,
@@ -28,7 +29,10 @@ from lichen.network.description import (
 
 @dataclass(frozen=True, kw_only=True)
 class StageShape:
-    """What `random_stage` needs to know; widths in bits."""
+    """What `random_stage` needs to know; widths in bits.
+
+    ``output``, where given, is the format of a stage without a normalization.
+    """
 
     out_channels: int
     kernel: int = 5
@@ -42,6 +46,7 @@ class StageShape:
     output_bits: int = 8
     gamma_bits: int = 8
     u_bits: int = 8
+    output: Format | None = None
 
 
 def symmetric(bits: int) -> Format:
@@ -76,6 +81,8 @@ def random_stage(
     mid = symmetric(shape.x_bits if norm is not None else shape.output_bits)
     if shape.activation is Activation.RELU:
         mid = Format(bits=shape.output_bits, signed=False, lo=0, hi=(1 << shape.output_bits) - 1)
+    if norm is None and shape.output is not None:
+        mid = shape.output
     pre_shift = max(0, math.ceil(math.log2(max(deviation, 1))) - 14)
     gain = mid.hi / 2.5 / (deviation / 2**pre_shift) * rng.uniform(0.6, 1.5, out)
     shift = min(35, max(0, 16 - math.ceil(math.log2(float(gain.max())))))
@@ -154,27 +161,123 @@ def random_transform(
     return Transform(input=source, stages=stages)
 
 
-def random_factorized(seed: int, *, n: int, m: int, **widths: Any) -> Network:
-    """A network of ``bmshj2018-factorized``'s shape with random weights (g_a and g_s)."""
-    rng = np.random.default_rng(seed)
+def random_tables(rng: np.random.Generator, tables: int, latent: Format) -> EntropyTables:
+    """Entropy tables over random parts of what a latent can hold."""
+    rows, offsets = [], []
+    for _ in range(tables):
+        first = int(rng.integers(latent.lo, 1))
+        last = int(rng.integers(1, latent.hi + 1))
+        cuts = rng.choice((1 << 16) - 1, last - first + 1, replace=False) + 1
+        rows.append(np.concatenate([[0], np.sort(cuts), [1 << 16]]))
+        offsets.append(first)
+    lengths = np.array([len(row) for row in rows], np.int32)
+    cdf = np.zeros((tables, lengths.max()), np.int32)
+    for row, values in zip(cdf, rows, strict=True):
+        row[: len(values)] = values
+    return EntropyTables(cdf=cdf, lengths=lengths, offsets=np.array(offsets, np.int32))
+
+
+UP: dict[str, Any] = {"transposed": True, "output_padding": 1}
+
+
+def _main_transforms(
+    rng: np.random.Generator,
+    n: int,
+    m: int,
+    widths: dict[str, Any],
+    y: Format | None = None,
+    source: Format | None = None,
+) -> dict[str, Transform]:
+    """g_a and g_s; ``y`` is what g_a makes, ``source`` what g_s reads if not the same."""
     gdn, igdn = Activation.GDN, Activation.IGDN
     g_a = random_transform(
         rng,
         [StageShape(out_channels=n, activation=gdn, **widths) for _ in range(3)]
-        + [StageShape(out_channels=m, **widths)],
+        + [StageShape(out_channels=m, output=y, **widths)],
     )
-    up: dict[str, Any] = {"transposed": True, "output_padding": 1}
     g_s = random_transform(
         rng,
-        [StageShape(out_channels=n, activation=igdn, **up, **widths) for _ in range(3)]
-        + [StageShape(out_channels=3, **up, **widths)],
+        [StageShape(out_channels=n, activation=igdn, **UP, **widths) for _ in range(3)]
+        + [StageShape(out_channels=3, **UP, **widths)],
         in_channels=m,
-        source=g_a.output,
+        source=g_a.output if source is None else source,
     )
+    return {"g_a": g_a, "g_s": g_s}
+
+
+def random_factorized(seed: int, *, n: int, m: int, **widths: Any) -> Network:
+    """A network of ``bmshj2018-factorized``'s shape with random weights and tables."""
+    rng = np.random.default_rng(seed)
+    transforms = _main_transforms(rng, n, m, widths)
     return Network(
         name=f"random-{seed}",
         architecture="bmshj2018-factorized",
         n=n,
         m=m,
-        transforms={"g_a": g_a, "g_s": g_s},
+        transforms=transforms,
+        entropy={"y": random_tables(rng, m, transforms["g_a"].output)},
+    )
+
+
+def random_hyperprior(
+    seed: int,
+    *,
+    n: int,
+    m: int,
+    means: bool = False,
+    fraction: int = 2,
+    scales: int = 16,
+    **widths: Any,
+) -> Network:
+    """A network of the shape of ``bmshj2018-hyperprior``, or with ``means`` of ``mbt2018-mean``.
+
+    Weights, tables and thresholds are random; y has ``fraction`` fractional bits beside 8.
+    """
+    rng = np.random.default_rng(seed)
+    code = symmetric(8)
+    y = Format(bits=8 + fraction, signed=True, lo=code.lo << fraction, hi=code.hi << fraction)
+    # with means g_s reads the fraction, too
+    transforms = _main_transforms(rng, n, m, widths, y, y if means else code)
+    act = Activation.LEAKY_RELU if means else Activation.RELU
+    plain: dict[str, Any] = {"kernel": 3, "stride": 1}
+    h_a = random_transform(
+        rng,
+        [
+            StageShape(out_channels=n, activation=act, **plain, **widths),
+            StageShape(out_channels=n, activation=act, **widths),
+            StageShape(out_channels=n, output=code, **widths),
+        ],
+        in_channels=m,
+        source=code if means else Format(bits=8, signed=False, lo=0, hi=255),
+    )
+    sizes = (m, m * 3 // 2, 2 * m) if means else (n, n, m)
+    # means about as large as y
+    top = y.hi if means else (1 << 16) - 1
+    parameters = Format(bits=16, signed=means, lo=-top if means else 0, hi=top)
+    last = Activation.NONE if means else Activation.RELU
+    h_s = random_transform(
+        rng,
+        [
+            StageShape(out_channels=sizes[0], activation=act, **UP, **widths),
+            StageShape(out_channels=sizes[1], activation=act, **UP, **widths),
+            StageShape(
+                out_channels=sizes[2], activation=last, output=parameters, **plain, **widths
+            ),
+        ],
+        in_channels=n,
+        source=code,
+    )
+    thresholds = np.sort(rng.integers(top // 64 + 1, top, scales - 1))
+    return Network(
+        name=f"random-{seed}",
+        architecture="mbt2018-mean" if means else "bmshj2018-hyperprior",
+        n=n,
+        m=m,
+        transforms=transforms | {"h_a": h_a, "h_s": h_s},
+        latent_fraction=fraction,
+        scale_thresholds=thresholds,
+        entropy={
+            "y": random_tables(rng, scales, code),
+            "z": random_tables(rng, n, code),
+        },
     )

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lichen.quant.data import list_images
 from lichen.quant.float_network import FloatStage
-from lichen.sim.images import pad_image, read_image
+from lichen.sim.images import list_images, pad_image, read_image
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -10,7 +10,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lichen.errors import UserError
+from lichen.models import shipped_parent
 
 with warnings.catch_warnings():
     # compressai's import decorates functions with the deprecated torch.jit.script.
@@ -277,14 +277,6 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".")[:160] if text else type(error).__name__
 
 
-def shipped_checkpoint(name: str) -> Path | None:
-    """The file of a shipped FP32 network (`tiny` -> models/tiny.safetensors), None if unknown."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        return None
-    file = Path(str(resources.files("lichen.models"))) / f"{name}.safetensors"
-    return file if file.is_file() else None
-
-
 def zoo_checkpoint(name: str) -> Path | None:
     """Download (or find in torch's cache) CompressAI's pretrained `ARCH-Q`, e.g.
     `bmshj2018-factorized-3` or `mbt2018-mean-q5`, trained for MSE; None for other names.
@@ -335,7 +327,7 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     """
     path = Path(path_or_name)
     if not path.exists():
-        found = shipped_checkpoint(str(path_or_name)) or zoo_checkpoint(str(path_or_name))
+        found = shipped_parent(str(path_or_name)) or zoo_checkpoint(str(path_or_name))
         if found is None:
             raise UserError(f"{path_or_name} is neither a file nor the name of a shipped network.")
         path = found

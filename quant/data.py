@@ -11,19 +11,6 @@ from PIL import Image
 
 from lichen.errors import UserError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """Image files directly in `folder`, sorted by name; UserError if there are none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give a folder of images.")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file())
-    if not files:
-        raise UserError(f"{folder} holds no images (looked for {', '.join(EXTENSIONS)}).")
-    return files
-
 
 def load_rgb(path: str | Path) -> np.ndarray:
     """One image file as uint8, shape (height, width, 3); UserError if it cannot be decoded.

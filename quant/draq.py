@@ -30,13 +30,13 @@ from lichen.network.description import Network
 from lichen.quant import finetune, outliers, rate
 from lichen.quant.calibrate import CalibrationImages
 from lichen.quant.data import CropSource
-from lichen.quant.fake import FakeTransform, mismatch_rate
+from lichen.quant.fake import mismatch_rate
 from lichen.quant.finetune import INTEGER, REAL, FineTuner, TuneConfig
 from lichen.quant.float_network import FloatNetwork, FloatStage
 from lichen.quant.latents import fit_latent_range
 from lichen.quant.ptq import ClipRule, Options, slope_weights
 from lichen.quant.quantize import Quantized, assemble, check_supported, quantize
-from lichen.sim.golden import decode_latents, encode_latents
+from lichen.sim.golden import run_transform
 
 CLIP_CANDIDATES = (
     ClipRule("mse"),
@@ -390,7 +390,7 @@ def draq(
         network, images, tuned, rate.parameters_of(tuner.bottleneck), settings, name, refit
     )
     crops = images.crops[:2]
-    symbols = [encode_latents(tuned, crop) for crop in crops]
+    symbols = [run_transform(tuned.transforms["g_a"], crop) for crop in crops]
     mismatches = {}
     for key, inputs in (("g_a", crops), ("g_s", symbols)):
         shares = mismatch_rate(tuner.transforms[key], inputs)
@@ -417,16 +417,14 @@ def _measured(
     refit: bool,
 ) -> Quantized:
     """Tables for an integer network, and its measurement against the parent."""
-    symbols = [encode_latents(integer, crop) for crop in images.crops]
-    decoded = [
-        decode_latents(integer, latent, *crop.shape[:2])
-        for latent, crop in zip(symbols, images.crops, strict=True)
-    ]
+    g_a, g_s = integer.transforms["g_a"], integer.transforms["g_s"]
+    symbols = [run_transform(g_a, crop) for crop in images.crops]
+    decoded = [run_transform(g_s, latent) for latent in symbols]
     return assemble(
         network,
         images,
-        integer.transforms["g_a"],
-        integer.transforms["g_s"],
+        g_a,
+        g_s,
         symbols,
         decoded,
         settings=settings,

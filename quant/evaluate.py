@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lichen.quant.data import load_rgb
+from lichen.codec.evaluate import Codec, Evaluation, Pixels, evaluate
+from lichen.sim.images import pad_image
 
-
-@dataclass(frozen=True)
-class ImageResult:
-    """One image: size in pixels, coded bytes, bits per pixel, PSNR in dB (inf if equal)."""
-
-    name: str
-    width: int
-    height: int
-    bytes: int
-    bpp: float
-    psnr: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Results of a set of images; `bpp` and `psnr` are means over images, as CompressAI's."""
-
-    images: list[ImageResult]
-    bpp: float
-    psnr: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionary for JSON output."""
-        return asdict(self)
+MS_SSIM_MIN = 161
+"""Least height and width: five scales with a window of 11 (Wang et al., "Multi-scale structural
+similarity for image quality assessment", 2003)."""
 
 
 def integer_grid(model: Any) -> Any:
@@ -57,53 +35,53 @@ def integer_grid(model: Any) -> Any:
     return model
 
 
-def pad_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
-    """Replicate the bottom row and right column of (height, width, channels) up to a multiple."""
-    height, width = image.shape[:2]
-    return np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
+def ms_ssim(a: Pixels, b: Pixels) -> float | None:
+    """Multi-scale structural similarity, 0 .. 1, of two 8-bit images (height, width, 3).
+
+    As CompressAI measures it (pytorch_msssim). None for images smaller than `MS_SSIM_MIN`.
+    """
+    import pytorch_msssim
+
+    if min(a.shape[:2]) < MS_SSIM_MIN:
+        return None
+    x, y = (torch.from_numpy(p.transpose(2, 0, 1)[None].astype(np.float32)) for p in (a, b))
+    return float(pytorch_msssim.ms_ssim(x, y, data_range=255))
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """PSNR in dB of two uint8 arrays of one shape, peak 255; infinite where they are equal."""
-    mse = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return math.inf if mse == 0 else 10 * math.log10(255**2 / mse)
+class FloatCodec(Codec):
+    """An FP32 CompressAI model with CompressAI's rANS, symbols on the integer grid.
+
+    Padding replicates the bottom and right edges up to a multiple of the model's
+    downsampling factor; the model is not changed.
+    """
+
+    def __init__(self, model: Any, name: str = "FP32"):
+        self.name = name
+        self.description = "FP32, ans"
+        self._model = integer_grid(model)
+
+    def encode(self, image: Pixels) -> list[bytes]:
+        padded = pad_image(image, self._model.downsampling_factor)
+        x = torch.from_numpy(padded.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+        with torch.no_grad():
+            return [strings[0] for strings in self._model.compress(x)["strings"]]
+
+    def decode(self, streams: Sequence[bytes], height: int, width: int) -> Pixels:
+        factor = self._model.downsampling_factor
+        # CompressAI's shape is that of the innermost latent: 1/64 of the image's sides where
+        # there is a hyperprior, and the factor otherwise
+        shape = (-(-height // factor), -(-width // factor))
+        with torch.no_grad():
+            decoded = self._model.decompress([[stream] for stream in streams], shape)["x_hat"]
+        pixels = (decoded[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return pixels.transpose(1, 2, 0)[:height, :width]
 
 
 def evaluate_fp32(model: Any, images: Iterable[str | Path | np.ndarray]) -> Evaluation:
-    """Code and decode images with an FP32 CompressAI model.
+    """Code and decode images with an FP32 CompressAI model (see `FloatCodec`).
 
     Args:
-        model: a supported CompressAI model; it is not changed.
-        images: image files, or uint8 arrays of shape (height, width, 3).
-
-    Returns:
-        Per image and mean: bits of the coded bytes (CompressAI's rANS, symbols on the integer
-        grid) over the pixels of the unpadded image, and PSNR of the reconstruction rounded to
-        8 bits and cropped. Padding replicates the bottom and right edges up to a multiple of
-        the model's downsampling factor.
+        model: a supported CompressAI model.
+        images: image files, or uint8 arrays of shape (height, width, 3); at least one.
     """
-    coder = integer_grid(model)
-    results = []
-    for index, item in enumerate(images):
-        is_array = isinstance(item, np.ndarray)
-        name = f"image {index}" if is_array else Path(str(item)).name
-        image = item if isinstance(item, np.ndarray) else load_rgb(item)
-        height, width = image.shape[:2]
-        padded = pad_to_multiple(image, coder.downsampling_factor)
-        x = torch.from_numpy(padded.transpose(2, 0, 1)[None].astype(np.float32) / 255)
-        with torch.no_grad():
-            coded = coder.compress(x)
-            decoded = coder.decompress(coded["strings"], coded["shape"])["x_hat"]
-        pixels = (decoded[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-        pixels = pixels.transpose(1, 2, 0)[:height, :width]
-        size = sum(len(strings[0]) for strings in coded["strings"])
-        results.append(
-            ImageResult(name, width, height, size, 8 * size / (height * width), psnr(image, pixels))
-        )
-    if not results:
-        return Evaluation([], math.nan, math.nan)
-    return Evaluation(
-        results,
-        float(np.mean([r.bpp for r in results])),
-        float(np.mean([r.psnr for r in results])),
-    )
+    return evaluate(FloatCodec(model), images)

@@ -166,13 +166,13 @@ class _Normalize(torch.autograd.Function):
         scale = _channels(norm.multiplier * 0.5**norm.shift, x)
         before = p * scale * power
         lo, hi = norm.output.lo, norm.output.hi
-        ctx.save_for_backward(x, n, gain, before)
+        ctx.save_for_backward(n, gain, before)
         ctx.limits, ctx.power = (lo, hi), constants.norm_exponent(norm.kind)
         return torch.floor(before + 0.5).clamp_(lo, hi)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, n, gain, before = ctx.saved_tensors
+        n, gain, before = ctx.saved_tensors
         grad = _stop_clipped(grad, before, ctx.limits)
         product = grad * before
         factor = n.sqrt() if ctx.power in (0.5, -0.5) else n

@@ -10,16 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lichen.codec.evaluate import PSNR_EXACT
 from lichen.errors import UserError
 from lichen.network.description import IMAGE_FORMAT, Network, Transform
 from lichen.quant.calibrate import CalibrationImages
 from lichen.quant.entropy import Bottleneck, TableFit, fit_tables, float_bits
 from lichen.quant.float_network import FloatNetwork
 from lichen.quant.ptq import FixedOutput, Options, StageReport, TransformQuantizer
-from lichen.sim.golden import decode_latents, encode_latents, estimate_bits, psnr
-
-PSNR_EXACT = 100.0
-"""What an image that comes back unchanged counts as, in dB, so that means stay finite."""
+from lichen.sim.golden import (
+    analysis,
+    channel_indices,
+    estimate_bits,
+    psnr,
+    reconstruct,
+    symbol_bits,
+)
 
 Image = npt.NDArray[np.uint8]
 
@@ -75,10 +80,10 @@ def measure(network: Network, images: Sequence[Image]) -> RateDistortion:
     """The golden model on images (H, W, 3); bits from the network's tables."""
     psnrs, bits = [], []
     for image in images:
-        symbols = encode_latents(network, image)
-        decoded = decode_latents(network, symbols, *image.shape[:2])
-        psnrs.append(psnr(image, decoded))
-        bits.append(estimate_bits(network, symbols) / (image.shape[0] * image.shape[1]))
+        latents = analysis(network, image)
+        psnrs.append(psnr(image, reconstruct(network, latents)))
+        total = sum(estimate_bits(network, latents).values())
+        bits.append(total / (image.shape[0] * image.shape[1]))
     return _mean(psnrs, bits)
 
 
@@ -97,7 +102,7 @@ def measure_float(
         if "y" in network.bottlenecks:
             total = float_bits(Bottleneck(network.bottlenecks["y"]), symbols)
         elif tables is not None:
-            total = estimate_bits(tables, symbols)
+            total = symbol_bits(tables.entropy["y"], symbols, channel_indices(symbols.shape))
         else:
             total = math.nan
         bits.append(total / (image.shape[0] * image.shape[1]))
@@ -164,7 +169,7 @@ def quantize(
         raise UserError(
             f"the network has no stage {unknown[0]}, only {', '.join(sorted(stage_names))}."
         )
-    analysis = TransformQuantizer(
+    encoder = TransformQuantizer(
         "g_a",
         network.transforms["g_a"],
         source=IMAGE_FORMAT,
@@ -174,10 +179,10 @@ def quantize(
         last=FixedOutput(1.0, options.latent_bits, signed=True),
         progress=progress,
     )
-    g_a = analysis.run()
-    symbols = analysis.ints
+    g_a = encoder.run()
+    symbols = encoder.ints
     # The decoder is fitted to what the encoder sends, not to FP32's latents.
-    synthesis = TransformQuantizer(
+    decoder = TransformQuantizer(
         "g_s",
         network.transforms["g_s"],
         source=g_a.output,
@@ -187,7 +192,7 @@ def quantize(
         last=FixedOutput(1 / 255, IMAGE_FORMAT.bits, signed=False),
         progress=progress,
     )
-    g_s = synthesis.run()
+    g_s = decoder.run()
 
     settings = asdict(options) | {
         "per_stage": {key: asdict(widths) for key, widths in options.per_stage.items()},
@@ -200,11 +205,11 @@ def quantize(
         g_a,
         g_s,
         symbols,
-        synthesis.ints,
+        decoder.ints,
         settings=settings,
         name=name,
         refit=refit,
-        stages=analysis.reports + synthesis.reports,
+        stages=encoder.reports + decoder.reports,
     )
     progress("measurement")
     return result
@@ -257,7 +262,8 @@ def assemble(
             for image, pixels in zip(images.crops, decoded, strict=True)
         ],
         [
-            estimate_bits(result, latent) / (image.shape[0] * image.shape[1])
+            symbol_bits(fit.tables, latent, channel_indices(latent.shape))
+            / (image.shape[0] * image.shape[1])
             for image, latent in zip(images.crops, symbols, strict=True)
         ],
     )

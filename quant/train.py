@@ -37,8 +37,9 @@ from lichen.quant.checkpoint import (
     save_atomically,
     save_checkpoint,
 )
-from lichen.quant.data import CropSource, list_images
+from lichen.quant.data import CropSource
 from lichen.quant.evaluate import integer_grid
+from lichen.sim.images import list_images
 
 
 @dataclass
@@ -163,17 +164,28 @@ class Trainer:
         self.average = parameters_of(self.model)
 
     def initialise(self, start: Checkpoint) -> None:
-        """Start from the parameters of a checkpoint; UserError if it is another network."""
+        """Start from the parameters of a checkpoint.
+
+        One of the same architecture gives all of its parameters; one of another
+        architecture, for example a factorized model for a hyperprior, its transforms g_a and
+        g_s, while the rest keeps its fresh initialisation.
+
+        Raises UserError when N, M or the activations of the transforms differ.
+        """
         c = self.config
-        if (start.arch, start.n, start.m) != (c.arch, c.n, c.m):
+        same = start.arch == c.arch
+        if (start.n, start.m) != (c.n, c.m) or ARCHS[start.arch].gdn != ARCHS[c.arch].gdn:
             raise UserError(
-                f"the starting checkpoint is {start.arch} with N = {start.n}, M = {start.m}, not "
-                f"{c.arch} with N = {c.n}, M = {c.m}."
+                f"the starting checkpoint is {start.arch} with N = {start.n}, M = {start.m}, whose "
+                f"transforms are not those of {c.arch} with N = {c.n}, M = {c.m}."
             )
+        taken = [name for name in self.named if same or name.startswith(("g_a.", "g_s."))]
         with torch.no_grad():
-            for name, parameter in self.named.items():
-                parameter.copy_(start.state_dict[name])
+            for name in taken:
+                self.named[name].copy_(start.state_dict[name])
         self.init = {k: start.metadata[k] for k in ("source", "sha256") if k in start.metadata}
+        if not same:
+            self.init |= {"arch": start.arch, "transforms": ["g_a", "g_s"]}
         self.average = parameters_of(self.model)
 
     @property
@@ -351,7 +363,7 @@ def train(
             state's (with the same ones, the weights equal an uninterrupted run's bit for bit).
         images: folder of training images, each at least `patch` pixels wide and high.
         output: a path ending in `.safetensors`.
-        init: a checkpoint of the same architecture, N and M to start from.
+        init: a checkpoint of the same N and M to start from (see `Trainer.initialise`).
         resume: go on from the state beside `output`.
         save_every: seconds between intermediate saves.
         progress: show a progress bar on stderr.

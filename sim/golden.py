@@ -2,22 +2,38 @@
 
 Sums of products run through BLAS in float32 where every partial sum is an integer below 2**24,
 and in float64 (below 2**53) otherwise; both are exact. Everything else is
-`lichen.network.arithmetic`, compiled.
+`lichen.network.arithmetic`, compiled. Strips of output rows are independent, and run on as many
+threads as BLAS would have used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
+from threadpoolctl import ThreadpoolController
 
-from lichen.network.arithmetic import ROOT_TABLES, ceil_div, compiled
+from lichen.network.arithmetic import (
+    ROOT_TABLES,
+    ceil_div,
+    clamp,
+    compiled,
+    latent_symbol,
+    latent_value,
+    scale_index,
+)
 from lichen.network.description import (
     Convolution,
+    EntropyTables,
     Format,
     Network,
     Normalization,
@@ -30,8 +46,51 @@ from lichen.sim.images import pad_image
 Tensor = npt.NDArray[np.integer]
 
 FLOAT32_EXACT = 1 << 24
-STRIP_BYTES = 4 << 20
+STRIP_BYTES = 1 << 20
 """Size of an im2col strip: it should stay in the cache until it has been multiplied."""
+
+
+class _Blas:
+    """BLAS, one thread per call while strips run: the strips share the cores between them."""
+
+    def __init__(self) -> None:
+        self.libraries = ThreadpoolController().select(user_api="blas")
+        self.threads = max((lib.num_threads for lib in self.libraries.lib_controllers), default=1)
+        self.users = 0
+        self.limit = self.libraries.limit(limits=self.threads)
+        self.lock = threading.Lock()
+
+    @contextmanager
+    def single_threaded(self) -> Iterator[None]:
+        """The limit holds for the process: the first user sets it, the last one lifts it."""
+        with self.lock:
+            if not self.users:
+                self.limit = self.libraries.limit(limits=1)
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    self.limit.restore_original_limits()
+
+
+@functools.cache
+def _blas() -> _Blas:
+    return _Blas()
+
+
+Strip = tuple[tuple[slice, slice], Callable[[], npt.NDArray]]
+"""A block of the output, and what computes its sums: positions in rows, channels in columns."""
+
+
+def _each(strips: Iterator[Strip], consume: Callable[..., None]) -> None:
+    """``consume(where, sums)`` for every strip, on several threads."""
+    blas = _blas()
+    with blas.single_threaded(), ThreadPoolExecutor(blas.threads) as pool:
+        for _ in pool.map(lambda strip: consume(strip[0], strip[1]()), strips):
+            pass
 
 
 @dataclass(frozen=True)
@@ -101,11 +160,10 @@ def _correlate(
     stride: int,
     height: int,
     width: int,
-    consume: Callable[[int, int, npt.NDArray], None],
-) -> None:
+) -> Iterator[tuple[int, int, Callable[[], npt.NDArray]]]:
     """Correlate (rows, columns, in) with (out, in, ky, kx), a strip of output rows at a time.
 
-    ``consume(first, last, sums)`` gets output rows ``first .. last - 1``, positions in rows.
+    Yields ``(first, last, sums)``: output rows ``first .. last - 1``, and what computes them.
     """
     _, channels, ky, kx = weight.shape
     length = ky * kx * channels
@@ -125,7 +183,11 @@ def _correlate(
             ),
             writeable=False,
         )
-        consume(first, last, product(window.reshape(-1, length)))
+        yield first, last, functools.partial(_multiply, product, window, length)
+
+
+def _multiply(product: _Product, window: npt.NDArray, length: int) -> npt.NDArray:
+    return product(window.reshape(-1, length))
 
 
 def _matrix(weight: npt.NDArray) -> npt.NDArray[np.int64]:
@@ -137,12 +199,8 @@ def _convolve(
     conv: Convolution,
     source: Format,
     x: Tensor,
-    consume: Callable[[tuple[slice, slice], npt.NDArray], None],
-) -> None:
-    """All sums of products of a convolution, without bias.
-
-    ``consume((rows, columns), sums)`` gets blocks of the output, positions in rows.
-    """
+) -> Iterator[Strip]:
+    """All sums of products of a convolution, without bias."""
     height, width, _ = x.shape
     out_height, out_width = conv.output_size(height), conv.output_size(width)
     s, p = conv.stride, conv.padding
@@ -152,11 +210,11 @@ def _convolve(
             (height + 2 * p, width + 2 * p, x.shape[2]), dtype=product.dtype
         )
         padded[p : p + height, p : p + width] = x
-
-        def rows(first: int, last: int, sums: npt.NDArray) -> None:
-            consume((slice(first, last), slice(0, out_width)), sums)
-
-        _correlate(padded, conv.weight, product, s, out_height, out_width, rows)
+        for first, last, sums in _correlate(padded, conv.weight, product, s, out_height, out_width):
+            yield (slice(first, last), slice(0, out_width)), sums
+        return
+    if 2 * conv.out_channels <= conv.in_channels:
+        yield from _scatter(conv, source, x)
         return
     # Output o with o + p = q s + r sums x[q - j] w[r + j s] over j: one plain correlation with
     # every s-th tap, reversed, for each phase r; no inserted zero is ever multiplied.
@@ -171,8 +229,8 @@ def _convolve(
                 continue
             _, channels, ky, kx = taps.shape
             if ky == 0 or kx == 0:
-                zeros = np.zeros((rows_here * columns_here, conv.out_channels), np.float32)
-                consume((ys, xs), zeros)
+                shape = (rows_here * columns_here, conv.out_channels)
+                yield (ys, xs), functools.partial(np.zeros, shape, np.float32)
                 continue
             product = _Product(_matrix(taps), source.magnitude)
             # rows q - ky + 1 .. q for q = qy .. qy + rows_here - 1
@@ -184,13 +242,53 @@ def _convolve(
             y1, x1 = min(height, len(padded) - top), min(width, padded.shape[1] - left)
             if y1 > y0 and x1 > x0:
                 padded[y0 + top : y1 + top, x0 + left : x1 + left] = x[y0:y1, x0:x1]
+            for first, last, sums in _correlate(padded, taps, product, 1, rows_here, columns_here):
+                yield (slice(ys.start + first * s, ys.start + last * s, s), xs), sums
 
-            def phase(
-                first: int, last: int, sums: npt.NDArray, ys: slice = ys, xs: slice = xs
-            ) -> None:
-                consume((slice(ys.start + first * s, ys.start + last * s, s), xs), sums)
 
-            _correlate(padded, taps, product, 1, rows_here, columns_here, phase)
+def _scatter(conv: Convolution, source: Format, x: Tensor) -> Iterator[Strip]:
+    """`_convolve` for a transposed convolution with few outputs.
+
+    Here gathering would copy each input for every tap, so every input is multiplied by all taps
+    first, and the few products are added where they belong: output o with o + p = q s + r gets,
+    for each j, input q - j times tap r + j s.
+    """
+    height, width, channels = x.shape
+    out_height, out_width = conv.output_size(height), conv.output_size(width)
+    s, p, kernel, outputs = conv.stride, conv.padding, conv.kernel, conv.out_channels
+    weight = conv.weight.astype(np.int64)
+    bound = int((np.abs(weight).sum(axis=(1, 2, 3)) * source.magnitude).max())
+    dtype = np.float32 if bound < FLOAT32_EXACT else np.float64
+    # (ky, kx, out) planes of positions
+    taps = weight.transpose(2, 3, 0, 1).reshape(-1, channels).astype(dtype)
+    before = ceil_div(kernel, s) - 1
+    q_rows, q_columns = (out_height - 1 + p) // s + 1, (out_width - 1 + p) // s + 1
+    # padded row i holds input row i - before
+    shape = (before + max(q_rows, height), before + max(q_columns, width), channels)
+    padded: npt.NDArray = np.zeros(shape, dtype=dtype)
+    padded[before : before + height, before : before + width] = x
+    columns = shape[1]
+
+    def sums(q0: int, q1: int, o0: int, o1: int) -> npt.NDArray:
+        rows = padded[q0 : q1 + before].reshape(-1, channels)
+        planes = (taps @ rows.T).reshape(kernel, kernel, outputs, q1 - q0 + before, columns)
+        total: npt.NDArray[Any] = np.zeros((outputs, (q1 - q0) * s, q_columns * s), dtype=dtype)
+        for ky in range(kernel):
+            for kx in range(kernel):
+                y, z = before - ky // s, before - kx // s
+                total[:, ky % s :: s, kx % s :: s] += planes[
+                    ky, kx, :, y : y + q1 - q0, z : z + q_columns
+                ]
+        first = o0 + p - q0 * s
+        part = total[:, first : first + o1 - o0, p : p + out_width]
+        return np.ascontiguousarray(part.transpose(1, 2, 0)).reshape(-1, outputs)
+
+    step = max(1, STRIP_BYTES // (columns * len(taps) * padded.itemsize))
+    for q0 in range(0, q_rows, step):
+        q1 = min(q_rows, q0 + step)
+        o0, o1 = max(0, q0 * s - p), min(out_height, q1 * s - p)
+        if o1 > o0:
+            yield (slice(o0, o1), slice(0, out_width)), functools.partial(sums, q0, q1, o0, o1)
 
 
 def _requantize(
@@ -273,7 +371,7 @@ def _run_stage(stage: Stage, source: Format, x: Tensor) -> npt.NDArray[np.int32]
         block = out[where]
         block[...] = y.reshape(block.shape)
 
-    _convolve(conv, source, x, finish)
+    _each(_convolve(conv, source, x), finish)
     return out
 
 
@@ -296,7 +394,7 @@ def trace_stage(stage: Stage, source: Format, x: Tensor) -> StageTrace:
         block = acc[where]
         block[...] = sums.reshape(block.shape).astype(np.int64)
 
-    _convolve(conv, source, x, keep)
+    _each(_convolve(conv, source, x), keep)
     rows = acc.reshape(-1, conv.out_channels)
     y = _requantize(rows.astype(np.float64), conv, stage.requantizer)
     norm, out = None, y
@@ -338,42 +436,205 @@ def run_stages(transform: Transform, x: Tensor) -> list[npt.NDArray[np.int32]]:
     return outputs
 
 
-def encode_latents(network: Network, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    """Symbols (height / 16, width / 16, m) of an image (height, width, 3), padded as needed."""
-    g_a = network.transform("g_a")
-    return run_transform(g_a, pad_image(image, g_a.downsampling))
+@dataclass(frozen=True)
+class Segment:
+    """Symbols that are coded with one set of tables.
+
+    Attributes
+    ----------
+    name : str
+        ``z`` or ``y``: the tables are ``network.entropy[name]``.
+    symbols : int32 array (height, width, channels)
+    indices : int32 array (height, width, channels)
+        The row of the tables that codes each symbol.
+    """
+
+    name: str
+    symbols: npt.NDArray[np.int32]
+    indices: npt.NDArray[np.int32]
 
 
-def decode_latents(
-    network: Network, symbols: Tensor, height: int, width: int
+@dataclass(frozen=True)
+class Latents:
+    """All that is coded of an image.
+
+    Attributes
+    ----------
+    height, width : int
+        Of the image, before padding.
+    segments : tuple of Segment
+        In coding order: ``z`` (hyperprior models), then ``y``, whose indices the decoder
+        computes from z.
+    """
+
+    height: int
+    width: int
+    segments: tuple[Segment, ...]
+
+    def __getitem__(self, name: str) -> Segment:
+        for segment in self.segments:
+            if segment.name == name:
+                return segment
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class EntropyParameters:
+    """What z tells about y, (height, width, channels) each.
+
+    Attributes
+    ----------
+    indices : int32 array
+        Which of the tables ``network.entropy["y"]`` codes each symbol.
+    means : int32 array or None
+        With the network's ``latent_fraction``.
+    """
+
+    indices: npt.NDArray[np.int32]
+    means: npt.NDArray[np.int32] | None
+
+
+def latent_shapes(network: Network, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+    """Shapes of the symbols of an image of this size, in coding order."""
+    g_s = network.transform("g_s")
+    rows, columns = ceil_div(height, network.factor), ceil_div(width, network.factor)
+    ratio = network.hyper_factor
+    shapes = {}
+    if network.hyper:
+        shapes["z"] = (rows, columns, network.transform("h_s").in_channels)
+    shapes["y"] = (rows * ratio, columns * ratio, g_s.in_channels)
+    return shapes
+
+
+def channel_indices(shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
+    """The indices of symbols whose channels have a table each."""
+    return np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
+
+
+def entropy_parameters(network: Network, z: Tensor) -> EntropyParameters:
+    """Run h_s on symbols z (height, width, channels): the tables and means of y."""
+    parameters = run_transform(network.transform("h_s"), z)
+    thresholds = network.scale_thresholds
+    scales, means = parameters, None
+    if network.means:
+        scales, means = np.split(parameters, 2, axis=2)
+    if thresholds is None:
+        indices = np.zeros(scales.shape, dtype=np.int32)
+    else:
+        indices = scale_index(scales, thresholds).astype(np.int32)
+    return EntropyParameters(indices, means)
+
+
+def hyper_input(network: Network, y: Tensor) -> Tensor:
+    """What h_a reads of y: its magnitude where h_a takes unsigned integers, limited to those."""
+    source = network.transform("h_a").input
+    return clamp(y if source.signed else np.abs(y), source.lo, source.hi)
+
+
+def synthesis_input(network: Network, symbols: Tensor, means: Tensor | None) -> Tensor:
+    """What g_s reads for symbols of y: the symbols, or with means ``(symbol << f) + mu``."""
+    if means is None:
+        return symbols
+    source = network.transform("g_s").input
+    wide = symbols.astype(np.int64)
+    return latent_value(wide, means, network.latent_fraction, source.lo, source.hi)
+
+
+def analysis(network: Network, image: npt.NDArray[np.uint8]) -> Latents:
+    """Everything the entropy coder codes of an image (height, width, 3), padded as needed."""
+    height, width, _ = image.shape
+    y = run_transform(network.transform("g_a"), pad_image(image, network.factor))
+    if not network.hyper:
+        symbols = latent_symbol(y, 0, network.latent_fraction)
+        return Latents(height, width, (Segment("y", symbols, channel_indices(y.shape)),))
+    z = run_transform(network.transform("h_a"), hyper_input(network, y))
+    parameters = entropy_parameters(network, z)
+    means = 0 if parameters.means is None else parameters.means
+    symbols = latent_symbol(y, means, network.latent_fraction)
+    return Latents(
+        height,
+        width,
+        (
+            Segment("z", z, channel_indices(z.shape)),
+            Segment("y", symbols, parameters.indices),
+        ),
+    )
+
+
+def synthesis(
+    network: Network, symbols: Tensor, means: Tensor | None, height: int, width: int
 ) -> npt.NDArray[np.uint8]:
-    """The image (height, width, 3) that symbols stand for, padding cropped."""
-    pixels = run_transform(network.transform("g_s"), symbols)
+    """The image (height, width, 3) of symbols of y and, where there are any, their means."""
+    pixels = run_transform(network.transform("g_s"), synthesis_input(network, symbols, means))
     return pixels[:height, :width].astype(np.uint8)
 
 
-def estimate_bits(network: Network, symbols: Tensor) -> float:
-    """Bits an ideal entropy coder needs for symbols (height, width, m) with the network's tables.
+def decode(
+    network: Network,
+    height: int,
+    width: int,
+    read: Callable[[str, npt.NDArray[np.int32]], Tensor],
+) -> npt.NDArray[np.uint8]:
+    """Decode an image (height, width, 3).
+
+    Parameters
+    ----------
+    network : Network
+    height, width : int
+        Of the image.
+    read : callable
+        ``read(name, indices)`` returns the symbols of a segment, in the shape of the indices
+        into ``network.entropy[name]``. Called for ``z`` (hyperprior models), then for ``y``.
+
+    Raises ValueError when symbols do not suit the network.
+    """
+    shapes = latent_shapes(network, height, width)
+    if not network.hyper:
+        return synthesis(network, read("y", channel_indices(shapes["y"])), None, height, width)
+    parameters = entropy_parameters(network, read("z", channel_indices(shapes["z"])))
+    symbols = read("y", parameters.indices)
+    return synthesis(network, symbols, parameters.means, height, width)
+
+
+def reconstruct(network: Network, latents: Latents) -> npt.NDArray[np.uint8]:
+    """Decode latents that have never been coded: the image (height, width, 3)."""
+    return decode(
+        network, latents.height, latents.width, lambda name, indices: latents[name].symbols
+    )
+
+
+def symbol_bits(tables: EntropyTables, symbols: Tensor, indices: Tensor) -> float:
+    """Bits an ideal entropy coder needs for symbols, ``indices`` being their rows of the tables.
 
     A symbol outside its table costs the escape interval plus 2 floor(log2 v) + 1 bits for its
     distance v from the table (Elias gamma) and a sign. An estimate: nothing is coded.
-
-    Raises ValueError when the network has no tables for y.
     """
-    if "y" not in network.entropy:
-        raise ValueError(f"network {network.name or network.architecture} has no entropy tables")
-    tables = network.entropy["y"]
-    bits = 0.0
-    for channel in range(symbols.shape[2]):
-        length, offset = int(tables.lengths[channel]), int(tables.offsets[channel])
-        costs = tables.precision - np.log2(np.diff(tables.cdf[channel, :length].astype(np.int64)))
-        values = symbols[:, :, channel].reshape(-1).astype(np.int64) - offset
-        top = length - 3  # the last interval is the escape
-        inside = (values >= 0) & (values <= top)
-        bits += float(costs[values[inside]].sum())
-        outside = values[~inside]
-        distance = np.where(outside < 0, -outside, outside - top)
-        bits += float((costs[-1] + 2 * np.floor(np.log2(distance)) + 2).sum())
+    rows = np.asarray(indices).reshape(-1)
+    values = np.asarray(symbols).reshape(-1).astype(np.int64) - tables.offsets[rows]
+    top = tables.lengths.astype(np.int64)[rows] - 3  # the last interval is the escape
+    inside = (values >= 0) & (values <= top)
+    interval = np.where(inside, values, top + 1)
+    cdf = tables.cdf.astype(np.int64)
+    width = cdf[rows, interval + 1] - cdf[rows, interval]
+    bits = float((tables.precision - np.log2(width)).sum())
+    distance = np.where(values < 0, -values, values - top)[~inside]
+    return bits + float((2 * np.floor(np.log2(distance)) + 2).sum())
+
+
+def estimate_bits(network: Network, latents: Latents) -> dict[str, float]:
+    """Bits an ideal entropy coder needs for each segment (`symbol_bits`).
+
+    Raises ValueError when the network lacks tables for a segment.
+    """
+    bits = {}
+    for segment in latents.segments:
+        if segment.name not in network.entropy:
+            raise ValueError(
+                f"network {network.name or network.architecture} has no entropy tables "
+                f"for {segment.name}"
+            )
+        tables = network.entropy[segment.name]
+        bits[segment.name] = symbol_bits(tables, segment.symbols, segment.indices)
     return bits
 
 

@@ -16,7 +16,21 @@ from lichen.network.file import write_atomically
 PIXELS_MAX = 1 << 28
 """Largest image read: a header that claims more is taken for an attack."""
 
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm")
+"""Which files of a folder are images."""
+
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Image files directly in ``folder``, sorted by name; UserError if there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give a folder of images.")
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not files:
+        raise UserError(f"{folder} holds no images (looked for {', '.join(EXTENSIONS)}).")
+    return files
 
 
 def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
@@ -88,6 +102,21 @@ def pad_image(image: npt.NDArray[np.uint8], multiple: int) -> npt.NDArray[np.uin
     if height == 0 or width == 0:
         raise ValueError(f"an image must have pixels, not be {height} x {width}")
     return np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
+
+
+def crop_middle(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The middle ``height`` rows and ``width`` columns.
+
+    Raises UserError when the image has fewer.
+    """
+    rows, columns = image.shape[:2]
+    if height > rows or width > columns:
+        raise UserError(
+            f"a crop of {height}x{width} does not fit an image of {rows}x{columns} "
+            "(rows x columns)."
+        )
+    y, x = (rows - height) // 2, (columns - width) // 2
+    return image[y : y + height, x : x + width]
 
 
 def write_image(path: str | Path, image: npt.NDArray[np.uint8]) -> None:

@@ -47,7 +47,8 @@ def design(
     folding_file: Path | None,
 ) -> Design:
     """The network's transform, folded by the planner or as the file says."""
-    from lichen.boards.design import Design, fold, load_network, read_folding
+    from lichen.boards.design import Design, fold, read_folding
+    from lichen.models import load_network
 
     network = load_network(net)
     if folding_file is not None:
@@ -56,7 +57,7 @@ def design(
     return Design.make(network, transform_name, planned)
 
 
-def report(result: dict[str, Any], json_file: str | None, summary: str) -> None:
+def report(result: Any, json_file: str | None, summary: str) -> None:
     """Write the JSON where it is wanted, and the summary where the JSON is not."""
     text = json.dumps(result, indent=2) + "\n"
     if json_file == "-":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import time
 from pathlib import Path
@@ -22,14 +21,6 @@ def _import_quant() -> None:
             f"quantizing needs the quant extra ({error.name} is missing); "
             "install it with: pip install 'lichen[quant]'"
         ) from None
-
-
-def _sample_photos() -> list[Path]:
-    """The photographs that ship with Lichen."""
-    models = importlib.resources.files("lichen.models")
-    return sorted(
-        Path(str(entry)) for entry in models.iterdir() if entry.name.lower().endswith(".png")
-    )
 
 
 def _load(checkpoint: str) -> Any:
@@ -163,12 +154,12 @@ def command(
     import torch
     from tqdm import tqdm
 
+    from lichen.models import calibration_photographs
     from lichen.network.file import dumps, load, write_atomically
     from lichen.quant.calibrate import load_calibration
-    from lichen.quant.data import list_images
     from lichen.quant.ptq import Options, Widths
     from lichen.quant.quantize import check_supported, measure, measure_float, quantize, steps
-    from lichen.sim.images import read_image
+    from lichen.sim.images import list_images, read_image
 
     if threads:
         torch.set_num_threads(threads)
@@ -178,15 +169,10 @@ def command(
     if calibrate is not None:
         source: str | list[Path] = calibrate
     else:
-        source = _sample_photos()
-        if not source:
-            raise UserError(
-                "quantizing needs photographs to calibrate on; "
-                "give a folder of 20 to 40 with --calibrate DIR."
-            )
+        source = calibration_photographs()
         click.echo(
-            f"lichen: calibrating on the {len(source)} photographs that ship with Lichen; "
-            "20 to 40 of your own (--calibrate DIR) give a better network.",
+            f"lichen: calibrating on the {len(source)} crops of photographs that ship with "
+            "Lichen; 20 to 40 photographs of your own (--calibrate DIR) may suit it better.",
             err=True,
         )
     images = load_calibration(source, network.factor, size=crop, limit=max_images)

@@ -87,7 +87,7 @@ def command(
     ones (without --backpressure); 1 otherwise; 2 for unusable arguments.
     """
     from lichen.boards import board as boards
-    from lichen.sim.images import load_image, pad_image
+    from lichen.sim.images import crop_middle, load_image, pad_image
     from lichen.sim.transform import Pauses, simulate_transform
 
     if transform_name != "g_a":
@@ -102,7 +102,7 @@ def command(
     for note in notes:
         click.echo(f"{image}: {note}", err=True)
     if crop is not None:
-        pixels = _crop(pixels, crop)
+        pixels = crop_middle(pixels, *crop)
     height, width, channels = pixels.shape
     if channels != transform.in_channels:
         raise UserError(
@@ -160,18 +160,6 @@ def command(
         click.echo(f"waves: {result.waves}", err=True)
     _options.report(report, json_file, _verdict(report))
     context.exit(1 if run.faults else 0)
-
-
-def _crop(pixels: Any, size: tuple[int, int]) -> Any:
-    """The middle of an image."""
-    height, width = pixels.shape[:2]
-    if size[0] > height or size[1] > width:
-        raise UserError(
-            f"a crop of {size[0]}x{size[1]} does not fit an image of {height}x{width} "
-            "(rows x columns)."
-        )
-    y, x = (height - size[0]) // 2, (width - size[1]) // 2
-    return pixels[y : y + size[0], x : x + size[1]]
 
 
 def _verdict(report: dict[str, Any]) -> str:

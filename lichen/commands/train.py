@@ -59,7 +59,11 @@ def _import_quant() -> Any:
     help="Probability that a crop is taken larger and reduced.",
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Seed of weights, crops and noise.")
-@click.option("--init", metavar="CKPT", help="Start from a checkpoint (sets arch, N and M).")
+@click.option(
+    "--init", metavar="CKPT",
+    help="Start from a checkpoint (sets arch, N and M unless given; with another --arch, "
+    "only its g_a and g_s are taken).",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the saved state of this run.")
 @click.option("--overwrite", is_flag=True, help="Start anew though a saved state exists.")
 @click.option("--save-every", default=60.0, show_default=True, help="Seconds between saves.")
@@ -90,8 +94,8 @@ def command(
     import torch
 
     from lichen.quant.checkpoint import build_model, load_checkpoint
-    from lichen.quant.data import list_images
     from lichen.quant.evaluate import evaluate_fp32
+    from lichen.sim.images import list_images
 
     if threads < 0:
         raise UserError(f"--threads must not be negative, not {threads}.")

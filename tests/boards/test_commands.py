@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from lichen.boards import board as boards
-from lichen.boards.design import Design, load_network, read_folding
+from lichen.boards.design import Design, read_folding
 from lichen.boards.generate import interface
 from lichen.cli import main
 from lichen.hw.folding import ArrayFolding, Folding, StageFolding
 from lichen.hw.unit import Resources
+from lichen.models import load_network
 from lichen.network.description import Activation, Network
 from lichen.network.file import digest, save
 from lichen.network.random import StageShape, random_transform
@@ -171,7 +172,7 @@ def test_build_exit_statuses(tmp_path, monkeypatch, capsys, files, network, ligh
         ({"--clock": "1000"}, "no such clock on the ULX3S 85F: "),
         ({"--transform": "g_s"}, "network two\\nstages has no transform g_s, only g_a"),
         ({"--folding": "nowhere.json"}, "cannot read nowhere.json: No such file or directory."),
-        ({"NET": "nosuchnet"}, "nosuchnet does not exist; name a .lichen file or a shipped"),
+        ({"NET": "nosuchnet"}, "nosuchnet is neither a file nor the name of a shipped network"),
     ],
 )
 def test_unusable_arguments(tmp_path, capsys, files, light, change, sentence):

@@ -25,9 +25,11 @@ from lichen.quant.checkpoint import (  # noqa: E402
     parameters_of,
     save_checkpoint,
 )
-from lichen.quant.data import CropSource, list_images, load_rgb  # noqa: E402
-from lichen.quant.evaluate import evaluate_fp32, integer_grid, pad_to_multiple, psnr  # noqa: E402
+from lichen.quant.data import CropSource, load_rgb  # noqa: E402
+from lichen.quant.evaluate import evaluate_fp32, integer_grid  # noqa: E402
 from lichen.quant.train import TrainConfig, Trainer, load_state, state_path, train  # noqa: E402
+from lichen.sim.golden import psnr  # noqa: E402
+from lichen.sim.images import list_images, pad_image  # noqa: E402
 
 START = Path(__file__).resolve().parents[3] / "shared/data/start/factorized-n64-m96-l0.013.pth"
 SMALL = {"n": 4, "m": 6, "batch": 2, "patch": 64, "warmup": 5}
@@ -146,6 +148,43 @@ def test_unusable_options(change, word, images):
     assert word in one_sentence(error)
 
 
+@pytest.mark.parametrize("arch", ["bmshj2018-hyperprior", "mbt2018-mean"])
+def test_warm_start_from_a_factorized_model(arch, images, tmp_path, model):
+    start = tmp_path / "start.safetensors"
+    save_checkpoint(start, "bmshj2018-factorized", 4, 6, parameters_of(model), {})
+    source = CropSource(list_images(images), patch=64)
+    config = TrainConfig(arch=arch, steps=24, **SMALL, lr=3e-3)
+    warm, cold = Trainer(config, source), Trainer(config, source)
+    warm.initialise(load_checkpoint(start))
+    given, fresh = parameters_of(model), parameters_of(cold.model)
+    assert any(name.startswith("h_s.") for name in warm.named)
+    for name, value in parameters_of(warm.model).items():
+        taken = name.startswith(("g_a.", "g_s."))
+        assert torch.equal(value, given[name] if taken else fresh[name]), name
+        assert torch.equal(value, warm.average[name]), name
+    assert warm.init["transforms"] == ["g_a", "g_s"]
+    assert warm.init["source"] == "start.safetensors"
+    losses = [warm.train_step()[0] for _ in range(24)]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
+@pytest.mark.parametrize(
+    ("arch", "n"), [("bmshj2018-factorized-relu", 4), ("bmshj2018-hyperprior", 5)]
+)
+def test_a_warm_start_from_other_transforms_is_refused(arch, n, images, tmp_path, model):
+    start = tmp_path / "start.safetensors"
+    save_checkpoint(start, "bmshj2018-factorized", 4, 6, parameters_of(model), {})
+    trainer = Trainer(
+        TrainConfig(arch=arch, steps=2, **SMALL | {"n": n}),
+        CropSource(list_images(images), patch=64),
+    )
+    before = parameters_of(trainer.model)
+    with pytest.raises(UserError) as error:
+        trainer.initialise(load_checkpoint(start))
+    assert arch in one_sentence(error)
+    assert all(torch.equal(v, before[k]) for k, v in parameters_of(trainer.model).items())
+
+
 def test_states_that_do_not_fit_are_refused(images, tmp_path):
     out = tmp_path / "a.safetensors"
     config = TrainConfig(steps=1, **SMALL)
@@ -193,6 +232,10 @@ def test_command_trains_resumes_and_reports(images, tmp_path):
     warm = run("--init", str(out), "--steps", "1", "--batch", "1", "--patch", "64")
     assert (json.loads(warm.stdout)["n"], json.loads(warm.stdout)["m"]) == (4, 6)
     assert load_checkpoint(other).metadata["init"]["source"] == "run.safetensors"
+    arguments[3] = str(tmp_path / "hyper.safetensors")
+    hyper = run("--init", str(out), "--arch", "mbt2018-mean", "--steps", "1", "--patch", "64")
+    assert json.loads(hyper.stdout)["arch"] == "mbt2018-mean"
+    assert json.loads(hyper.stdout)["m"] == 6
 
 
 # Images
@@ -393,7 +436,7 @@ def test_evaluation_counts_real_bytes_of_integer_symbols(model, images):
     assert model.entropy_bottleneck.quantiles[0, 0, 1].item() == pytest.approx(0.4)
 
     image = load_rgb(files[2])
-    padded = pad_to_multiple(image, 16)
+    padded = pad_image(image, 16)
     assert padded.shape == (80, 112, 3)
     assert np.array_equal(padded[-1, :101], image[-1])
     x = torch.from_numpy(padded.transpose(2, 0, 1)[None].astype(np.float32) / 255)

@@ -1,0 +1,84 @@
+"""The shipped networks: complete, loadable, and listed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from lichen import models
+from lichen.commands.models import command
+from lichen.errors import UserError
+from lichen.network.file import load
+from lichen.quant.checkpoint import load_checkpoint
+
+
+def test_every_network_is_complete():
+    assert "tiny" in models.names()
+    for name in models.names():
+        network = models.load_network(name)
+        assert network.name == name
+        assert (models.folder() / f"{name}.md").is_file(), f"{name} has no model card"
+        parent = load_checkpoint(f"{name}.fp32")
+        assert (parent.arch, parent.n, parent.m) == (
+            network.architecture,
+            network.n,
+            network.m,
+        )
+        # the parent's file is the one that was quantized
+        assert network.provenance["source"]["sha256"] == parent.metadata["sha256"]
+
+
+def test_nothing_of_the_machine_that_made_them_is_in_them():
+    for path in models.folder().glob("*"):
+        if path.suffix in (".lichen", ".safetensors", ".md"):
+            content = path.read_bytes()
+            for trace in (b"/work", b"/home", b"/tmp", b"/root", b"/Users"):
+                assert trace not in content, f"{path.name} holds {trace.decode()}"
+
+
+def test_photographs():
+    with Image.open(models.photograph()) as photo:
+        assert photo.size == (768, 512)
+    crops = models.calibration_photographs()
+    assert len(crops) >= 20
+    for path in crops:
+        with Image.open(path) as crop:
+            assert crop.size == (256, 256) and crop.mode == "RGB"
+
+
+def test_names_and_files(tmp_path, monkeypatch):
+    shipped = models.shipped_network("tiny")
+    assert shipped is not None and models.shipped_network("../models/tiny") is None
+    assert models.shipped_parent("tiny") == models.shipped_parent("tiny.fp32") is not None
+    with pytest.raises(UserError, match=r"neither a file nor the name .*tiny"):
+        models.load_network("tinny")
+    with pytest.raises(UserError, match="does not exist"):
+        models.load_network("some/tinny.lichen")
+    # a file of the same name goes first
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").write_bytes(b"no network")
+    with pytest.raises(UserError, match="not a readable"):
+        models.load_network("tiny")
+
+
+def test_models_command():
+    result = CliRunner().invoke(command, ["--json", "-"])
+    assert result.exit_code == 0
+    rows = {row["name"]: row for row in json.loads(result.stdout)}
+    assert list(rows) == models.names()
+    tiny = rows["tiny"]
+    assert {"name", "arch", "n", "m", "size_bytes", "bits", "macs", "bops", "rd"} <= set(tiny)
+    shipped = models.shipped_network("tiny")
+    assert shipped is not None and tiny["size_bytes"] == shipped.stat().st_size
+    # g_a's convolutions and normalizations by hand, and as many again in g_s
+    h, w, n, m = 256, 384, tiny["n"], tiny["m"]
+    macs = [h * w * 75 * n, h * w // 4 * 25 * n * n, h * w // 16 * 25 * n * n]
+    macs += [h * w // 64 * 25 * n * m] + [h * w * n * n // 4**i for i in range(3)]
+    assert tiny["macs"] == 2 * sum(macs)
+    network = load(shipped)
+    assert all(s.convolution.weight_bits == 8 for s in network.transform("g_a").stages)
+    assert tiny["bops"] == 64 * tiny["macs"]
+    assert tiny["rd"]["set"] == "kodak" and tiny["rd"]["psnr"] > 26.5 and tiny["rd"]["bpp"] < 0.6
