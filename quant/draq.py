@@ -187,7 +187,7 @@ def choose_clips(
     nothing to choose.
     """
     samples = _tensor_samples(network, images, seed)
-    config = TuneConfig(steps=0, lmbda=lmbda, seed=seed)
+    config = TuneConfig(steps=0, lmbda=lmbda, distill=0.0, seed=seed)
     source = CropSource([], patch=config.patch)
     tuner = FineTuner(INTEGER, start, network, dict(bottleneck), config, source)
     for key, transform in tuner.transforms.items():

@@ -83,7 +83,7 @@ class TuneConfig:
     lr_scales: float = 2.0
     lr_entropy: float = 5.0
     lmbda: float = 0.013
-    distill: float = 0.0
+    distill: float = 0.5
     penalty: float = 0.01
     sigmas: float = 4.0
     downscale: float = 0.0
@@ -166,9 +166,9 @@ class FineTuner:
         self.transforms = nn.ModuleDict(transforms).to(self.device)
         # The parent, as shadows that nothing moves.
         self.teacher: nn.ModuleDict | None = None
-        if config.distill:
+        if config.distill and phase == INTEGER:
             if real is None:
-                raise ValueError("distilling takes the real network")
+                raise ValueError("distilling takes the real network as well")
             self.teacher = nn.ModuleDict(
                 {
                     key: FakeTransform(start.transforms[key], real.transforms[key], within=None)
@@ -334,6 +334,9 @@ class FineTuner:
     def _everything(self) -> dict[str, Tensor]:
         """Parameters and buffers that a phase starts from or changes."""
         result = dict(self.transforms.named_parameters()) | dict(self.transforms.named_buffers())
+        if self.teacher is not None:
+            for part in (self.teacher.named_parameters(), self.teacher.named_buffers()):
+                result |= {f"teacher.{k}": v for k, v in part}
         return result | {f"bottleneck.{k}": v for k, v in self.bottleneck.named_parameters()}
 
     def restore(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
