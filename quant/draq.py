@@ -198,7 +198,7 @@ def choose_clips(
         for stage in transform.stages:
             name = f"{key}.{stage.start.name}"
             x, y = samples[f"{name}.x"], samples[f"{name}.output"]
-            tensors = []
+            tensors: list[tuple[str, Any, Any, Any, Any]] = []
             if stage.kind is not None:
                 weights = slope_weights(x, y)
                 form = stage.start.requantizer.output

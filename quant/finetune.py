@@ -56,7 +56,9 @@ class TuneConfig:
     warmup : int
         Steps of linear warm-up.
     lr_scales : float
-        Learning rate of the (logarithmic) scales and of beta, relative to ``lr``.
+        Learning rate of the (logarithmic) scales, relative to ``lr``; 0 leaves them as they
+        were calibrated. A scale that moves rounds all weights that it folds into anew, and the
+        roundings fitted to each other are lost.
     lr_entropy : float
         The same of the entropy bottleneck.
     lmbda : float
@@ -77,11 +79,11 @@ class TuneConfig:
     minutes: float | None = None
     batch: int = 8
     patch: int = 128
-    lr: float = 2e-4
+    lr: float = 5e-5
     lr_end: float = 0.01
     warmup: int = 50
-    lr_scales: float = 2.0
-    lr_entropy: float = 5.0
+    lr_scales: float = 0.0
+    lr_entropy: float = 10.0
     lmbda: float = 0.013
     distill: float = 0.5
     penalty: float = 0.01
@@ -163,9 +165,9 @@ class FineTuner:
             )
             for key in ("g_a", "g_s")
         }
-        self.transforms = nn.ModuleDict(transforms).to(self.device)
+        self.transforms: Any = nn.ModuleDict(transforms).to(self.device)
         # The parent, as shadows that nothing moves.
-        self.teacher: nn.ModuleDict | None = None
+        self.teacher: Any = None
         if config.distill and phase == INTEGER:
             if real is None:
                 raise ValueError("distilling takes the real network as well")
@@ -205,10 +207,12 @@ class FineTuner:
             elif kind == "gamma":
                 # most gammas are small, so a step of theirs is a greater part of them
                 scale = float(1 << (stage.start.normalization.gamma_bits - 2))
-            elif kind.startswith("log_") and self.phase == REAL:
-                continue  # without rounding, scales cancel
-            else:
+            elif kind.startswith("log_"):
+                if self.phase == REAL or not c.lr_scales:
+                    continue  # without rounding, scales cancel
                 scale = c.lr_scales
+            else:
+                scale = 1.0  # beta, relative
             result.append((name, parameter, scale))
         for name, parameter in self.bottleneck.named_parameters():
             if parameter.requires_grad:
