@@ -64,7 +64,7 @@ class TuneConfig:
     lmbda : float
         Weight of the mean squared error of 8-bit pixels against bits per pixel.
     distill : float
-        0 .. 1: the part of D that is taken against the FP32 parent's reconstruction instead of
+        0 .. 1: the part of the loss that keeps to the FP32 parent's reconstruction instead of
         the image, see `FineTuner.loss`.
     penalty : float
         Greatest weight of the outlier penalty.
@@ -85,7 +85,7 @@ class TuneConfig:
     lr_scales: float = 0.0
     lr_entropy: float = 10.0
     lmbda: float = 0.013
-    distill: float = 0.5
+    distill: float = 0.0
     penalty: float = 0.01
     sigmas: float = 4.0
     downscale: float = 0.0
@@ -242,9 +242,9 @@ class FineTuner:
     def loss(self, x: Tensor, rng_seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """``(R + lambda D, R, D)`` of pixels 0 .. 255 (B, 3, H, W): bpp, and MSE of 8 bits.
 
-        With distillation, the loss takes a part of D from what quantization adds to the
-        parent's reconstruction: two orders of magnitude smaller than D at low rates, and as
-        much less noisy from batch to batch. The parent's g_s reads its own latents, rounded
+        With distillation, a part of the loss is not ``R + lambda D`` but lambda times what
+        quantization adds to the parent's reconstruction: much smaller than D at low rates, and
+        as much less noisy from batch to batch. The parent's g_s reads its own latents, rounded
         together with ours so that a symbol on the edge does not count as an error.
         """
         torch.manual_seed(rng_seed)
@@ -259,10 +259,12 @@ class FineTuner:
             symbols = outputs[-1]
             x_hat = g_s(symbols, pixels=True)
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        bpp = rate.noisy_bits(self.bottleneck, soft.contiguous()) / pixels
+        part = 0.0 if self.teacher is None else self.config.distill
+        # The parent's own R and D are in balance; only their common part may move the latents.
+        rated = soft if not part else (1 - part) * soft + part * soft.detach()
+        bpp = rate.noisy_bits(self.bottleneck, rated.contiguous()) / pixels
         mse = torch.mean((x_hat - x) ** 2)
         distortion = mse
-        part = self.config.distill
         if self.teacher is not None and torch.is_grad_enabled():
             with torch.no_grad():
                 y = self.teacher["g_a"].forward_real(x)

@@ -50,7 +50,7 @@ def _load(checkpoint: str) -> Any:
 
 # Defaults of `lichen.quant.finetune.TuneConfig` (a test compares them), which cannot be
 # imported before the extra is known to be there.
-TUNE = {"lr": 5e-5, "distill": 0.5, "penalty": 0.01, "sigmas": 4.0}
+TUNE = {"lr": 5e-5, "distill": 0.0, "penalty": 0.01, "sigmas": 4.0}
 
 
 @click.command(name="quantize", help="Turn an FP32 checkpoint into an integer network.")

@@ -1,4 +1,4 @@
-"""The ablation command, on two small crops."""
+"""The ablation command, on three crops."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from click.testing import CliRunner
 pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
-from lichen.commands.ablate import ROWS, command  # noqa: E402
-from lichen.models import calibration_photographs  # noqa: E402
+from lichen.commands.ablate import ROWS, command
+from lichen.models import calibration_photographs
 
 
 def test_ablate(tmp_path):
     photos = str(calibration_photographs()[0].parent)
     arguments = ["tiny", "--calibrate", photos, "--train", photos, "--images", photos]
-    arguments += ["--max-images", "2", "--crop", "64", "--patch", "64", "--batch", "1"]
+    arguments += ["--max-images", "3", "--crop", "256", "--patch", "64", "--batch", "1"]
     arguments += ["--regularize-steps", "1", "--steps", "2", "-o", str(tmp_path)]
     arguments += ["--json", str(tmp_path / "rows.json"), "--quiet", "--threads", "1"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
