@@ -21,6 +21,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
+from lichen.codec.container import check_network
 from lichen.codec.entropy import EntropyCoder
 from lichen.errors import UserError
 from lichen.network.description import Network
@@ -58,7 +59,10 @@ class Codec(ABC):
 
 
 class NetworkCodec(Codec):
-    """An integer network: the golden model and the entropy coder, a stream per segment.
+    """An integer network: the golden model and the entropy coder, a stream for z and one for y.
+
+    What CompressAI counts for its models, too: a file (`lichen.codec.container`) has a header of
+    some hundred bytes beside.
 
     Raises UserError for networks that cannot code an image.
     """
@@ -67,15 +71,7 @@ class NetworkCodec(Codec):
         self.network = network
         self.name = network.name or network.architecture
         self.description = "integer, rANS"
-        hyper = ("h_a", "h_s") if network.hyper else ()
-        for transform in ("g_a", "g_s", *hyper):
-            if transform not in network.transforms:
-                raise UserError(f"{self.name} has no {transform}, so it codes no images.")
-        for segment in ("z", "y") if network.hyper else ("y",):
-            if segment not in network.entropy:
-                raise UserError(
-                    f"{self.name} has no entropy tables for {segment}, so it codes no images."
-                )
+        check_network(network)
         self._coders = {name: EntropyCoder(tables) for name, tables in network.entropy.items()}
 
     def encode(self, image: Pixels) -> list[bytes]:
@@ -299,12 +295,16 @@ def evaluate(
     return Evaluation(codec.name, codec.description, results)
 
 
+def family(name: str) -> str:
+    """A point's name without its quality: ``small`` of ``small-q1``, ``jpeg`` of ``jpeg:75``."""
+    return re.sub(r"[-_:]q?\d+(?=$|\.fp32$)", "", name)
+
+
 def common_name(names: Sequence[str]) -> str:
     """What to call the curve of several points: ``small`` for ``small-q1`` and ``small-q4``."""
     if len(set(names)) == 1:
         return names[0]
-    stems = dict.fromkeys(re.sub(r"[-_:]q?\d+(?=$|\.fp32$)", "", name) for name in names)
-    return " + ".join(stems)
+    return " + ".join(dict.fromkeys(map(family, names)))
 
 
 def to_json(evaluations: Sequence[Evaluation], name: str | None = None) -> dict[str, Any]:

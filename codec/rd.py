@@ -42,11 +42,14 @@ class Curve:
         Bits per pixel, positive.
     metrics : dict of str to tuple of float
         PSNR in dB under `PSNR`; MS-SSIM, 0 .. 1, under `MS_SSIM`, if every point has it.
+    points : tuple of str
+        Names of the points, where they have any.
     """
 
     name: str
     bpp: tuple[float, ...]
     metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    points: tuple[str, ...] = ()
 
     def values(self, metric: str) -> np.ndarray:
         """The metric in dB: PSNR, or ``-10 log10(1 - MS-SSIM)``.
@@ -191,14 +194,45 @@ def bd_rate(test: Curve, anchor: Curve, metric: str = PSNR, method: str = "pchip
     return BDRate(float(percent), float(low), float(high))
 
 
+def points_table(curves: Sequence[Curve]) -> str:
+    """All points as a Markdown table; MS-SSIM where it is known."""
+    lines = ["| | bpp | PSNR (dB) | MS-SSIM |", "|---|---|---|---|"]
+    for curve in curves:
+        for i, bpp in enumerate(curve.bpp):
+            psnr = curve.metrics[PSNR][i]
+            ssim = f"{curve.metrics[MS_SSIM][i]:.4f}" if MS_SSIM in curve.metrics else "–"
+            name = curve.points[i] if curve.points else curve.name
+            lines.append(f"| {name} | {bpp:.4f} | {psnr:.2f} | {ssim} |")
+    return "\n".join(lines) + "\n"
+
+
+def bd_rate_table(curves: Sequence[Curve], anchors: Sequence[Curve], metric: str = PSNR) -> str:
+    """The BD-rates of curves against anchors as a Markdown table.
+
+    A dash stands where two curves can't be compared (`bd_rate`).
+    """
+    heads = " | ".join(anchor.name for anchor in anchors)
+    lines = [f"| {_TITLES[metric]} BD-rate against | {heads} |", "|---" * (len(anchors) + 1) + "|"]
+    for curve in curves:
+        cells = []
+        for anchor in anchors:
+            try:
+                cells.append(f"{bd_rate(curve, anchor, metric).percent:+.1f} %")
+            except UserError:
+                cells.append("–")
+        lines.append(f"| {curve.name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 @dataclass(frozen=True)
 class Style:
-    """How a curve is drawn: matplotlib's colour, marker and line style."""
+    """How a curve is drawn: matplotlib's colour, marker, line style; markers not filled."""
 
     color: str
     marker: str = "o"
     line: str = "-"
     width: float = 1.8
+    hollow: bool = False
 
 
 # Okabe and Ito's palette, which the colour-blind can tell apart, without its yellow
@@ -227,7 +261,8 @@ def plot(
     One panel for each metric that two curves or all have; equal curves give equal files with
     one version of matplotlib.
 
-    Raises UserError for another kind of file, and when it cannot be written.
+    The first curves are drawn on top. Raises UserError for another kind of file, and when it
+    cannot be written.
     """
     path = Path(path)
     kinds = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -255,31 +290,40 @@ def plot(
         "svg.hashsalt": "lichen",
     }
     with plt.rc_context(look):
+        many = len(curves) > 4
+        rows = -(-len(curves) // 3)
+        height = 4.4 + (0.22 * rows if many else 0)
         figure, panels = plt.subplots(
-            1, len(shown), figsize=(5.6 * len(shown), 4.4), squeeze=False, layout="constrained"
+            1, len(shown), figsize=(5.6 * len(shown), height), squeeze=False, layout="constrained"
         )
         limit = bpp_max or 1.04 * max(max(curve.bpp) for curve in curves)
+        handles: dict[str, Any] = {}
         for panel, metric in zip(panels[0], shown, strict=True):
-            lows, highs = [], []
-            for curve, style in zip(curves, styles, strict=True):
+            visible: list[float] = []
+            for order, (curve, style) in enumerate(zip(curves, styles, strict=True)):
                 if metric not in curve.metrics:
                     continue
                 values = curve.values(metric)
-                panel.plot(
+                # the first ones on top
+                (handles[curve.name],) = panel.plot(
                     curve.bpp, values, color=style.color, marker=style.marker,
-                    linestyle=style.line, linewidth=style.width, markersize=4.5, label=curve.name,
+                    markerfacecolor="white" if style.hollow else style.color,
+                    linestyle=style.line, linewidth=style.width, markersize=4.5,
+                    label=curve.name, zorder=3 - order / len(curves),
                 )  # fmt: skip
-                inside = np.array(curve.bpp) <= limit
-                lows += list(values[inside])
-                highs += list(values[inside])
+                if curve.bpp[0] <= limit:
+                    ends = (curve.bpp[0], min(limit, curve.bpp[-1]))
+                    visible += list(np.interp(ends, curve.bpp, values))
             panel.set_xlim(0, limit)
-            if lows:
-                margin = 0.04 * (max(highs) - min(lows)) + 0.1
-                panel.set_ylim(min(lows) - margin, max(highs) + margin)
+            if visible:
+                margin = 0.03 * (max(visible) - min(visible)) + 0.1
+                panel.set_ylim(min(visible) - margin, max(visible) + margin)
             panel.set_xlabel("rate (bits per pixel)")
-            unit = "PSNR (dB, RGB)" if metric == PSNR else "MS-SSIM (dB, RGB)"
-            panel.set_ylabel(unit)
-            panel.legend(loc="lower right", fontsize=8)
+            panel.set_ylabel(f"{_TITLES[metric]} (dB, RGB)")
+            if not many:
+                panel.legend(loc="lower right", fontsize=8)
+        if many:
+            figure.legend(handles=handles.values(), loc="outside lower center", ncols=3, fontsize=8)
         if title:
             figure.suptitle(title, fontsize=10)
         buffer = io.BytesIO()

@@ -15,9 +15,12 @@ COMMANDS = {
     "models": "List the shipped networks.",
     "train": "Train an FP32 network on a folder of images.",
     "quantize": "Turn an FP32 checkpoint into an integer network.",
-    "ablate": "Measure what each part of DRAQ wins.",
+    "ablate": "Measure what each part of DRAQ (experimental) changes.",
     "evaluate": "Measure rate and distortion on a folder of images.",
     "bdrate": "Compare two rate-distortion curves.",
+    "encode": "Compress images.",
+    "decode": "Decompress images.",
+    "info": "Describe a compressed file.",
     "simulate": "Run the gateware on an image and compare it with the golden model.",
     "plan": "Fold a network onto a board: cycles, resources, frames per second.",
     "generate": "Write the gateware as Verilog with an interface description.",
@@ -52,7 +55,8 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point: 0 only on success, 2 for unusable arguments or input."""
     try:
-        cli.main(args=argv, prog_name="lichen", standalone_mode=False)
+        # what a command gives to Context.exit comes back here, it isn't raised
+        status = cli.main(args=argv, prog_name="lichen", standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("lichen: interrupted", err=True)
         sys.exit(130)
@@ -64,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         click.echo(f"lichen: {error}", err=True)
         sys.exit(2)
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

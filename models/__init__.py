@@ -17,6 +17,9 @@ from lichen.network.description import Network
 
 PARENT_SUFFIX = ".fp32"
 
+DEFAULT = "small-q3"
+"""The network that codes images where none is named."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 

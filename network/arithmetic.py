@@ -212,7 +212,7 @@ def ceil_div(a: int, b: int) -> int:
 
 def signed_width(lo: int, hi: int) -> int:
     """Fewest bits of a two's-complement number that holds every value of ``lo .. hi``."""
-    return max(int(hi).bit_length(), (-1 - int(lo)).bit_length() if lo < 0 else 0) + 1
+    return max(max(int(hi), 0).bit_length(), max(-1 - int(lo), 0).bit_length()) + 1
 
 
 def convolution_output_size(size: int, kernel: int, stride: int, padding: int) -> int:

@@ -28,6 +28,9 @@ from lichen.network.arithmetic import NORM_BITS, NormKind, signed_width
 ACCUMULATOR_BITS_MAX = 48
 """Widest accumulator accepted: beyond it no sum is exact in float64 with margin."""
 
+SHIFT_MAX = 62
+"""Longest right shift: the half that rounding adds still fits 64-bit arithmetic."""
+
 
 def _integer_array(value: Any) -> npt.NDArray[np.integer]:
     array = np.asarray(value)
@@ -273,7 +276,8 @@ class Normalization(_Model):
     multiplier : int array (channels,)
         ``k``, 0 .. 2**17 - 1.
     shift : int
-        ``b``, 0 .. 47; at least the greatest exponent for IGDN and IGDN1.
+        ``b``, 0 .. 47; at least the greatest exponent for IGDN and IGDN1, and together with it
+        at most `SHIFT_MAX` for GDN and GDN1.
     output : Format
     """
 
@@ -330,6 +334,11 @@ class Normalization(_Model):
             not self.kind.inverse or self.shift >= self.exponent_max(source),
             f"shift must be at least the greatest exponent {self.exponent_max(source)}, "
             f"not {self.shift}",
+        )
+        _require(
+            self.kind.inverse or self.shift + self.exponent_max(source) <= SHIFT_MAX,
+            f"shift must be at most {SHIFT_MAX} less the greatest exponent "
+            f"{self.exponent_max(source)}, not {self.shift}",
         )
 
     def macs(self, height: int, width: int) -> int:

@@ -23,6 +23,9 @@ from lichen.network.description import Network
 
 HEADER = "lichen"
 
+FP32_FORMAT = "lichen-fp32"
+"""What the headers of FP32 checkpoints, under the same key, give as their format."""
+
 
 def _detach(value: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
     if isinstance(value, np.ndarray):
@@ -90,6 +93,17 @@ def save(network: Network, path: str | Path) -> None:
     write_atomically(path, dumps(network))
 
 
+def holds_network(metadata: dict[str, str]) -> bool:
+    """Whether a safetensors header is that of a network, not of an FP32 checkpoint."""
+    if HEADER not in metadata:
+        return False
+    try:
+        header = json.loads(metadata[HEADER])
+    except (ValueError, RecursionError):
+        return True  # a damaged one, which `load` names so
+    return not (isinstance(header, dict) and header.get("format") == FP32_FORMAT)
+
+
 def load(path: str | Path) -> Network:
     """Read and validate a network file.
 
@@ -104,7 +118,7 @@ def load(path: str | Path) -> Network:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            if HEADER not in metadata:
+            if not holds_network(metadata):
                 raise UserError(
                     f"{path} is a safetensors file but not a Lichen network; "
                     "make one of a checkpoint with `lichen quantize`."

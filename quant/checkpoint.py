@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lichen.errors import UserError
 from lichen.models import shipped_parent
+from lichen.network.file import FP32_FORMAT
 
 with warnings.catch_warnings():
     # compressai's import decorates functions with the deprecated torch.jit.script.
@@ -31,7 +32,6 @@ with warnings.catch_warnings():
         ScaleHyperprior,
     )
 
-FORMAT = "lichen-fp32"
 VERSION = 1
 
 
@@ -112,7 +112,7 @@ def save_checkpoint(
     metadata: dict[str, Any],
 ) -> None:
     """Write the project's FP32 checkpoint: safetensors, JSON under the header key `lichen`."""
-    header = {"format": FORMAT, "version": VERSION, **metadata, "arch": arch, "n": n, "m": m}
+    header = {"format": FP32_FORMAT, "version": VERSION, **metadata, "arch": arch, "n": n, "m": m}
     save_atomically(
         {k: v.detach().to("cpu", torch.float32) for k, v in state_dict.items()},
         Path(path),
@@ -351,11 +351,8 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     else:
         raise UserError(f"{path} is neither a safetensors file nor a PyTorch checkpoint.")
     arch, n, m, parameters = _checked(state, path)
-    if metadata.get("format") == FORMAT and (metadata["arch"], metadata["n"], metadata["m"]) != (
-        arch,
-        n,
-        m,
-    ):
+    keys = ("arch", "n", "m")
+    if metadata.get("format") == FP32_FORMAT and [metadata[k] for k in keys] != [arch, n, m]:
         raise UserError(f"{path}: its header says another network than its tensors ({arch}).")
     metadata |= {"source": path.name, "sha256": digest}
     return Checkpoint(arch, n, m, parameters, metadata)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lichen.network.arithmetic import MULTIPLIER_BITS, NORM_BITS, SATURATION_BITS, NormKind
-from lichen.network.description import Format, Normalization, Requantizer
+from lichen.network.description import SHIFT_MAX, Format, Normalization, Requantizer
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -132,6 +132,7 @@ def norm_step(
     beta: FloatArray,
     gamma_bits: int,
     ratio: FloatArray,
+    part: float = 1.0,
 ) -> FloatArray:
     """Real value of one step of each channel's norm, with which its greatest gamma just fits.
 
@@ -142,12 +143,14 @@ def norm_step(
     beta : (channels,)
     ratio : (channels,)
         Scale of x over scale of y.
+    part : float
+        Of the greatest gamma that is to fit, the rest being clipped.
 
     Steps are coarser where the norm would leave 32 bits, and where a channel has next to no
     gamma: steps end up in the output multipliers, which share one shift, so a minute step
     would cost the other channels' multipliers their precision.
     """
-    step = gamma.max(axis=1) / ((1 << gamma_bits) - 1)
+    step = part * gamma.max(axis=1) / ((1 << gamma_bits) - 1)
     most = gamma.sum(axis=1) * (_peak(kind, source) >> u_shift) + beta
     step = np.maximum(step, most / 2.0 ** (NORM_BITS - 1))
     power = norm_exponent(kind)
@@ -197,8 +200,9 @@ def make_normalization(
     gain = np.maximum(x_scale * step ** norm_exponent(kind) / y_scale, 1e-15)
     b = math.floor(math.log2(MULTIPLIER_MAX / gain.max())) - a + point
     greatest = int((gamma.sum(axis=1) * peak + beta).max())
-    least = (greatest.bit_length() - 1) >> int(kind.squares) if kind.inverse else 0
-    b = int(np.clip(b, least, 47))
+    exponent = (greatest.bit_length() - 1) >> int(kind.squares)
+    least, most = (exponent, 47) if kind.inverse else (0, min(47, SHIFT_MAX - exponent))
+    b = int(np.clip(b, least, most))
     k = np.clip(np.rint(gain * 2.0 ** (b + a - point)), 1, MULTIPLIER_MAX)
     normalization = Normalization(
         kind=kind,

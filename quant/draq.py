@@ -1,8 +1,8 @@
 """DRAQ: calibrated clipping, outlier regularization, fine-tuning through the integers.
 
 After Fang and Chen, "A multi-stage optimization framework for deploying learned image
-compression on FPGAs" (2025), whose names for the parts are kept. The estimators, the penalty
-and the schedule are ours, chosen by measurement:
+compression on FPGAs" (2025), whose names for the parts are kept; the estimators, the penalty
+and the schedule are ours. Experimental, and for factorized networks only:
 
 1. *Calibrated clipping.* `lichen.quant.ptq` with per-channel ranges; with ``clip="rd"``, the
    estimator of each tensor is the one with the least ``R + lambda D`` (`choose_clips`).
@@ -36,7 +36,7 @@ from lichen.quant.float_network import FloatNetwork, FloatStage
 from lichen.quant.latents import fit_latent_range
 from lichen.quant.ptq import ClipRule, Options, slope_weights
 from lichen.quant.quantize import Quantized, assemble, check_supported, quantize
-from lichen.sim.golden import run_transform
+from lichen.sim.golden import analysis, reconstruct, run_transform
 
 CLIP_CANDIDATES = (
     ClipRule("mse"),
@@ -131,6 +131,16 @@ def lambda_of(network: FloatNetwork) -> float | None:
     source = network.provenance.get("source")
     value = source.get("lmbda") if isinstance(source, Mapping) else None
     return float(value) if isinstance(value, int | float) and value > 0 else None
+
+
+def check_tunable(network: FloatNetwork) -> None:
+    """Raise UserError for a network that `draq` cannot do."""
+    check_supported(network)
+    if network.hyper:
+        raise UserError(
+            f"DRAQ cannot fine-tune networks with a hyperprior such as {network.architecture} "
+            "yet; quantize it with --method ptq."
+        )
 
 
 def bottleneck_of(
@@ -309,7 +319,7 @@ def draq(
 
     Raises UserError for networks with a hyperprior and for unusable options, images or states.
     """
-    check_supported(network)
+    check_tunable(network)
     tune = options.tune
     device = finetune.choose_device(options.device)
     source = CropSource(train, patch=tune.patch, downscale=tune.downscale)
@@ -417,21 +427,18 @@ def _measured(
     refit: bool,
 ) -> Quantized:
     """Tables for an integer network, and its measurement against the parent."""
-    g_a, g_s = integer.transforms["g_a"], integer.transforms["g_s"]
-    symbols = [run_transform(g_a, crop) for crop in images.crops]
-    decoded = [run_transform(g_s, latent) for latent in symbols]
+    named = integer.model_copy(update={"name": network.name if name is None else name})
+    latents = [analysis(named, crop) for crop in images.crops]
     return assemble(
         network,
         images,
-        g_a,
-        g_s,
-        symbols,
-        decoded,
+        named,
+        latents,
+        [reconstruct(named, latent) for latent in latents],
         settings=settings,
         stages=[],
-        name=name,
         refit=refit,
-        bottleneck=bottleneck,
+        bottlenecks={"y": bottleneck},
     )
 
 

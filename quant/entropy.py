@@ -4,8 +4,9 @@ A factorized prior codes each latent channel with a table of its own. The probab
 from the network's entropy bottleneck (Ballé et al., "Variational image compression with a
 scale hyperprior", 2018, appendix 6.1), evaluated at the integers, because the symbols of the
 integer network lie there (median 0); or, for networks without an entropy model, from a
-discrete Laplacian fitted to calibration symbols. Either can be refined with the histogram of
-the symbols that the quantized network really makes.
+discrete Laplacian fitted to calibration symbols. The symbols of y of a hyperprior model take
+the tables of a set of Gaussians (section 3 there), one for each of a set of scales. Either can
+be refined with the histogram of the symbols that the quantized network really makes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lichen.network.description import EntropyTables, Format
 
@@ -26,6 +28,10 @@ TAIL_MASS = 1e-9
 
 LIKELIHOOD_MIN = 1e-9
 """The lower bound of CompressAI's likelihoods."""
+
+
+SCALE_MIN, SCALE_MAX, SCALE_LEVELS = 0.11, 256.0, 64
+"""The Gaussians of CompressAI's scale table."""
 
 
 def _sigmoid(x: FloatArray) -> FloatArray:
@@ -78,19 +84,51 @@ class Bottleneck:
         return inside, outside
 
 
-def histogram(symbols: Sequence[npt.NDArray], lo: int, hi: int) -> FloatArray:
-    """How often each symbol ``lo .. hi`` occurs in each channel, (C, hi - lo + 1).
+def scale_table(levels: int = SCALE_LEVELS) -> FloatArray:
+    """Standard deviations of the Gaussians (levels,), evenly spaced in their logarithms."""
+    return np.geomspace(SCALE_MIN, SCALE_MAX, levels)
 
-    ``symbols`` are integer arrays (h, w, C); what lies outside counts at the nearer end.
+
+def scale_thresholds(scales: FloatArray, step: float) -> npt.NDArray[np.int64]:
+    """What an integer of ``step`` must reach for each Gaussian but the first.
+
+    Halfway between two scales in their logarithms: a Gaussian of a scale that is off by a
+    factor costs as many bits either way.
     """
-    channels = symbols[0].shape[-1]
-    counts = np.zeros((channels, hi - lo + 1))
-    for latent in symbols:
-        flat = np.clip(latent.reshape(-1, channels), lo, hi).astype(np.int64) - lo
-        offset = np.arange(channels) * counts.shape[1]
-        counts += np.bincount((flat + offset).reshape(-1), minlength=counts.size).reshape(
-            counts.shape
-        )
+    return np.ceil(np.sqrt(scales[:-1] * scales[1:]) / step).astype(np.int64)
+
+
+def _normal_cdf(x: FloatArray) -> FloatArray:
+    return 0.5 * torch.erfc(torch.from_numpy(-np.sqrt(0.5) * x)).numpy()
+
+
+def gaussian_probabilities(scales: FloatArray, symbols: npt.NDArray) -> FloatArray:
+    """Of integer symbols under zero-mean Gaussians; shapes are broadcast."""
+    # on the negative side, where the CDF keeps its relative precision
+    distance = np.abs(symbols)
+    return _normal_cdf((0.5 - distance) / scales) - _normal_cdf((-0.5 - distance) / scales)
+
+
+def histogram(
+    symbols: Sequence[npt.NDArray],
+    lo: int,
+    hi: int,
+    indices: Sequence[npt.NDArray] | None = None,
+    tables: int | None = None,
+) -> FloatArray:
+    """How often each symbol ``lo .. hi`` occurs with each table, (tables, hi - lo + 1).
+
+    ``symbols`` are integer arrays (h, w, C), ``indices`` their tables; None gives each channel
+    its own. What lies outside counts at the nearer end.
+    """
+    if tables is None:
+        tables = symbols[0].shape[-1]
+    if indices is None:
+        indices = [np.broadcast_to(np.arange(tables), latent.shape) for latent in symbols]
+    counts = np.zeros((tables, hi - lo + 1))
+    for latent, rows in zip(symbols, indices, strict=True):
+        place = np.clip(latent, lo, hi).astype(np.int64) - lo + rows * counts.shape[1]
+        counts += np.bincount(place.reshape(-1), minlength=counts.size).reshape(counts.shape)
     return counts
 
 
@@ -113,26 +151,20 @@ def refine(prior: FloatArray, counts: FloatArray, strength: float) -> FloatArray
     return (counts + strength * prior) / (total + strength)
 
 
-def best_strength(
-    prior: FloatArray, symbols: Sequence[npt.NDArray], lo: int, hi: int, folds: int = 4
-) -> float:
+def best_strength(prior: FloatArray, folds: Sequence[FloatArray]) -> float:
     """The strength of the prior that codes unseen images with the fewest bits.
 
-    By cross-validation over the images; infinity means that the counts are no help.
+    By cross-validation over the folds, the histograms of parts of the images; infinity means
+    that the counts are no help.
     """
-    if len(symbols) < 2:
+    if len(folds) < 2:
         return np.inf
     candidates = [30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5, np.inf]
     cost = np.zeros(len(candidates))
-    folds = min(folds, len(symbols))
-    for fold in range(folds):
-        test = histogram(symbols[fold::folds], lo, hi)
-        train = sum(
-            (histogram(symbols[f::folds], lo, hi) for f in range(folds) if f != fold),
-            np.zeros_like(test),
-        )
+    total = sum(folds, np.zeros_like(prior))
+    for test in folds:
         for i, strength in enumerate(candidates):
-            pmf = prior if np.isinf(strength) else refine(prior, train, strength)
+            pmf = prior if np.isinf(strength) else refine(prior, total - test, strength)
             cost[i] -= (test * np.log2(np.maximum(pmf, 2.0**-PRECISION))).sum()
     return candidates[int(cost.argmin())]
 
@@ -237,6 +269,23 @@ def cross_entropy(pmf: FloatArray, counts: FloatArray) -> float:
     return float(-(counts * np.log2(np.maximum(pmf, 2.0**-PRECISION))).sum() / max(counts.sum(), 1))
 
 
+FOLDS = 4
+"""Parts of the calibration images in the cross-validation of tables."""
+
+
+def _fit(
+    prior: FloatArray, outside: FloatArray, folds: list[FloatArray], lo: int, refit: bool
+) -> TableFit:
+    counts = sum(folds, np.zeros_like(prior))
+    strength = best_strength(prior, folds) if refit else np.inf
+    pmf = prior
+    if np.isfinite(strength):
+        pmf = refine(prior, counts, strength)
+        outside = outside * strength / (counts.sum(axis=1) + strength)
+    tables = make_tables(pmf, outside, lo, counts)
+    return TableFit(tables, strength, cross_entropy(prior, counts), cross_entropy(pmf, counts))
+
+
 def fit_tables(
     bottleneck: Bottleneck | None,
     symbols: Sequence[npt.NDArray],
@@ -244,7 +293,7 @@ def fit_tables(
     *,
     refit: bool = True,
 ) -> TableFit:
-    """Tables for the symbols of a latent.
+    """A table for each channel of a latent.
 
     Parameters
     ----------
@@ -258,9 +307,10 @@ def fit_tables(
         Refine the prior with the symbols' histogram as far as that helps unseen images.
     """
     lo, hi = latent.lo, latent.hi
-    counts = histogram(symbols, lo, hi)
+    parts = min(FOLDS, len(symbols))
+    folds = [histogram(symbols[i::parts], lo, hi) for i in range(parts)]
     if bottleneck is None:
-        prior = laplacian(counts, lo)
+        prior = laplacian(sum(folds, np.zeros_like(folds[0])), lo)
     else:
         prior, _ = bottleneck.probabilities(lo, hi)
         # the integer network clips, so the tails belong to the outermost symbols
@@ -269,10 +319,46 @@ def fit_tables(
         prior[:, 0] += _sigmoid(logits[:, 0])
         prior[:, -1] += _sigmoid(-logits[:, 1])
         prior /= prior.sum(axis=1, keepdims=True)
-    strength = best_strength(prior, symbols, lo, hi) if refit else np.inf
-    pmf = prior if np.isinf(strength) else refine(prior, counts, strength)
-    tables = make_tables(pmf, np.zeros(len(pmf)), lo, counts)
-    return TableFit(tables, strength, cross_entropy(prior, counts), cross_entropy(pmf, counts))
+    return _fit(prior, np.zeros(len(prior)), folds, lo, refit)
+
+
+def fit_gaussian_tables(
+    scales: FloatArray,
+    symbols: Sequence[npt.NDArray],
+    indices: Sequence[npt.NDArray],
+    lo: int,
+    hi: int,
+    *,
+    clipped: bool,
+    refit: bool = True,
+) -> TableFit:
+    """A table for each scale of zero-mean Gaussians.
+
+    Parameters
+    ----------
+    scales : (tables,)
+        Standard deviations, rising.
+    symbols, indices : sequence of int array (h, w, C)
+        Of the calibration images: symbols, and the scale of each.
+    lo, hi : int
+        Range of the tables.
+    clipped : bool
+        Nothing lies outside of the range: its ends get the tails. If not, the escape gets them.
+    refit : bool
+        Refine the Gaussians with the symbols' histogram as far as that helps unseen images.
+    """
+    prior = gaussian_probabilities(scales[:, None], np.arange(lo, hi + 1)[None])
+    below, above = _normal_cdf((lo - 0.5) / scales), _normal_cdf((-hi - 0.5) / scales)
+    outside = below + above
+    if clipped:
+        prior[:, 0] += below
+        prior[:, -1] += above
+        outside = np.zeros(len(scales))
+    parts = min(FOLDS, len(symbols))
+    folds = [
+        histogram(symbols[i::parts], lo, hi, indices[i::parts], len(scales)) for i in range(parts)
+    ]
+    return _fit(prior, outside, folds, lo, refit)
 
 
 def float_bits(bottleneck: Bottleneck, symbols: npt.NDArray) -> float:
@@ -281,3 +367,9 @@ def float_bits(bottleneck: Bottleneck, symbols: npt.NDArray) -> float:
     inside, _ = bottleneck.probabilities(lo, hi)
     counts = histogram([symbols], lo, hi)
     return float(-(counts * np.log2(np.maximum(inside, LIKELIHOOD_MIN))).sum())
+
+
+def gaussian_bits(scales: FloatArray, symbols: npt.NDArray) -> float:
+    """Bits of integer symbols under Gaussians of FP32 scales, as CompressAI counts."""
+    p = gaussian_probabilities(np.maximum(scales, SCALE_MIN), symbols)
+    return float(-np.log2(np.maximum(p, LIKELIHOOD_MIN)).sum())

@@ -44,8 +44,7 @@ BIN_MARGIN = 0.0
 """How far from its integer a shadow may start, in steps; half would be on the edge.
 
 Roundings that were fitted to each other (`lichen.quant.rounding`) must not be undone by noise:
-from the middle, only a gradient that keeps its direction moves an integer. Rounding the weights
-of the network in `lichen.quant.bls2017` to nearest costs 4 dB, fitted to each other 0.2 dB.
+from the middle, only a gradient that keeps its direction moves an integer.
 """
 
 
@@ -459,7 +458,9 @@ class FakeStage(nn.Module):
         """Move the shadows to the real values that the integers stand for.
 
         With ``within``, at most so many steps away from the integers (which then stay as they
-        are while it is below a half); None takes the real values whole.
+        are while it is below a half); None takes the real values whole. The integer bias stays
+        the start's in the first case, with what it holds to round the output down
+        (`lichen.quant.ptq.FixedOutput.floor`), and becomes the parent's in the second.
 
         Raises ValueError when the starting network does not say its scales.
         """

@@ -134,7 +134,7 @@ class FineTuner:
     phase : str
         `REAL` computes with the shadows themselves, `INTEGER` through fake quantization.
     start : Network
-        With g_a and g_s; supplies the integers, and says the scales.
+        Factorized; supplies the integers, and says the scales.
     real : FloatNetwork or None
         Where the shadows start: whole in the real phase, as far as the starting integers
         allow in the other. None starts at the integers.
@@ -153,6 +153,8 @@ class FineTuner:
         source: CropSource,
         device: torch.device | None = None,
     ) -> None:
+        if start.latent_fraction or "h_s" in start.transforms:
+            raise ValueError("only factorized networks, whose latents have no fraction")
         self.phase, self.start, self.config, self.source = phase, start, config, source
         self.device = device or torch.device("cpu")
         self.step, self.elapsed = 0, 0.0

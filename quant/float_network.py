@@ -198,6 +198,38 @@ class FloatTransform:
         return x
 
 
+def _to_torch(x: np.ndarray) -> Tensor:
+    """(H, W, C) to float32 (1, C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(x).astype(np.float32)).permute(2, 0, 1)[None]
+
+
+def _from_torch(x: Tensor) -> FloatArray:
+    """(1, C, H, W) to float64 (H, W, C)."""
+    return x[0].permute(1, 2, 0).double().numpy()
+
+
+@dataclass(frozen=True)
+class FloatLatents:
+    """What the FP32 network codes of an image: integers, but for the scales and means.
+
+    Attributes
+    ----------
+    y : int64 array (h, w, m)
+        Symbols: ``round(y - means)``.
+    z : int64 array (h / 4, w / 4, n) or None
+        Symbols of the hyperprior.
+    scales : float array (h, w, m) or None
+        Standard deviations of the symbols y, hyperprior models only.
+    means : float array (h, w, m) or None
+        Mean-scale hyperpriors only.
+    """
+
+    y: npt.NDArray[np.int64]
+    z: npt.NDArray[np.int64] | None = None
+    scales: FloatArray | None = None
+    means: FloatArray | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class FloatNetwork:
     """A network in real numbers.
@@ -235,16 +267,52 @@ class FloatNetwork:
             factor *= self.transforms["h_a"].downsampling
         return factor
 
+    @property
+    def hyper(self) -> bool:
+        """Whether the network has a hyperprior."""
+        return "h_s" in self.transforms
+
+    @property
+    def means(self) -> bool:
+        """Whether h_s makes means beside the scales."""
+        return self.hyper and (
+            self.transforms["h_s"].out_channels == 2 * self.transforms["g_a"].out_channels
+        )
+
+    def entropy_parameters(
+        self, y: FloatArray
+    ) -> tuple[npt.NDArray[np.int64], FloatArray, FloatArray | None]:
+        """Symbols z, scales and means that the hyperprior makes of latents ``y`` (h, w, m)."""
+        h_a, h_s = self.transforms["h_a"], self.transforms["h_s"]
+        z = torch.round(h_a(_to_torch(y)))
+        parameters = _from_torch(h_s(z))
+        scales, means = parameters, None
+        if self.means:
+            scales, means = np.split(parameters, 2, axis=2)
+        return _from_torch(z).astype(np.int64), scales, means
+
+    def code(self, image: npt.NDArray[np.uint8]) -> FloatLatents:
+        """The symbols of an image (H, W, 3), as CompressAI codes them on the integer grid."""
+        y = self.analyze(image)
+        if not self.hyper:
+            return FloatLatents(np.rint(y).astype(np.int64))
+        z, scales, means = self.entropy_parameters(y)
+        symbols = np.rint(y if means is None else y - means).astype(np.int64)
+        return FloatLatents(symbols, z, scales, means)
+
+    def reconstruct(self, latents: FloatLatents, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """The image (height, width, 3) that FP32 makes of what `code` coded."""
+        y = latents.y if latents.means is None else latents.y + latents.means
+        return self.synthesize(y, height, width)
+
     def analyze(self, image: npt.NDArray[np.uint8]) -> FloatArray:
         """FP32 latents ``y`` (h, w, m), not rounded, of an image (H, W, 3), padded."""
-        x = torch.from_numpy(pad_image(image, self.factor).astype(np.float32) / 255)
-        y = self.transforms["g_a"](x.permute(2, 0, 1)[None])
-        return y[0].permute(1, 2, 0).double().numpy()
+        x = pad_image(image, self.factor).astype(np.float32) / 255
+        return _from_torch(self.transforms["g_a"](_to_torch(x)))
 
     def synthesize(self, symbols: np.ndarray, height: int, width: int) -> npt.NDArray[np.uint8]:
         """The image (height, width, 3) that FP32 g_s makes of latents (h, w, m)."""
-        y = torch.from_numpy(np.ascontiguousarray(symbols).astype(np.float32))
-        x = self.transforms["g_s"](y.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+        x = self.transforms["g_s"](_to_torch(symbols))[0].permute(1, 2, 0)
         pixels = torch.round(x * 255).clamp(0, 255).to(torch.uint8).numpy()
         return pixels[:height, :width]
 

@@ -146,7 +146,11 @@ class Options:
     per_stage : dict of str to Widths
         Exceptions, under names such as ``g_a.conv1``.
     latent_bits : int or None
-        Width of the symbols; None takes 8, or as many as the calibration images need.
+        Width of what g_s reads and of the symbols z; None takes 8, or as many as the
+        calibration images need.
+    latent_fraction : int or None
+        Fractional bits of y, 0 .. 8, hyperpriors only; None chooses them on the calibration
+        images (see `lichen.quant.quantize.choose_fraction`).
     clip : str
         ``mse`` or ``percentile`` (ptq only).
     percentile : float
@@ -168,6 +172,7 @@ class Options:
     widths: Widths = Widths()
     per_stage: Mapping[str, Widths] = field(default_factory=dict)
     latent_bits: int | None = None
+    latent_fraction: int | None = None
     clip: str = "mse"
     percentile: float = 99.99
     clip_rules: Mapping[str, ClipRule] = field(default_factory=dict)
@@ -184,6 +189,10 @@ class Options:
             raise UserError(f"the rounding must be optimal or nearest, not {self.rounding!r}.")
         if self.latent_bits is not None and not 2 <= self.latent_bits <= 16:
             raise UserError(f"the bits of the latent must lie in 2 .. 16, not {self.latent_bits}.")
+        if self.latent_fraction is not None and not 0 <= self.latent_fraction <= 8:
+            raise UserError(
+                f"the fraction of the latent must lie in 0 .. 8, not {self.latent_fraction}."
+            )
 
     def clip_rule(self, tensor: str) -> ClipRule:
         """The rule for a tensor such as ``g_a.conv1.output``."""
@@ -194,12 +203,40 @@ class Options:
 class FixedOutput:
     """The format and scale that a transform's last output must have.
 
-    ``bits`` None takes as many as needed, at least 8.
+    Attributes
+    ----------
+    scale : float or float array (channels,)
+        Real value of one step.
+    bits : int or None
+        None takes as many as needed, at least 8.
+    signed : bool
+    fraction : int
+        Fractional bits to come on top: the range is that of ``bits`` bits, shifted up.
+    floor : bool
+        Integers are rounded down, so that a later `rshift_round` gives what rounding the real
+        value would. Rounded to nearest first, it would round a half-step's worth of the values
+        just below each tie up: 0.7 dB in a hyperprior with one fractional bit.
     """
 
-    scale: float
+    scale: float | FloatArray
     bits: int | None
     signed: bool
+    fraction: int = 0
+    floor: bool = False
+
+    def format(self, greatest: FloatArray) -> Format:
+        """The format for outputs of these real magnitudes (channels,)."""
+        bits = self.bits
+        if bits is None:
+            needed = int(np.rint((greatest / self.scale).max() / 2**self.fraction))
+            bits = min(max(8, needed.bit_length() + int(self.signed)), 16 - self.fraction)
+        fmt = symmetric(bits) if self.signed else unsigned(bits)
+        return Format(
+            bits=bits + self.fraction,
+            signed=self.signed,
+            lo=fmt.lo << self.fraction,
+            hi=fmt.hi << self.fraction,
+        )
 
 
 @dataclass(frozen=True)
@@ -271,6 +308,8 @@ class TransformQuantizer:
     inputs : list of int array (height, width, channels)
         What enters on the calibration images.
     options : Options
+    reals : list of Tensor (1, channels, height, width) or None
+        What enters the FP32 transform; None takes the integers' real values.
     last : FixedOutput or None
         Demands on the last stage's output.
     progress : callable
@@ -290,6 +329,7 @@ class TransformQuantizer:
         source_scale: float,
         inputs: list[npt.NDArray],
         options: Options,
+        reals: list[Tensor] | None = None,
         last: FixedOutput | None = None,
         progress: Callable[[str], None] = lambda stage: None,
     ) -> None:
@@ -298,7 +338,7 @@ class TransformQuantizer:
         self.source = source
         self.scale = np.full(transform.in_channels, source_scale)
         self.ints = inputs
-        self.floats = [
+        self.floats = reals or [
             torch.from_numpy(x.astype(np.float32)).permute(2, 0, 1)[None] * source_scale
             for x in inputs
         ]
@@ -335,8 +375,8 @@ class TransformQuantizer:
         # Format and scale of the output y, and of x, which the requantizer makes: the same
         # unless a normalization stands between them.
         if fixed is not None:
-            y_format = self._fixed_format(fixed, samples)
-            y_clip = np.full(stage.out_channels, fixed.scale * y_format.hi)
+            y_format = fixed.format(samples.y_max)
+            y_clip = np.broadcast_to(fixed.scale, stage.out_channels) * float(y_format.hi)
         else:
             relu = stage.activation is Activation.RELU
             y_format = unsigned(widths.activation) if relu else symmetric(widths.activation)
@@ -348,7 +388,9 @@ class TransformQuantizer:
             x_clip = self._clip(f"{stage.name}.x", samples.x, samples.x_max, x_format, steep)
         x_scale, y_scale = x_clip / x_format.hi, y_clip / y_format.hi
 
-        convolution, weight_scale = self._convolution(stage, widths, regressions)
+        # What an integer stands for lies this many steps above it.
+        offset = 0.5 if fixed is not None and fixed.floor else 0.0
+        convolution, weight_scale = self._convolution(stage, widths, regressions, -offset * y_scale)
         least, most = convolution.accumulator_range(self.source)
         requantizer, gain = constants.make_requantizer(
             weight_scale / x_scale,
@@ -402,15 +444,8 @@ class TransformQuantizer:
         if norm is not None:
             clip["x"] = x_scale * x_format.hi
         clip["output"] = y_scale * y_format.hi
-        self.reports.append(StageReport(self.name, result, clip, self._sqnr()))
+        self.reports.append(StageReport(self.name, result, clip, self._sqnr(offset)))
         return result
-
-    def _fixed_format(self, fixed: FixedOutput, samples: _Samples) -> Format:
-        bits = fixed.bits
-        if bits is None:
-            needed = int(np.rint(samples.y_max.max() / fixed.scale))
-            bits = min(max(8, needed.bit_length() + int(fixed.signed)), 16)
-        return symmetric(bits) if fixed.signed else unsigned(bits)
 
     def _clip(
         self,
@@ -477,6 +512,7 @@ class TransformQuantizer:
         stage: FloatStage,
         widths: Widths,
         regressions: list[tuple[calibrate.Phase, Regression]],
+        shift: FloatArray,
     ) -> tuple[Convolution, FloatArray]:
         limit = (1 << (widths.weight - 1)) - 1
         out = stage.out_channels
@@ -487,6 +523,7 @@ class TransformQuantizer:
             bias = stage.bias
         else:
             integers, scale, bias = self._fit_weights(stage, folded, limit, regressions)
+        bias = bias + shift
         convolution = Convolution(
             kernel=stage.kernel,
             stride=stage.stride,
@@ -580,9 +617,11 @@ class TransformQuantizer:
 
         beta = stage.beta
 
-        def step_of(gamma: FloatArray) -> FloatArray:
+        def step_of(gamma: FloatArray, part: float = 1.0) -> FloatArray:
             ratio = x_scale / y_scale
-            return constants.norm_step(kind, x_format, u_shift, gamma, beta, widths.gamma, ratio)
+            return constants.norm_step(
+                kind, x_format, u_shift, gamma, beta, widths.gamma, ratio, part
+            )
 
         if self.naive or self.options.rounding == "nearest":
             step = step_of(folded)
@@ -617,7 +656,7 @@ class TransformQuantizer:
         folded: FloatArray,
         samples: _Samples,
         u: FloatArray,
-        step_of: Callable[[FloatArray], FloatArray],
+        step_of: Callable[[FloatArray, float], FloatArray],
     ) -> tuple[IntArray, IntArray, FloatArray]:
         """Integer gamma and beta that preserve the norm where the output depends on it.
 
@@ -647,7 +686,7 @@ class TransformQuantizer:
         target = np.maximum(target, 0)
         # All clipping ranges at once, as more rows: (part, row) flattened.
         parts = np.array(GAMMA_CLIPS)
-        steps = (parts[:, None] * step_of(target)[None]).reshape(-1)
+        steps = np.concatenate([step_of(target, part) for part in GAMMA_CLIPS])
         loss = np.empty(len(steps))
         candidates = np.empty((len(steps), channels))
         for first in range(0, len(steps), channels):
@@ -661,10 +700,10 @@ class TransformQuantizer:
         beta = norm_mean - ((integers * step[:, None]) * means).sum(axis=1)
         return integers.astype(np.int64), constants.round_beta(beta, step), step
 
-    def _sqnr(self) -> float:
+    def _sqnr(self, offset: float) -> float:
         signal = noise = 0.0
         for ints, floats in zip(self.ints, self.floats, strict=True):
             y = floats[0].permute(1, 2, 0).double().numpy()
             signal += float((y**2).sum())
-            noise += float(((ints * self.scale - y) ** 2).sum())
+            noise += float((((ints + offset) * self.scale - y) ** 2).sum())
         return 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30))

@@ -12,19 +12,48 @@ import numpy.typing as npt
 
 from lichen.codec.evaluate import PSNR_EXACT
 from lichen.errors import UserError
-from lichen.network.description import IMAGE_FORMAT, Network, Transform
+from lichen.network.arithmetic import latent_symbol
+from lichen.network.description import IMAGE_FORMAT, Activation, Format, Network, Transform
 from lichen.quant.calibrate import CalibrationImages
-from lichen.quant.entropy import Bottleneck, TableFit, fit_tables, float_bits
-from lichen.quant.float_network import FloatNetwork
+from lichen.quant.constants import symmetric, unsigned
+from lichen.quant.entropy import (
+    SCALE_MAX,
+    Bottleneck,
+    TableFit,
+    fit_gaussian_tables,
+    fit_tables,
+    float_bits,
+    gaussian_bits,
+    scale_table,
+    scale_thresholds,
+)
+from lichen.quant.float_network import FloatLatents, FloatNetwork
 from lichen.quant.ptq import FixedOutput, Options, StageReport, TransformQuantizer
 from lichen.sim.golden import (
+    EntropyParameters,
+    Latents,
+    Segment,
     analysis,
     channel_indices,
+    entropy_parameters,
     estimate_bits,
+    hyper_input,
     psnr,
     reconstruct,
     symbol_bits,
+    synthesis_input,
 )
+
+PARAMETER_BITS = 16
+"""Width of what h_s makes: scales run from 0.11 to 256."""
+
+FRACTION_IMAGES = 8
+"""Calibration crops that `choose_fraction` looks at."""
+
+FRACTION_MAX = 8
+
+MEAN_FRACTION = 2
+"""Fewest fractional bits chosen beside means: 8 bits then hold latents up to 31.75."""
 
 Image = npt.NDArray[np.uint8]
 
@@ -40,14 +69,22 @@ class RateDistortion:
     bpp : float
         Bits per pixel, estimated: what an ideal entropy coder needs.
     images : int
+    segments : dict of str to float
+        The part of ``bpp`` that each of the symbols ``y`` and ``z`` take.
     """
 
     psnr: float
     bpp: float
     images: int
+    segments: dict[str, float]
 
     def json(self) -> dict[str, Any]:
-        return {"psnr": round(self.psnr, 4), "bpp": round(self.bpp, 5), "images": self.images}
+        return {
+            "psnr": round(self.psnr, 4),
+            "bpp": round(self.bpp, 5),
+            "images": self.images,
+            "segments": {name: round(bpp, 5) for name, bpp in self.segments.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -58,21 +95,33 @@ class Quantized:
     ----------
     network : Network
     stages : list of StageReport
-    tables : TableFit
+    tables : dict of str to TableFit
+        Under the names of ``network.entropy``.
     before, after : RateDistortion
         FP32 and integers on the calibration crops; both round the latent to integers.
     """
 
     network: Network
     stages: list[StageReport]
-    tables: TableFit
+    tables: dict[str, TableFit]
     before: RateDistortion
     after: RateDistortion
 
 
-def _mean(psnrs: list[float], bits: list[float]) -> RateDistortion:
+def _mean(
+    psnrs: list[float], bits: list[dict[str, float]], images: Sequence[Image]
+) -> RateDistortion:
+    """The mean over images of PSNRs and of bits by segment."""
+    pixels = [image.shape[0] * image.shape[1] for image in images]
+    segments = {
+        name: float(np.mean([b[name] / p for b, p in zip(bits, pixels, strict=True)]))
+        for name in (bits[0] if bits else ())
+    }
     return RateDistortion(
-        float(np.mean([min(p, PSNR_EXACT) for p in psnrs])), float(np.mean(bits)), len(psnrs)
+        float(np.mean([min(p, PSNR_EXACT) for p in psnrs])),
+        sum(segments.values()),
+        len(psnrs),
+        segments,
     )
 
 
@@ -82,49 +131,157 @@ def measure(network: Network, images: Sequence[Image]) -> RateDistortion:
     for image in images:
         latents = analysis(network, image)
         psnrs.append(psnr(image, reconstruct(network, latents)))
-        total = sum(estimate_bits(network, latents).values())
-        bits.append(total / (image.shape[0] * image.shape[1]))
-    return _mean(psnrs, bits)
+        bits.append(estimate_bits(network, latents))
+    return _mean(psnrs, bits, images)
+
+
+def estimate_float_bits(
+    network: FloatNetwork, latents: FloatLatents, tables: Network | None = None
+) -> dict[str, float]:
+    """Bits of each segment under the FP32 entropy model, as CompressAI counts them.
+
+    Factorized symbols of a network without an entropy bottleneck take the tables of the
+    integer network ``tables``; without those, their bits are not a number.
+    """
+    bits = {}
+    factorized = {"y": latents.y} if latents.z is None else {"z": latents.z}
+    for name, symbols in factorized.items():
+        if name in network.bottlenecks:
+            bits[name] = float_bits(Bottleneck(network.bottlenecks[name]), symbols)
+        elif tables is not None:
+            rows = channel_indices(symbols.shape)
+            bits[name] = symbol_bits(tables.entropy[name], symbols, rows)
+        else:
+            bits[name] = math.nan
+    if latents.scales is not None:
+        bits["y"] = gaussian_bits(latents.scales, latents.y)
+    return bits
 
 
 def measure_float(
     network: FloatNetwork, images: Sequence[Image], tables: Network | None = None
 ) -> RateDistortion:
-    """The FP32 network on images (H, W, 3), latents rounded to integers.
+    """The FP32 network on images (H, W, 3), symbols rounded to integers.
 
-    Bits come from the network's entropy bottleneck; for networks without one, from the
-    tables of the integer network ``tables``.
+    Bits as in `estimate_float_bits`.
     """
     psnrs, bits = [], []
     for image in images:
-        symbols = np.rint(network.analyze(image)).astype(np.int64)
-        psnrs.append(psnr(image, network.synthesize(symbols, *image.shape[:2])))
-        if "y" in network.bottlenecks:
-            total = float_bits(Bottleneck(network.bottlenecks["y"]), symbols)
-        elif tables is not None:
-            total = symbol_bits(tables.entropy["y"], symbols, channel_indices(symbols.shape))
-        else:
-            total = math.nan
-        bits.append(total / (image.shape[0] * image.shape[1]))
-    return _mean(psnrs, bits)
+        latents = network.code(image)
+        psnrs.append(psnr(image, network.reconstruct(latents, *image.shape[:2])))
+        bits.append(estimate_float_bits(network, latents, tables))
+    return _mean(psnrs, bits, images)
 
 
 def check_supported(network: FloatNetwork) -> None:
     """Raise UserError unless the network is one that `quantize` can do."""
-    missing = [name for name in ("g_a", "g_s") if name not in network.transforms]
+    needed = ["g_a", "g_s"]
+    if "h_a" in network.transforms or network.hyper:
+        needed += ["h_a", "h_s"]
+    missing = [name for name in needed if name not in network.transforms]
     if missing:
         raise UserError(f"the network has no {' and no '.join(missing)}; it cannot be quantized.")
-    hyper = [name for name in ("h_a", "h_s") if name in network.transforms]
-    if hyper:
-        raise UserError(
-            f"{network.architecture} has a hyperprior, which cannot be quantized yet; "
-            "use a checkpoint of bmshj2018-factorized or bmshj2018-factorized-relu."
-        )
 
 
 def steps(network: FloatNetwork) -> int:
     """How often `quantize` calls its ``progress``."""
-    return sum(len(network.transforms[name].stages) for name in ("g_a", "g_s")) + 1
+    return sum(len(transform.stages) for transform in network.transforms.values()) + 1
+
+
+def _hyper_format(network: FloatNetwork, options: Options) -> Format:
+    """What h_a reads."""
+    bits = options.widths.activation
+    return unsigned(bits) if network.transforms["h_a"].absolute_input else symmetric(bits)
+
+
+def choose_fraction(network: FloatNetwork, images: Sequence[Image], options: Options) -> int:
+    """Fractional bits of y for a network with a hyperprior, from some of the images.
+
+    A scale hyperprior takes those with which FP32 needs the fewest bits for y and z when h_a
+    reads magnitudes of that fraction, limited to its input format: coarse ones lose what lies
+    below one step, fine ones clip. Beside means, where g_s reads the fraction, too, it is as
+    many as ``latent_bits`` (8 if None) have room for at the greatest latent seen, at most
+    `FRACTION_MAX`; with ``latent_bits`` None never fewer than `MEAN_FRACTION`, the latent then
+    getting more bits.
+    """
+    chosen = images[:: max(1, len(images) // FRACTION_IMAGES)][:FRACTION_IMAGES]
+    latents = [network.analyze(image) for image in chosen]
+    if network.means:
+        bits = 8 if options.latent_bits is None else options.latent_bits
+        greatest = max(float(np.abs(y).max()) for y in latents)
+        room = math.floor(math.log2(symmetric(bits).hi / max(greatest, 1e-9)))
+        least = MEAN_FRACTION if options.latent_bits is None else 0
+        return min(max(room, least), FRACTION_MAX)
+    hi = _hyper_format(network, options).hi
+    cost = np.zeros(FRACTION_MAX + 1)
+    for f in range(len(cost)):
+        for y in latents:
+            seen = np.clip(np.rint(np.abs(y) * 2**f), 0, hi) / 2**f
+            z, scales, _ = network.entropy_parameters(seen)
+            coded = FloatLatents(np.rint(y).astype(np.int64), z, scales)
+            cost[f] += np.nansum(list(estimate_float_bits(network, coded).values()))
+    return int(cost.argmin())
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """What the integer encoder makes of the calibration images, and what g_s reads of it."""
+
+    latents: list[Latents]
+    reads: list[npt.NDArray]
+
+
+def _code(network: Network, ys: list[npt.NDArray], zs: list[npt.NDArray] | None) -> _Coded:
+    """Symbols of latents y and symbols z that the integer transforms made."""
+    f = network.latent_fraction
+    latents, reads = [], []
+    for i, y in enumerate(ys):
+        segments, parameters = [], EntropyParameters(channel_indices(y.shape), None)
+        if zs is not None:
+            segments = [Segment("z", zs[i], channel_indices(zs[i].shape))]
+            parameters = entropy_parameters(network, zs[i])
+        symbols = latent_symbol(y, 0 if parameters.means is None else parameters.means, f)
+        segments.append(Segment("y", symbols, parameters.indices))
+        latents.append(Latents(0, 0, tuple(segments)))
+        # beside means, the latents that g_s reads have the format of y
+        reads.append(
+            synthesis_input(symbols, parameters.means, f, network.transforms["g_a"].output)
+        )
+    return _Coded(latents, reads)
+
+
+def _fit_entropy(
+    bottlenecks: Mapping[str, Mapping[str, npt.NDArray]],
+    network: Network,
+    latents: Sequence[Latents],
+    *,
+    means: bool,
+    refit: bool,
+) -> dict[str, TableFit]:
+    """Tables for all segments of the calibration images."""
+    fits = {}
+    hyper = "h_s" in network.transforms
+    for name in (segment.name for segment in latents[0].segments):
+        symbols = [latent[name].symbols for latent in latents]
+        if name == "y" and hyper:
+            indices = [latent[name].indices for latent in latents]
+            lo, hi = network.symbol_range
+            if means:
+                # twice the latent's range; what means beyond it cause takes the escape
+                y = network.transforms["g_a"].output
+                lo, hi = max(lo, 2 * y.lo), min(hi, 2 * y.hi)
+            fits[name] = fit_gaussian_tables(
+                scale_table(), symbols, indices, lo, hi, clipped=not means, refit=refit
+            )
+        else:
+            parameters = bottlenecks.get(name)
+            fits[name] = fit_tables(
+                None if parameters is None else Bottleneck(parameters),
+                symbols,
+                network.transforms["h_a" if hyper else "g_a"].output,
+                refit=refit,
+            )
+    return fits
 
 
 def quantize(
@@ -136,7 +293,7 @@ def quantize(
     refit: bool = True,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Quantized:
-    """Quantize g_a and g_s and make the entropy tables.
+    """Quantize all transforms and make the entropy tables.
 
     Parameters
     ----------
@@ -152,48 +309,100 @@ def quantize(
     progress : callable
         Called `steps` times with the name of what was done.
 
-    The symbols of the latent are the integers that g_a makes; g_s reads them directly and
-    makes pixel values 0 .. 255. Equal arguments give equal networks on the same machine.
+    The transforms are quantized in the order in which each feeds the next, on the integers
+    that those before it make: g_a, h_a, h_s, g_s. Without a hyperprior, the symbols of the
+    latent are the integers that g_a makes; `Network` says what they are with one. g_s makes
+    pixel values 0 .. 255. Equal arguments give equal networks on the same machine.
 
-    Raises UserError for networks with a hyperprior, or without calibration images.
+    Raises UserError when a transform is missing, or without calibration images.
     """
     check_supported(network)
     options = options or Options()
     if not images.crops:
         raise UserError("there are no calibration images; give a folder of photographs.")
     stage_names = {
-        f"{key}.{stage.name}" for key in ("g_a", "g_s") for stage in network.transforms[key].stages
+        f"{key}.{stage.name}"
+        for key, transform in network.transforms.items()
+        for stage in transform.stages
     }
     unknown = sorted(set(options.per_stage) - stage_names)
     if unknown:
         raise UserError(
             f"the network has no stage {unknown[0]}, only {', '.join(sorted(stage_names))}."
         )
-    encoder = TransformQuantizer(
+    if options.latent_fraction and not network.hyper:
+        raise UserError("the fraction of the latent must be 0 for a network without a hyperprior.")
+    f = options.latent_fraction or 0
+    if network.hyper and options.latent_fraction is None:
+        f = choose_fraction(network, images.crops, options)
+    transforms: dict[str, Transform] = {}
+    reports: list[StageReport] = []
+
+    def run(key: str, **arguments: Any) -> TransformQuantizer:
+        quantizer = TransformQuantizer(
+            key, network.transforms[key], options=options, progress=progress, **arguments
+        )
+        transforms[key] = quantizer.run()
+        reports.extend(quantizer.reports)
+        return quantizer
+
+    encoder = run(
         "g_a",
-        network.transforms["g_a"],
         source=IMAGE_FORMAT,
         source_scale=1 / 255,
         inputs=list(images.crops),
-        options=options,
-        last=FixedOutput(1.0, options.latent_bits, signed=True),
-        progress=progress,
+        # Beside means g_s reads the fraction as well: it counts among the bits of the latent.
+        last=FixedOutput(
+            2.0**-f, options.latent_bits, True, 0 if network.means else f, floor=f > 0
+        ),
     )
-    g_a = encoder.run()
-    symbols = encoder.ints
+    ys, zs, thresholds = encoder.ints, None, None
+    if network.hyper:
+        source = _hyper_format(network, options)
+        absolute = network.transforms["h_a"].absolute_input
+        hyper_encoder = run(
+            "h_a",
+            source=source,
+            source_scale=2.0**-f,
+            inputs=[hyper_input(y, source) for y in ys],
+            # FP32 of the latent before it was rounded and limited
+            reals=[y.abs() if absolute else y for y in encoder.floats],
+            last=FixedOutput(1.0, options.latent_bits, True),
+        )
+        zs = hyper_encoder.ints
+        last = network.transforms["h_s"].stages[-1]
+        signed = last.activation is not Activation.RELU
+        step = SCALE_MAX / 2.0 ** (PARAMETER_BITS - signed)
+        parameter_steps = np.full(last.out_channels, step)
+        if network.means:
+            parameter_steps[last.out_channels // 2 :] = 2.0**-f
+        run(
+            "h_s",
+            source=transforms["h_a"].output,
+            source_scale=1.0,
+            inputs=zs,
+            last=FixedOutput(parameter_steps, PARAMETER_BITS, signed),
+        )
+        thresholds = scale_thresholds(scale_table(), step)
+    fields: dict[str, Any] = {
+        "name": network.name if name is None else name,
+        "architecture": network.architecture,
+        "n": network.n,
+        "m": network.m,
+        "latent_fraction": f,
+        "scale_thresholds": thresholds,
+    }
+    partial = Network(transforms=dict(transforms), **fields)
+    coded = _code(partial, ys, zs)
     # The decoder is fitted to what the encoder sends, not to FP32's latents.
-    decoder = TransformQuantizer(
+    y_format = transforms["g_a"].output
+    decoder = run(
         "g_s",
-        network.transforms["g_s"],
-        source=g_a.output,
-        source_scale=1.0,
-        inputs=symbols,
-        options=options,
-        last=FixedOutput(1 / 255, IMAGE_FORMAT.bits, signed=False),
-        progress=progress,
+        source=y_format if network.means else symmetric(y_format.bits - f),
+        source_scale=2.0**-f if network.means else 1.0,
+        inputs=coded.reads,
+        last=FixedOutput(1 / 255, IMAGE_FORMAT.bits, False),
     )
-    g_s = decoder.run()
-
     settings = asdict(options) | {
         "per_stage": {key: asdict(widths) for key, widths in options.per_stage.items()},
         "clip_rules": {key: asdict(rule) for key, rule in options.clip_rules.items()},
@@ -202,14 +411,12 @@ def quantize(
     result = assemble(
         network,
         images,
-        g_a,
-        g_s,
-        symbols,
+        Network(transforms={key: transforms[key] for key in network.transforms}, **fields),
+        coded.latents,
         decoder.ints,
         settings=settings,
-        name=name,
+        stages=reports,
         refit=refit,
-        stages=encoder.reports + decoder.reports,
     )
     progress("measurement")
     return result
@@ -218,42 +425,40 @@ def quantize(
 def assemble(
     network: FloatNetwork,
     images: CalibrationImages,
-    g_a: Transform,
-    g_s: Transform,
-    symbols: Sequence[npt.NDArray],
+    integer: Network,
+    latents: Sequence[Latents],
     decoded: Sequence[npt.NDArray],
     *,
     settings: Mapping[str, Any],
     stages: list[StageReport],
-    name: str | None = None,
     refit: bool = True,
-    bottleneck: Mapping[str, npt.NDArray] | None = None,
+    bottlenecks: Mapping[str, Mapping[str, npt.NDArray]] | None = None,
 ) -> Quantized:
-    """The network of integer transforms: entropy tables, measurement, provenance.
+    """Complete integer transforms: entropy tables, measurement, provenance.
 
     Parameters
     ----------
     network : FloatNetwork
         The FP32 parent, which the result is compared with.
-    g_a, g_s : Transform
-    symbols, decoded : sequence of int array (h, w, C)
-        What g_a and g_s make of the calibration images.
+    images : CalibrationImages
+    integer : Network
+        All transforms; entropy tables and provenance are made anew.
+    latents, decoded : sequence of Latents, of int array (H, W, 3)
+        What the integer transforms make of the calibration images.
     settings : dict
         How it was quantized, as JSON values.
-    bottleneck : dict of str to array or None
-        Parameters of the entropy bottleneck; None takes the parent's, if it has one.
+    stages : list of StageReport
+    refit : bool
+        See `quantize`.
+    bottlenecks : dict or None
+        Parameters of the entropy bottlenecks that the tables start from; None takes the
+        parent's, if it has any.
     """
-    if bottleneck is None:
-        bottleneck = network.bottlenecks.get("y")
-    prior = Bottleneck(bottleneck) if bottleneck is not None else None
-    fit = fit_tables(prior, symbols, g_a.output, refit=refit)
+    prior = network.bottlenecks if bottlenecks is None else bottlenecks
+    fits = _fit_entropy(prior, integer, latents, means=network.means, refit=refit)
     result = Network(
-        name=network.name if name is None else name,
-        architecture=network.architecture,
-        n=network.n,
-        m=network.m,
-        transforms={"g_a": g_a, "g_s": g_s},
-        entropy={"y": fit.tables},
+        **dict(integer)
+        | {"entropy": {key: fit.tables for key, fit in fits.items()}, "provenance": {}}
     )
     before = measure_float(network, images.crops, result)
     after = _mean(
@@ -261,21 +466,21 @@ def assemble(
             psnr(image, pixels.astype(np.uint8))
             for image, pixels in zip(images.crops, decoded, strict=True)
         ],
-        [
-            symbol_bits(fit.tables, latent, channel_indices(latent.shape))
-            / (image.shape[0] * image.shape[1])
-            for image, latent in zip(images.crops, symbols, strict=True)
-        ],
+        [estimate_bits(result, latent) for latent in latents],
+        images.crops,
     )
     provenance = network.provenance | {
         "quantization": dict(settings)
         | {
             "calibration": {"images": len(images.crops), "sha256": images.digest},
-            "tables_prior_strength": fit.strength if math.isfinite(fit.strength) else None,
+            "tables_prior_strength": {
+                key: fit.strength if math.isfinite(fit.strength) else None
+                for key, fit in fits.items()
+            },
             "fp32": before.json(),
             "integer": after.json(),
         }
     }
     return Quantized(
-        result.model_copy(update={"provenance": provenance}), stages, fit, before, after
+        result.model_copy(update={"provenance": provenance}), stages, fits, before, after
     )

@@ -525,29 +525,34 @@ def entropy_parameters(network: Network, z: Tensor) -> EntropyParameters:
     return EntropyParameters(indices, means)
 
 
-def hyper_input(network: Network, y: Tensor) -> Tensor:
-    """What h_a reads of y: its magnitude where h_a takes unsigned integers, limited to those."""
-    source = network.transform("h_a").input
+def hyper_input(y: Tensor, source: Format) -> Tensor:
+    """What an h_a that takes ``source`` reads of y: its magnitude where that is unsigned."""
     return clamp(y if source.signed else np.abs(y), source.lo, source.hi)
 
 
-def synthesis_input(network: Network, symbols: Tensor, means: Tensor | None) -> Tensor:
-    """What g_s reads for symbols of y: the symbols, or with means ``(symbol << f) + mu``."""
+def synthesis_input(symbols: Tensor, means: Tensor | None, fraction: int, source: Format) -> Tensor:
+    """What a g_s that takes ``source`` reads: the symbols, or beside means the latents."""
     if means is None:
         return symbols
-    source = network.transform("g_s").input
-    wide = symbols.astype(np.int64)
-    return latent_value(wide, means, network.latent_fraction, source.lo, source.hi)
+    return latent_value(symbols.astype(np.int64), means, fraction, source.lo, source.hi)
 
 
 def analysis(network: Network, image: npt.NDArray[np.uint8]) -> Latents:
     """Everything the entropy coder codes of an image (height, width, 3), padded as needed."""
-    height, width, _ = image.shape
     y = run_transform(network.transform("g_a"), pad_image(image, network.factor))
+    return code_latent(network, y, *image.shape[:2])
+
+
+def code_latent(network: Network, y: Tensor, height: int, width: int) -> Latents:
+    """Everything the entropy coder codes of an image of this size, given what g_a makes of it.
+
+    ``y`` (height', width', channels) may come from gateware.
+    """
     if not network.hyper:
         symbols = latent_symbol(y, 0, network.latent_fraction)
         return Latents(height, width, (Segment("y", symbols, channel_indices(y.shape)),))
-    z = run_transform(network.transform("h_a"), hyper_input(network, y))
+    h_a = network.transform("h_a")
+    z = run_transform(h_a, hyper_input(y, h_a.input))
     parameters = entropy_parameters(network, z)
     means = 0 if parameters.means is None else parameters.means
     symbols = latent_symbol(y, means, network.latent_fraction)
@@ -565,7 +570,9 @@ def synthesis(
     network: Network, symbols: Tensor, means: Tensor | None, height: int, width: int
 ) -> npt.NDArray[np.uint8]:
     """The image (height, width, 3) of symbols of y and, where there are any, their means."""
-    pixels = run_transform(network.transform("g_s"), synthesis_input(network, symbols, means))
+    g_s = network.transform("g_s")
+    read = synthesis_input(symbols, means, network.latent_fraction, g_s.input)
+    pixels = run_transform(g_s, read)
     return pixels[:height, :width].astype(np.uint8)
 
 

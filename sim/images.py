@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,28 +20,23 @@ PIXELS_MAX = 1 << 28
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm")
 """Which files of a folder are images."""
 
+_REDUCED = "reduced to 8 bits per channel"
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def list_images(folder: str | Path) -> list[Path]:
+def list_images(folder: str | Path, extensions: Sequence[str] = EXTENSIONS) -> list[Path]:
     """Image files directly in ``folder``, sorted by name; UserError if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a folder of images.")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file())
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in extensions and p.is_file())
     if not files:
-        raise UserError(f"{folder} holds no images (looked for {', '.join(EXTENSIONS)}).")
+        raise UserError(f"{folder} holds no images (looked for {', '.join(extensions)}).")
     return files
 
 
-def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
-    """Read an image as 8-bit RGB, and say what had to be given up for that.
-
-    Returns
-    -------
-    uint8 array (height, width, 3), list of str
-        EXIF orientation is applied. The notes tell of a dropped alpha channel, reduced depth,
-        converted colour spaces, further frames.
+def load_picture(path: str | Path) -> tuple[Image.Image, list[str]]:
+    """Read an image as it is, EXIF orientation applied, and say what was left out.
 
     Raises UserError, one sentence, when there is no readable image.
     """
@@ -64,9 +60,14 @@ def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
                     )
                 if (frames := getattr(opened, "n_frames", 1)) > 1:
                     notes.append(f"only the first of {frames} frames is used")
+                # Pillow keeps the upper byte of deep colour samples, and says so nowhere else
+                deep = any(";16" in str(tile[-1]) for tile in getattr(opened, "tile", ()))
+                if deep and opened.mode not in _DEEP:
+                    notes.append(_REDUCED)
                 opened.load()
-                picture = ImageOps.exif_transpose(opened) or opened
-                return _rgb(picture, notes), notes
+                # a transposed or a plain copy, in any case one that outlives the file
+                picture = ImageOps.exif_transpose(opened)
+                return picture, notes
     except UnidentifiedImageError:
         raise UserError(f"{path} is not an image of a known format.") from None
     except Image.DecompressionBombError:
@@ -75,14 +76,30 @@ def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
         raise UserError(f"{path} cannot be read as an image ({error}).") from None
 
 
+def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Read an image as 8-bit RGB, and say what had to be given up for that.
+
+    Returns
+    -------
+    uint8 array (height, width, 3), list of str
+        EXIF orientation is applied. The notes tell of a dropped alpha channel, reduced depth,
+        converted colour spaces, further frames.
+
+    Raises UserError, one sentence, when there is no readable image.
+    """
+    picture, notes = load_picture(path)
+    return rgb(picture, notes), notes
+
+
 def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
     """`load_image` without the notes."""
     return load_image(path)[0]
 
 
-def _rgb(picture: Image.Image, notes: list[str]) -> npt.NDArray[np.uint8]:
+def rgb(picture: Image.Image, notes: list[str]) -> npt.NDArray[np.uint8]:
+    """A picture as 8-bit RGB (height, width, 3); the notes get what was given up."""
     if picture.mode in _DEEP:
-        notes.append("reduced to 8 bits per channel")
+        notes.append(_REDUCED)
         deep = np.asarray(picture).astype(np.float64)
         # 16-bit files arrive as 0 .. 65535 whatever Pillow calls the mode
         grey = np.clip(np.rint(deep * (255 / 65535)), 0, 255).astype(np.uint8)
@@ -119,15 +136,32 @@ def crop_middle(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.ND
     return image[y : y + height, x : x + width]
 
 
-def write_image(path: str | Path, image: npt.NDArray[np.uint8]) -> None:
-    """Write (height, width, 3) in the format of the name's extension, atomically.
+def image_format(path: str | Path) -> str:
+    """Pillow's name of the format that a file's extension stands for.
 
-    Raises UserError when the format is unknown or the file cannot be written.
+    Raises UserError when none can be written.
     """
-    path = Path(path)
     formats = Image.registered_extensions()
-    if path.suffix.lower() not in formats or formats[path.suffix.lower()] not in Image.SAVE:
+    found = formats.get(Path(path).suffix.lower())
+    if found is None or found not in Image.SAVE:
         raise UserError(f"{path} names no image format that can be written; use .png.")
+    return found
+
+
+def write_image(path: str | Path, image: npt.NDArray[np.uint8] | Image.Image) -> None:
+    """Write (height, width, 3), or a PIL image, in the format of the name's extension, atomically.
+
+    A PIL image keeps its ICC profile. Raises UserError when the format is unknown or cannot hold
+    such an image, and when the file cannot be written.
+    """
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    kind = image_format(path)
+    options = {}
+    if profile := picture.info.get("icc_profile"):
+        options["icc_profile"] = profile
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format=formats[path.suffix.lower()])
+    try:
+        picture.save(buffer, format=kind, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be written as {kind} ({error}); use .png.") from None
     write_atomically(path, buffer.getvalue())

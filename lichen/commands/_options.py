@@ -1,8 +1,9 @@
-"""Options and endings that `generate` and `build` share."""
+"""Options and endings that commands share."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,94 @@ multipliers = click.option(
     "--multipliers", type=click.IntRange(min=1), metavar="N",
     help="Plan with at most N multipliers [default: all of the board's].",
 )  # fmt: skip
+
+
+network = click.option(
+    "-m", "--network", "net", metavar="NET",
+    help="Network file, or the name of a shipped network.",
+)  # fmt: skip
+coding_threads = click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N",
+    help="Segments coded at a time [default: one per processor].",
+)  # fmt: skip
+
+
+def batch(
+    sources: Sequence[Path],
+    output: Path,
+    suffix: str,
+    extensions: Sequence[str] | None = None,
+) -> list[tuple[Path, Path]]:
+    """Files to read and to write: one and one, or many into a folder, which is made.
+
+    Folders among the sources stand for their files with these extensions (None: images').
+
+    Raises UserError for sources that are not there, and where two would make the same file.
+    """
+    from lichen.sim.images import EXTENSIONS, list_images
+
+    files: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            files += list_images(source, EXTENSIONS if extensions is None else extensions)
+        else:
+            files.append(source)
+    if len(sources) == 1 and not sources[0].is_dir() and not output.is_dir():
+        if not output.parent.is_dir():
+            raise UserError(f"cannot write {output}: the folder {output.parent} does not exist.")
+        return [(files[0], output)]
+    tasks = [(file, output / f"{file.stem}{suffix}") for file in files]
+    made: dict[Path, Path] = {}
+    for file, target in tasks:
+        if target in made:
+            raise UserError(f"{made[target]} and {file} would both become {target}.")
+        made[target] = file
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}.") from None
+    return tasks
+
+
+def batch_report(
+    rows: list[dict[str, Any]],
+    failures: list[str],
+    json_file: str | None,
+    sentence: Callable[[dict[str, Any]], str],
+) -> None:
+    """Report what `batch` gave: one file's JSON as it is, several as a list under ``files``.
+
+    Failed files have been skipped; they are told in the end.
+
+    Raises UserError when there are any.
+    """
+    if len(rows) == 1 and not failures:
+        report(rows[0], json_file, sentence(rows[0]))
+        return
+    for row in rows:
+        click.echo(sentence(row), err=json_file == "-")
+    for failure in failures:
+        click.echo(f"lichen: {failure}", err=True)
+    seconds = sum(row["seconds"] for row in rows)
+    report(
+        {"files": rows, "failures": failures, "seconds": round(seconds, 3)},
+        json_file,
+        f"{len(rows)} files in {seconds:.1f} s",
+    )
+    if failures:
+        raise UserError(f"{len(failures)} of {len(rows) + len(failures)} files failed.")
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes; UserError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a file.") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
 
 
 def design(

@@ -118,13 +118,13 @@ def _is_network(path: Path) -> bool:
     """Whether a file is, or should be, an integer network."""
     from safetensors import SafetensorError, safe_open
 
-    from lichen.network.file import HEADER
+    from lichen.network.file import holds_network
 
     if path.suffix == ".lichen" or path.is_dir():
         return True
     try:
         with safe_open(path, framework="np") as file:
-            return HEADER in (file.metadata() or {})
+            return holds_network(file.metadata() or {})
     except (SafetensorError, OSError):
         return False
 

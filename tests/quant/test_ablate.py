@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -16,7 +17,11 @@ from lichen.models import calibration_photographs
 
 def test_ablate(tmp_path):
     photos = str(calibration_photographs()[0].parent)
-    arguments = ["tiny", "--calibrate", photos, "--train", photos, "--images", photos]
+    few = tmp_path / "few"
+    few.mkdir()
+    for photo in calibration_photographs()[::8]:
+        shutil.copy(photo, few)
+    arguments = ["tiny", "--calibrate", photos, "--train", str(few), "--images", str(few)]
     arguments += ["--max-images", "3", "--crop", "256", "--patch", "64", "--batch", "1"]
     arguments += ["--regularize-steps", "1", "--steps", "2", "-o", str(tmp_path)]
     arguments += ["--json", str(tmp_path / "rows.json"), "--quiet", "--threads", "1"]

@@ -9,12 +9,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
-from lichen import models
-from lichen.commands.evaluate import command
-from lichen.quant.evaluate import MS_SSIM_MIN, ms_ssim
+from lichen import models  # noqa: E402
+from lichen.commands.evaluate import command  # noqa: E402
+from lichen.errors import UserError  # noqa: E402
+from lichen.network.file import load  # noqa: E402
+from lichen.quant.checkpoint import new_model, parameters_of, save_checkpoint  # noqa: E402
+from lichen.quant.evaluate import MS_SSIM_MIN, ms_ssim  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +53,19 @@ def test_fp32_parents_are_measured(photo, tmp_path):
     assert abs(integer["psnr-rgb"] - real["psnr-rgb"]) < 0.5
     assert integer["bpp"] == pytest.approx(real["bpp"], rel=0.05)
     assert integer["ms-ssim-rgb"] == pytest.approx(real["ms-ssim-rgb"], abs=0.02)
+
+
+def test_checkpoints_are_told_from_networks(photo, tmp_path):
+    """Both are safetensors with a header named lichen."""
+    (tmp_path / "images").mkdir()
+    Image.fromarray(photo).save(tmp_path / "images" / "x.png")
+    torch.manual_seed(4)
+    model = new_model("bmshj2018-hyperprior", 4, 6)
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, "bmshj2018-hyperprior", 4, 6, parameters_of(model), {})
+    arguments = [str(path), "--images", str(tmp_path / "images"), "--json", "-", "--quiet"]
+    result = CliRunner().invoke(command, arguments, standalone_mode=False)
+    assert result.exception is None
+    assert json.loads(result.stdout)["points"][0]["name"] == "a.fp32"
+    with pytest.raises(UserError, match="make one of a checkpoint with `lichen quantize`"):
+        load(path)

@@ -1,0 +1,210 @@
+"""Rate-distortion curves of the shipped networks beside the usual codecs, for the docs.
+
+    python benchmarks/rd.py --images KODAK --plot docs/rd.png --table docs/rd.md --json docs/rd.json
+
+measures every shipped network (with --fp32 also its parent), JPEG, WebP and AVIF on a folder of
+images, all from bytes really coded, and writes a plot and tables. Where the folder is called
+kodak, CompressAI's published curves join them. With --redraw the measurements are read back
+from the JSON file.
+"""
+
+from __future__ import annotations
+
+# First, as in the command line: it chooses the kernels that NumPy will use.
+import lichen  # noqa: F401
+
+# isort: split
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from lichen import models
+from lichen.codec.evaluate import (
+    PILLOW_FORMATS,
+    Codec,
+    NetworkCodec,
+    PillowCodec,
+    evaluate,
+    family,
+    to_json,
+)
+from lichen.codec.rd import (
+    MS_SSIM,
+    PALETTE,
+    PSNR,
+    Curve,
+    Style,
+    bd_rate_table,
+    plot,
+    points_table,
+    references,
+)
+from lichen.errors import UserError
+from lichen.network.file import write_atomically
+from lichen.sim.images import list_images
+
+PUBLISHED = ("bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")
+FORMATS = {"JPEG": ("#9a9a9a", "x"), "WebP": ("#777777", "+"), "AVIF": ("#444444", "1")}
+
+
+def open_codecs(names: list[str], fp32: bool) -> list[tuple[str, list[Codec]]]:
+    """Titles and codecs of the curves to measure."""
+    curves: list[tuple[str, list[Codec]]] = []
+    for stem, group in groupby(sorted(names, key=lambda name: (family(name), name)), family):
+        members = list(group)
+        networks = [models.load_network(name) for name in members]
+        first = networks[0]
+        title = f"{stem} (integer; {first.architecture}, N = {first.n}, M = {first.m})"
+        curves.append((title, [NetworkCodec(network) for network in networks]))
+        if fp32:
+            from lichen.quant.checkpoint import build_model, load_checkpoint
+            from lichen.quant.evaluate import FloatCodec
+
+            parents = [f"{n}{models.PARENT_SUFFIX}" for n in members if models.shipped_parent(n)]
+            real: list[Codec] = [
+                FloatCodec(build_model(*load_checkpoint(name)[:4]), name) for name in parents
+            ]
+            if real:
+                curves.append((f"{stem} (FP32 parent)", real))
+    for kind, known in PILLOW_FORMATS.items():
+        curves.append((known.title, [PillowCodec(kind, quality) for quality in known.curve]))
+    return curves
+
+
+def measure(images: str, names: list[str], fp32: bool) -> dict[str, Any]:
+    """All curves in the format of `lichen evaluate`."""
+    try:
+        from lichen.quant.evaluate import ms_ssim
+    except ImportError:
+        ms_ssim = None  # type: ignore[assignment]
+    files = list_images(images)
+    curves = open_codecs(names, fp32)
+    measured = []
+    total = len(files) * sum(len(codecs) for _, codecs in curves)
+    with tqdm(total=total, unit="image") as bar:
+        for title, codecs in curves:
+            points = []
+            for codec in codecs:
+                bar.set_description(codec.name)
+                points.append(
+                    evaluate(codec, files, ms_ssim=ms_ssim, progress=lambda _: bar.update())
+                )
+            measured.append(to_json(points, title))
+    return {"set": Path(images).resolve().name, "images": len(files), "curves": measured}
+
+
+def to_curve(measured: dict[str, Any]) -> Curve:
+    """A curve of `measure`."""
+    results = measured["results"]
+    metrics = {key: tuple(results[key]) for key in (PSNR, MS_SSIM) if key in results}
+    names = tuple(point["name"] for point in measured["points"])
+    return Curve(measured["name"], tuple(results["bpp"]), metrics, names)
+
+
+def ours(curves: list[Curve]) -> list[Curve]:
+    """The networks among the curves."""
+    return [curve for curve in curves if curve.name not in FORMATS]
+
+
+def styles(curves: list[Curve], published: list[Curve]) -> list[Style]:
+    """Ours in colour, FP32 parents the same dashed, image formats grey, published curves thin."""
+    found, color = [], -1
+    for curve in curves:
+        if curve.name in FORMATS:
+            shade, marker = FORMATS[curve.name]
+            found.append(Style(shade, marker, "--", 1.1))
+            continue
+        parent = curve.name.endswith("(FP32 parent)")
+        color += not parent
+        marker = "osD^v"[color % 5]
+        width, line = (1.2, "--") if parent else (2.0, "-")
+        found.append(Style(PALETTE[color % 5], marker, line, width, hollow=parent))
+    shades = ("#b9770e", "#7d3c98", "#a93226")
+    return found + [Style(shade, "", ":", 1.4) for shade in shades[: len(published)]]
+
+
+def tables(report: dict[str, Any], curves: list[Curve], published: list[Curve]) -> str:
+    """The Markdown page."""
+    own = ours(curves)
+    formats = [curve for curve in curves if curve.name in FORMATS]
+    descriptions = [
+        f"{curve['name']}: {curve['description'].removeprefix('Inference (').removesuffix(')')}"
+        for curve in report["curves"]
+        if curve["name"] in FORMATS
+    ]
+    text = [
+        "# Rate and distortion\n",
+        f"Means over the {report['images']} images of `{report['set']}`: bits of bytes really "
+        "coded over the pixels of each image, RGB PSNR and MS-SSIM of the decoded 8-bit images. "
+        "Networks in integers, decoded by the golden model. "
+        f"{'; '.join(descriptions)}. Made by `benchmarks/rd.py`.\n",
+    ]
+    if published:
+        text.append(
+            "Curves marked (CompressAI) are the means CompressAI publishes for its models.\n"
+        )
+    parents = [curve for curve in own if curve.name.endswith("(FP32 parent)")]
+    anchors = [*parents, *formats, *published]
+    text += ["## BD-rate\n", "Rate needed for the same quality; negative is better.\n"]
+    text.append(bd_rate_table(own, anchors, PSNR))
+    if all(MS_SSIM in curve.metrics for curve in [*own, *formats]):
+        text.append(bd_rate_table(own, formats, MS_SSIM))
+    text += ["## Points\n", points_table([*own, *formats])]
+    return "\n".join(text)
+
+
+@click.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--images", metavar="DIR", help="Folder of images to measure on.")
+@click.option("--fp32", is_flag=True, help="Measure the networks' FP32 parents, too.")
+@click.option("--plot", "plot_file", metavar="FILE", help="Plot to write (.png, .svg, .pdf).")
+@click.option("--table", metavar="FILE", help="Markdown to write.")
+@click.option("--json", "json_file", metavar="FILE", help="Measurements to write, or to redraw.")
+@click.option("--redraw", is_flag=True, help="Measure nothing; take what --json holds.")
+def command(
+    names: tuple[str, ...],
+    images: str | None,
+    fp32: bool,
+    plot_file: str | None,
+    table: str | None,
+    json_file: str | None,
+    redraw: bool,
+) -> None:
+    """Measure the shipped networks (or those named), draw and tabulate them."""
+    if redraw:
+        if json_file is None:
+            raise click.UsageError("--redraw reads what an earlier run wrote; name it with --json.")
+        report = json.loads(Path(json_file).read_text())
+    elif images is None:
+        raise click.UsageError("Missing option '--images'.")
+    else:
+        try:
+            report = measure(images, list(names) or models.names(), fp32)
+        except UserError as error:
+            raise click.UsageError(str(error)) from None
+        if json_file is not None:
+            write_atomically(json_file, (json.dumps(report, indent=1) + "\n").encode())
+    curves = [to_curve(curve) for curve in report["curves"]]
+    known = references()
+    published = [known[name] for name in PUBLISHED] if report["set"] == "kodak" else []
+    if plot_file is not None:
+        plot(
+            [*curves, *published],
+            plot_file,
+            title=f"{report['set'].capitalize()}, means of {report['images']} images",
+            styles=styles(curves, published),
+            bpp_max=max(0.8, 1.35 * max(curve.bpp[-1] for curve in ours(curves))),
+        )
+    page = tables(report, curves, published)
+    if table is not None:
+        write_atomically(table, page.encode())
+    click.echo(page)
+
+
+if __name__ == "__main__":
+    command()

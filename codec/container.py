@@ -1,0 +1,592 @@
+"""The ``.lic`` file: an image coded by an integer network, byte by byte as docs/container.md says.
+
+A header with a checksum names the network by its digest and lists the parts: entropy-coded
+segments of a bounded number of symbols, alpha, colour profile, each with a checksum of its own.
+So a damaged file is never decoded to something else in silence, damage stays in its segment, and
+segments are coded in parallel. No float takes part in decoding, nor does anything that depends
+on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from lichen.codec.entropy import EntropyCoder, EntropyError
+from lichen.codec.picture import Picture
+from lichen.errors import UserError
+from lichen.network.arithmetic import ceil_div, clamp
+from lichen.network.description import Network, Transform
+from lichen.network.file import digest
+from lichen.sim import golden
+from lichen.sim.images import PIXELS_MAX
+
+MAGIC = b"\x8bLIC"
+VERSION = 1
+SEGMENT_SYMBOLS = 1 << 16
+"""Most symbols of a segment."""
+
+PROFILE_BYTES_MAX = 1 << 24
+"""Largest ICC profile: what inflates to more is taken for an attack."""
+
+_FIXED = struct.Struct("<4sBBHII32sI")
+_PART = struct.Struct("<III")
+_CHECKSUM = struct.Struct("<I")
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+class Kind(IntEnum):
+    """What a part holds."""
+
+    Z = 1
+    Y = 2
+    ALPHA = 3
+    ICC = 4
+
+
+class Flags(IntFlag):
+    """Of the header; all other bits are 0."""
+
+    GREY = 1
+
+
+class ContainerError(UserError):
+    """A file that is not, or no longer, a ``.lic`` file, or for another network."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One entry of the header's table.
+
+    Attributes
+    ----------
+    kind : Kind
+    number : int
+        Among those of its kind.
+    offset, length : int
+        In bytes, from the start of the file.
+    checksum : int
+        CRC-32 of the bytes.
+    """
+
+    kind: Kind
+    number: int
+    offset: int
+    length: int
+    checksum: int
+
+    @property
+    def name(self) -> str:
+        """For messages: ``y segment 3``, ``alpha``."""
+        if self.kind in (Kind.Y, Kind.Z):
+            return f"{self.kind.name.lower()} segment {self.number}"
+        return "ICC profile" if self.kind is Kind.ICC else "alpha"
+
+
+@dataclass(frozen=True)
+class Header:
+    """All that can be known of a file without its network.
+
+    Attributes
+    ----------
+    version : int
+    flags : Flags
+    width, height : int
+        In pixels.
+    digest : str
+        SHA-256 of the network file, hexadecimal.
+    parts : tuple of Part
+    size : int
+        Of the file in bytes.
+    whole : bool
+        The file ends where its last part does.
+    """
+
+    version: int
+    flags: Flags
+    width: int
+    height: int
+    digest: str
+    parts: tuple[Part, ...]
+    size: int
+    whole: bool = True
+
+    def of_kind(self, kind: Kind) -> list[Part]:
+        return [part for part in self.parts if part.kind is kind]
+
+    def json(self) -> dict[str, Any]:
+        """For `lichen info`."""
+        return {
+            "version": self.version,
+            "width": self.width,
+            "height": self.height,
+            "grey": Flags.GREY in self.flags,
+            "alpha": bool(self.of_kind(Kind.ALPHA)),
+            "icc_bytes": sum(part.length for part in self.of_kind(Kind.ICC)),
+            "network_sha256": self.digest,
+            "bytes": self.size,
+            "bpp": 8 * self.size / (self.width * self.height),
+            "parts": [
+                {"name": part.name, "offset": part.offset, "bytes": part.length}
+                for part in self.parts
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a file decodes to.
+
+    Attributes
+    ----------
+    picture : Picture
+    lost : tuple of str
+        With salvage: what was wrong with the file, one sentence part each; empty if nothing.
+    damaged : bool array (height, width) or None
+        With salvage: pixels that depend on something lost. None if nothing is.
+    """
+
+    picture: Picture
+    lost: tuple[str, ...] = ()
+    damaged: npt.NDArray[np.bool_] | None = None
+
+
+def _bounds(symbols: int) -> list[tuple[int, int]]:
+    """The ranges of symbols, in raster order, that are segments: as few and equal as can be."""
+    count = ceil_div(symbols, SEGMENT_SYMBOLS)
+    cuts = [symbols * i // count for i in range(count + 1)]
+    return list(pairwise(cuts))
+
+
+def _parallel(work: Callable[[_T], _U], items: Sequence[_T], threads: int | None) -> list[_U]:
+    """Map in order; the compiled loops of the entropy coder leave Python's lock alone."""
+    workers = min(len(items), os.cpu_count() or 1 if threads is None else threads)
+    if workers <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(work, items))
+
+
+def check_network(network: Network) -> None:
+    """Raise UserError for a network that cannot code and decode images."""
+    name = network.name or network.architecture
+    for transform in ("g_a", "g_s", *(("h_a", "h_s") if network.hyper else ())):
+        if transform not in network.transforms:
+            raise UserError(f"{name} has no {transform}, so it codes no images.")
+    for segment in ("z", "y") if network.hyper else ("y",):
+        if segment not in network.entropy:
+            raise UserError(f"{name} has no entropy tables for {segment}, so it codes no images.")
+
+
+class Container:
+    """Codes pictures with one network; cheap to keep, safe to share between threads.
+
+    Parameters
+    ----------
+    network : Network
+    threads : int or None
+        That code segments; None takes one per processor. Files don't depend on it.
+
+    Raises UserError for a network that codes no images.
+    """
+
+    def __init__(self, network: Network, threads: int | None = None):
+        check_network(network)
+        self.network = network
+        self.digest = digest(network)
+        self.threads = threads
+        self._coders = {name: EntropyCoder(tables) for name, tables in network.entropy.items()}
+
+    def encode(self, image: Picture | Image.Image | npt.NDArray[np.uint8]) -> bytes:
+        """The file of an image; see `Picture.of` for what that may be."""
+        picture = Picture.of(image)
+        return self.pack(golden.analysis(self.network, picture.pixels), picture)
+
+    def pack(self, latents: golden.Latents, picture: Picture | None = None) -> bytes:
+        """The file of latents, with the alpha, profile and greyness of a picture.
+
+        The latents may come from gateware; their indices must be those of this network.
+        """
+        tasks = [
+            (segment, *bounds)
+            for segment in latents.segments
+            for bounds in _bounds(segment.symbols.size)
+        ]
+
+        def code(task: tuple[golden.Segment, int, int]) -> bytes:
+            segment, first, last = task
+            coder = self._coders[segment.name]
+            symbols = segment.symbols.reshape(-1)[first:last]
+            return coder.encode(symbols, segment.indices.reshape(-1)[first:last])
+
+        payloads = _parallel(code, tasks, self.threads)
+        kinds = [Kind[task[0].name.upper()] for task in tasks]
+        flags = Flags(0)
+        if picture is not None:
+            flags = Flags.GREY if picture.grey else flags
+            if picture.alpha is not None:
+                kinds.append(Kind.ALPHA)
+                payloads.append(_pack_alpha(picture.alpha))
+            if picture.icc is not None:
+                kinds.append(Kind.ICC)
+                payloads.append(zlib.compress(picture.icc, 9))
+        head = _FIXED.pack(
+            MAGIC, VERSION, flags, 0, latents.width, latents.height,
+            bytes.fromhex(self.digest), len(payloads),
+        )  # fmt: skip
+        for kind, payload in zip(kinds, payloads, strict=True):
+            head += _PART.pack(kind, len(payload), zlib.crc32(payload))
+        return b"".join([head, _CHECKSUM.pack(zlib.crc32(head)), *payloads])
+
+    def decode(
+        self, data: bytes, *, salvage: bool = False, max_pixels: int = PIXELS_MAX
+    ) -> Decoded:
+        """The picture of a file.
+
+        Parameters
+        ----------
+        data : bytes
+        salvage : bool
+            Decode what is undamaged, and tell of the rest, rather than refuse.
+        max_pixels : int
+            Larger images are refused.
+
+        Raises ContainerError for damaged files, with the part that is, and for other networks.
+        """
+        header = self._header(data, max_pixels, salvage)
+        reader = _Reader(self, header, data, salvage)
+        pixels = golden.decode(self.network, header.height, header.width, reader.read)
+        alpha = reader.plain(Kind.ALPHA, lambda raw: _unpack_alpha(raw, header))
+        icc = reader.plain(Kind.ICC, _unpack_profile)
+        picture = Picture(pixels, alpha, Flags.GREY in header.flags, icc)
+        return Decoded(picture, tuple(reader.lost), reader.damaged())
+
+    def latents(self, data: bytes, *, max_pixels: int = PIXELS_MAX) -> golden.Latents:
+        """The symbols of a file, for looking at; errors as of `decode`."""
+        header = self._header(data, max_pixels, False)
+        reader = _Reader(self, header, data, False)
+        segments = []
+
+        def read(name: str, indices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+            symbols = reader.read(name, indices)
+            segments.append(golden.Segment(name, symbols, indices))
+            return symbols
+
+        shapes = golden.latent_shapes(self.network, header.height, header.width)
+        indices = golden.channel_indices(next(iter(shapes.values())))
+        if self.network.hyper:
+            z = read("z", indices)
+            indices = golden.entropy_parameters(self.network, z).indices
+        read("y", indices)
+        return golden.Latents(header.height, header.width, tuple(segments))
+
+    def from_symbols(
+        self, symbols: Mapping[str, npt.NDArray[np.integer]], height: int, width: int
+    ) -> golden.Latents:
+        """Latents, ready to `pack`, of symbols from elsewhere and the size of their image.
+
+        Parameters
+        ----------
+        symbols : dict of str to int array (h, w, channels)
+            ``y``, and for hyperprior models ``z``; within what the network's decoder reads.
+        height, width : int
+
+        Raises UserError for symbols that do not suit the network and the size.
+        """
+        segments = []
+        indices = None
+        for name, shape in golden.latent_shapes(self.network, height, width).items():
+            if name not in symbols:
+                raise UserError(f"there are no symbols {name}, which this network needs.")
+            found = np.asarray(symbols[name])
+            if found.shape != shape or not np.issubdtype(found.dtype, np.integer):
+                raise UserError(
+                    f"the symbols {name} must be integers of shape {shape} for {width} x {height} "
+                    f"pixels, not {found.dtype} {found.shape}."
+                )
+            limits = self._limits(name)
+            if limits is None:
+                limits = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+            if found.min() < limits[0] or found.max() > limits[1]:
+                raise UserError(
+                    f"the symbols {name} must lie in {limits[0]} .. {limits[1]}, but span "
+                    f"{found.min()} .. {found.max()}."
+                )
+            found = found.astype(np.int32)
+            rows = golden.channel_indices(shape) if indices is None else indices
+            segments.append(golden.Segment(name, found, rows))
+            if name == "z":
+                indices = golden.entropy_parameters(self.network, found).indices
+        return golden.Latents(height, width, tuple(segments))
+
+    def _limits(self, name: str) -> tuple[int, int] | None:
+        """Least and greatest symbol that the decoder takes, None if it takes any."""
+        if name == "y" and self.network.means:
+            return None
+        source = self.network.transform("h_s" if name == "z" else "g_s").input
+        return source.lo, source.hi
+
+    def _header(self, data: bytes, max_pixels: int, salvage: bool) -> Header:
+        """The header, found to suit the network."""
+        header = inspect(data, truncated=salvage)
+        if header.digest != self.digest:
+            name = self.network.name or self.network.architecture
+            raise ContainerError(
+                f"the file was made with another network: it needs {header.digest[:16]}…, "
+                f"but {name} is {self.digest[:16]}…."
+            )
+        if header.width * header.height > max_pixels:
+            raise ContainerError(
+                f"the file claims {header.width} x {header.height} pixels, more than {max_pixels}."
+            )
+        expected = {
+            Kind[name.upper()]: len(_bounds(int(np.prod(shape))))
+            for name, shape in golden.latent_shapes(
+                self.network, header.height, header.width
+            ).items()
+        }
+        for kind in (Kind.Z, Kind.Y):
+            found = len(header.of_kind(kind))
+            if found != expected.get(kind, 0):
+                raise ContainerError(
+                    f"the file is damaged: it has {found} {kind.name.lower()} segments where "
+                    f"{expected.get(kind, 0)} belong."
+                )
+        return header
+
+
+class _Reader:
+    """Reads the parts of one file, and keeps account of what is lost."""
+
+    def __init__(self, container: Container, header: Header, data: bytes, salvage: bool):
+        self.container, self.header, self.data, self.salvage = container, header, data, salvage
+        self.lost: list[str] = []
+        self._masks: dict[str, npt.NDArray[np.bool_]] = {}
+
+    def _lose(self, part: Part, reason: str) -> None:
+        if not self.salvage:
+            raise ContainerError(f"the file is damaged: {part.name} {reason}.")
+        self.lost.append(f"{part.name} {reason}")
+
+    def _payload(self, part: Part) -> bytes | None:
+        """A part's bytes, None if they are not the ones that were written."""
+        payload = self.data[part.offset : part.offset + part.length]
+        return payload if zlib.crc32(payload) == part.checksum else None
+
+    def plain(self, kind: Kind, unpack: Callable[[bytes], _T]) -> _T | None:
+        """What a part that no network is needed for holds; None without one."""
+        for part in self.header.of_kind(kind):
+            payload = self._payload(part)
+            if payload is None:
+                self._lose(part, "fails its checksum")
+                continue
+            try:
+                return unpack(payload)
+            except (zlib.error, ValueError):
+                self._lose(part, "cannot be unpacked")
+        return None
+
+    def read(self, name: str, indices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """All symbols of z or y, 0 for those lost (see `golden.decode`)."""
+        parts = self.header.of_kind(Kind[name.upper()])
+        bounds = _bounds(indices.size)
+        rows = indices.reshape(-1)
+        coder = self.container._coders[name]
+        limits = self.container._limits(name)
+        unsure = self._unsure(name, indices.shape)
+
+        def decode(task: tuple[Part, tuple[int, int]]) -> npt.NDArray[np.int32] | str:
+            part, (first, last) = task
+            payload = self._payload(part)
+            if payload is None:
+                return "fails its checksum"
+            if unsure is not None and unsure[first:last].any():
+                return "cannot be decoded without a z segment that is lost"
+            try:
+                symbols = coder.decode(payload, rows[first:last])
+            except EntropyError:
+                return "does not decode"
+            if limits and (symbols.min() < limits[0] or symbols.max() > limits[1]):
+                return "holds symbols that the network cannot make"
+            return symbols
+
+        found = _parallel(decode, list(zip(parts, bounds, strict=True)), self.container.threads)
+        neutral = 0 if limits is None else int(clamp(0, *limits))
+        symbols = np.full(rows.shape, neutral, np.int32)
+        mask = np.zeros(rows.shape, bool)
+        for part, (first, last), result in zip(parts, bounds, found, strict=True):
+            if isinstance(result, str):
+                self._lose(part, result)
+                mask[first:last] = True
+            else:
+                symbols[first:last] = result
+        self._masks[name] = mask.reshape(indices.shape).any(axis=2)
+        return symbols.reshape(indices.shape)
+
+    def _unsure(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
+        """Symbols of y, flat, whose tables depend on lost symbols of z; None if there are none."""
+        if name != "y" or "z" not in self._masks or not self._masks["z"].any():
+            return None
+        reached = influence(self.container.network.transform("h_s"), self._masks["z"])
+        self._masks["h_s"] = reached
+        return np.broadcast_to(reached[:, :, None], shape).reshape(-1)
+
+    def damaged(self) -> npt.NDArray[np.bool_] | None:
+        """Pixels that depend on lost symbols, None if none is lost."""
+        masks = [self._masks[name] for name in ("y", "h_s") if name in self._masks]
+        lost = np.logical_or.reduce(masks)
+        if not lost.any():
+            return None
+        pixels = influence(self.container.network.transform("g_s"), lost)
+        return pixels[: self.header.height, : self.header.width]
+
+
+def influence(transform: Transform, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which outputs of a transform depend on the marked positions (height, width) of its input."""
+    for stage in transform.stages:
+        conv = stage.convolution
+        spans = []
+        for size in mask.shape:
+            out = np.arange(conv.output_size(size))
+            if conv.transposed:
+                last = (out + conv.padding) // conv.stride
+                first = -((conv.kernel - 1 - conv.padding - out) // conv.stride)
+            else:
+                first = out * conv.stride - conv.padding
+                last = first + conv.kernel - 1
+            low = np.clip(first, 0, size)
+            spans.append((low, np.maximum(low, np.clip(last + 1, 0, size))))
+        (top, bottom), (left, right) = spans
+        sums = np.pad(mask.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+        count = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left]
+        mask = count + sums[top][:, left] > 0
+    return mask
+
+
+def inspect(data: bytes, *, truncated: bool = False) -> Header:
+    """The header of a file.
+
+    Parameters
+    ----------
+    data : bytes
+        The file; with ``truncated`` it may end early or have more after its end.
+
+    Raises ContainerError for what is not a ``.lic`` file, or is one whose header is damaged.
+    """
+    if data[:4] != MAGIC:
+        raise ContainerError("this is not a .lic file.")
+    if len(data) < _FIXED.size:
+        raise ContainerError("the file is damaged: it ends within its header.")
+    _, version, flags, reserved, width, height, sha, count = _FIXED.unpack_from(data)
+    if version != VERSION:
+        raise ContainerError(
+            f"the file is of version {version}, which this Lichen does not know "
+            f"(it reads version {VERSION}), or it is damaged."
+        )
+    end = _FIXED.size + count * _PART.size
+    if len(data) < end + _CHECKSUM.size:
+        raise ContainerError("the file is damaged: it ends within its header.")
+    if zlib.crc32(data[:end]) != _CHECKSUM.unpack_from(data, end)[0]:
+        raise ContainerError("the file is damaged: its header fails its checksum.")
+    kinds = set(Kind)
+    if reserved or flags & ~int(Flags.GREY) or not width or not height:
+        raise ContainerError("the file is damaged: its header makes no sense.")
+    numbers = dict.fromkeys(kinds, 0)
+    parts = []
+    offset = end + _CHECKSUM.size
+    for kind, length, checksum in _entries(data, count):
+        if kind not in kinds:
+            raise ContainerError(f"the file is damaged: there is no part of kind {kind}.")
+        parts.append(Part(Kind(kind), numbers[Kind(kind)], offset, length, checksum))
+        numbers[Kind(kind)] += 1
+        offset += length
+    if max(numbers[Kind.ALPHA], numbers[Kind.ICC]) > 1:
+        raise ContainerError("the file is damaged: it has two alphas or profiles.")
+    if offset != len(data) and not truncated:
+        raise ContainerError(
+            f"the file is damaged: it has {len(data)} bytes where {offset} belong."
+        )
+    return Header(
+        version,
+        Flags(flags),
+        width,
+        height,
+        sha.hex(),
+        tuple(parts),
+        len(data),
+        offset == len(data),
+    )
+
+
+def _entries(data: bytes, count: int) -> Iterator[tuple[int, int, int]]:
+    end = _FIXED.size + count * _PART.size
+    yield from _PART.iter_unpack(data[_FIXED.size : end])
+
+
+def _pack_alpha(alpha: npt.NDArray[np.uint8]) -> bytes:
+    """Differences from the row above (modulo 256), deflated."""
+    rows = np.diff(alpha, axis=0, prepend=np.zeros((1, alpha.shape[1]), np.uint8))
+    return zlib.compress(rows.tobytes(), 9)
+
+
+def _inflate(payload: bytes, most: int) -> bytes:
+    """Inflate to at most so many bytes; ValueError for more or for what follows."""
+    inflater = zlib.decompressobj()
+    found = inflater.decompress(payload, most + 1)
+    if len(found) > most or not inflater.eof or inflater.unused_data:
+        raise ValueError("not what was deflated")
+    return found
+
+
+def _unpack_alpha(payload: bytes, header: Header) -> npt.NDArray[np.uint8]:
+    shape = (header.height, header.width)
+    rows = np.frombuffer(_inflate(payload, shape[0] * shape[1]), np.uint8).reshape(shape)
+    return rows.cumsum(axis=0, dtype=np.uint8)
+
+
+def _unpack_profile(payload: bytes) -> bytes:
+    return _inflate(payload, PROFILE_BYTES_MAX)
+
+
+def encode(
+    image: Picture | Image.Image | npt.NDArray[np.uint8],
+    network: Network,
+    *,
+    threads: int | None = None,
+) -> bytes:
+    """Code an image into the bytes of a ``.lic`` file.
+
+    Parameters
+    ----------
+    image : PIL image of any mode, uint8 array or Picture
+        Arrays: (height, width) or (height, width, 1 to 4), see `Picture.of`.
+    network : Network
+    threads : int or None
+        None takes one per processor; the bytes don't depend on it.
+
+    Raises UserError for networks that code no images, ValueError for what is no image.
+    """
+    return Container(network, threads).encode(image)
+
+
+def decode(data: bytes, network: Network, *, threads: int | None = None) -> npt.NDArray[np.uint8]:
+    """Decode the bytes of a ``.lic`` file to an array, as `encode` takes it.
+
+    `Container.decode` gives the colour profile, too, and salvages damaged files.
+
+    Raises ContainerError for damaged files and other networks' files.
+    """
+    return Container(network, threads).decode(data).picture.array()

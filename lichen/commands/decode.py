@@ -1,0 +1,167 @@
+"""``lichen decode``: .lic files to images."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lichen.commands import _options
+from lichen.errors import UserError
+
+if TYPE_CHECKING:
+    from lichen.codec.container import Container
+
+
+@click.command()
+@click.argument("files", metavar="FILE.lic...", nargs=-1, required=True,
+                type=click.Path(path_type=Path))  # fmt: skip
+@click.option(
+    "-o", "--output", required=True, metavar="IMAGE/DIR", type=click.Path(path_type=Path),
+    help="Image to write; for several files or a folder of them, the folder for PNGs.",
+)  # fmt: skip
+@_options.network
+@click.option("--engine", default="golden", show_default=True, help="golden.")
+@click.option(
+    "--salvage", is_flag=True,
+    help="Decode what is undamaged of a damaged file; the rest becomes magenta.",
+)  # fmt: skip
+@click.option(
+    "--latents", metavar="FILE.npy", type=click.Path(path_type=Path),
+    help="Also write the symbols y as a NumPy array (those of z, if any, as FILE.z.npy).",
+)  # fmt: skip
+@_options.coding_threads
+@_options.json_file
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(
+    files: tuple[Path, ...],
+    output: Path,
+    net: str | None,
+    engine: str,
+    salvage: bool,
+    latents: Path | None,
+    threads: int | None,
+    json_file: str | None,
+    quiet: bool,
+) -> None:
+    """Decompress .lic files.
+
+    The network is found among the shipped ones by the digest in the file, unless named.
+
+    Exit status: 0 only if every file was decoded whole; 1 if some were salvaged with losses; 2
+    for unusable arguments or files.
+    """
+    from tqdm import tqdm
+
+    from lichen.sim.images import image_format
+
+    if engine == "verilator":
+        raise UserError("there is no gateware for decoding yet; use --engine golden.")
+    if engine != "golden":
+        raise UserError(f"there is no engine {engine}; use golden.")
+    tasks = _options.batch(files, output, ".png", extensions=(".lic",))
+    if latents is not None and len(tasks) > 1:
+        raise UserError("--latents writes those of one file; name only one.")
+    image_format(tasks[0][1])
+    containers: dict[str, Container] = {}
+    rows: list[dict[str, Any]] = []
+    failures: list[str] = []
+    for file, target in tqdm(tasks, unit="image", disable=quiet or len(tasks) == 1):
+        try:
+            rows.append(_decode(containers, net, file, target, threads, salvage, latents))
+        except UserError as error:
+            if len(tasks) == 1:
+                raise
+            failures.append(str(error))
+    lossy = any(row["lost"] for row in rows)
+    _options.batch_report(rows, failures, json_file, _sentence)
+    click.get_current_context().exit(1 if lossy else 0)
+
+
+def _container(
+    containers: dict[str, Container], net: str | None, wanted: str, threads: int | None
+) -> Container:
+    """The network that is named, or else the shipped one with this digest."""
+    from lichen import models
+    from lichen.codec.container import Container
+    from lichen.network.file import digest
+
+    key = wanted if net is None else net
+    if key not in containers:
+        if net is not None:
+            containers[key] = Container(models.load_network(net), threads)
+        else:
+            for name in models.names():
+                network = models.load_network(name)
+                if digest(network) == wanted:
+                    containers[key] = Container(network, threads)
+                    break
+            else:
+                raise UserError(
+                    f"the file needs the network {wanted[:16]}…, which is none of the shipped "
+                    f"ones ({', '.join(models.names())}); name its file with -m."
+                )
+    return containers[key]
+
+
+def _decode(
+    containers: dict[str, Container],
+    net: str | None,
+    file: Path,
+    target: Path,
+    threads: int | None,
+    salvage: bool,
+    latents: Path | None,
+) -> dict[str, Any]:
+    """Decode one file, write the image, and return what is to be said of it."""
+    import io
+
+    import numpy as np
+
+    from lichen.codec.container import ContainerError, inspect
+    from lichen.network.file import write_atomically
+    from lichen.sim.images import write_image
+
+    data = _options.read_bytes(file)
+    try:
+        header = inspect(data, truncated=salvage)
+        container = _container(containers, net, header.digest, threads)
+        begin = time.monotonic()
+        decoded = container.decode(data, salvage=salvage)
+        seconds = time.monotonic() - begin
+        symbols = None if latents is None else container.latents(data)
+    except ContainerError as error:
+        raise UserError(f"{file}: {error}") from None
+    picture = decoded.picture
+    if decoded.damaged is not None:
+        picture.pixels[decoded.damaged] = (255, 0, 255)
+    write_image(target, picture.image())
+    if latents is not None and symbols is not None:
+        for segment in symbols.segments:
+            buffer = io.BytesIO()
+            np.save(buffer, segment.symbols)
+            path = latents if segment.name == "y" else latents.with_suffix(".z.npy")
+            write_atomically(path, buffer.getvalue())
+    return {
+        "file": str(file),
+        "image": str(target),
+        "network": container.network.name,
+        "engine": "golden",
+        "width": header.width,
+        "height": header.height,
+        "lost": list(decoded.lost),
+        "damaged": 0.0 if decoded.damaged is None else float(decoded.damaged.mean()),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    lost = ""
+    if row["lost"]:
+        lost = f"; LOST {row['damaged']:.1%} of its pixels: {', '.join(row['lost'])}"
+    return (
+        f"{row['image']}: {row['width']}x{row['height']}, {row['seconds']:.2f} s "
+        f"with {row['network']}{lost}"
+    )

@@ -1,0 +1,198 @@
+"""``lichen encode``: images to .lic files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lichen.commands import _options
+from lichen.errors import UserError
+
+if TYPE_CHECKING:
+    from lichen.codec.container import Container
+    from lichen.codec.picture import Picture
+    from lichen.sim.golden import Latents
+
+BOARD = "ulx3s-85f"
+WIDTH = 768
+"""The simulated gateware is planned for this board and frames of this width."""
+
+
+@click.command()
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True,
+                type=click.Path(path_type=Path))  # fmt: skip
+@click.option(
+    "-o", "--output", required=True, metavar="FILE.lic/DIR", type=click.Path(path_type=Path),
+    help="File to write; for several images or a folder of them, the folder to write to.",
+)  # fmt: skip
+@_options.network
+@click.option(
+    "--engine", default="golden", show_default=True,
+    help="golden, or verilator: the analysis transform in simulated gateware, the rest in the "
+    "golden model. The file is the same.",
+)  # fmt: skip
+@click.option("--size", metavar="WxH", help="Of the image that symbols (.npy) belong to.")
+@click.option(
+    "--check/--no-check", default=True, show_default=True,
+    help="Decode the file again, and measure its PSNR.",
+)  # fmt: skip
+@_options.coding_threads
+@_options.json_file
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(
+    images: tuple[Path, ...],
+    output: Path,
+    net: str | None,
+    engine: str,
+    size: str | None,
+    check: bool,
+    threads: int | None,
+    json_file: str | None,
+    quiet: bool,
+) -> None:
+    """Compress images.
+
+    IMAGE is an image file or a folder of images. Alpha is kept without loss, grey images stay
+    grey, EXIF orientation is applied and an ICC profile kept. An IMAGE of symbols, FILE.npy as
+    lichen decode --latents writes it, is coded as it is (with --size; a hyperprior model's z lie
+    beside it as FILE.z.npy).
+
+    Exit status: 0 only if every image was coded; 2 for unusable arguments or images.
+    """
+    from tqdm import tqdm
+
+    from lichen import models
+    from lichen.codec.container import Container
+    from lichen.network.file import write_atomically
+
+    if engine not in ("golden", "verilator"):
+        raise UserError(f"there is no engine {engine}; use golden or verilator.")
+    tasks = _options.batch(images, output, ".lic")
+    if tasks[0][1].suffix != ".lic":
+        raise UserError(f"{output} is no name for a compressed file; use FILE.lic.")
+    name = models.DEFAULT if net is None else net
+    container = Container(models.load_network(name), threads)
+    rows: list[dict[str, Any]] = []
+    failures: list[str] = []
+    for image, target in tqdm(tasks, unit="image", disable=quiet or len(tasks) == 1):
+        try:
+            rows.append(_encode(container, name, image, target, engine, size, check))
+        except UserError as error:
+            if len(tasks) == 1:
+                raise
+            failures.append(str(error))
+            continue
+        data = rows[-1].pop("data")
+        write_atomically(target, data)
+    _options.batch_report(rows, failures, json_file, _sentence)
+
+
+def _encode(
+    container: Container,
+    name: str,
+    source: Path,
+    target: Path,
+    engine: str,
+    size: str | None,
+    check: bool,
+) -> dict[str, Any]:
+    """The file of one image, under ``data``, and what is to be said of it."""
+    from lichen.codec.evaluate import PSNR_EXACT
+    from lichen.codec.picture import Picture
+    from lichen.sim.golden import analysis, psnr
+
+    picture, latents = None, None
+    if source.suffix == ".npy":
+        latents = _symbols(container, source, size)
+        begin = time.monotonic()
+    else:
+        picture = Picture.read(source)
+        for note in picture.notes:
+            click.echo(f"{source}: {note}", err=True)
+        begin = time.monotonic()
+        if engine == "golden":
+            latents = analysis(container.network, picture.pixels)
+        else:
+            latents = _gateware(container, name, picture)
+    data = container.pack(latents, picture)
+    seconds = time.monotonic() - begin
+    pixels = latents.width * latents.height
+    row: dict[str, Any] = {
+        "image": str(source),
+        "file": str(target),
+        "network": container.network.name,
+        "engine": engine,
+        "width": latents.width,
+        "height": latents.height,
+        "bytes": len(data),
+        "bpp": 8 * len(data) / pixels,
+        "psnr": None,
+        "seconds": round(seconds, 3),
+        "data": data,
+    }
+    if check:
+        decoded = container.decode(data).picture
+        if picture is not None:
+            row["psnr"] = min(psnr(picture.pixels, decoded.pixels), PSNR_EXACT)
+    return row
+
+
+def _symbols(container: Container, source: Path, size: str | None) -> Latents:
+    """Latents from .npy files."""
+    import re
+
+    import numpy as np
+
+    match = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", size or "")
+    if match is None:
+        raise UserError(f"{source} holds symbols; give their image's size, as --size 768x512.")
+    symbols = {}
+    files = {"y": source}
+    if container.network.hyper:
+        files["z"] = source.with_suffix(".z.npy")
+    for key, file in files.items():
+        try:
+            symbols[key] = np.load(file, allow_pickle=False)
+        except FileNotFoundError:
+            raise UserError(f"{file} does not exist; it should hold the symbols {key}.") from None
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{file} cannot be read as an array ({error}).") from None
+    return container.from_symbols(symbols, int(match[2]), int(match[1]))
+
+
+def _gateware(container: Container, name: str, picture: Picture) -> Latents:
+    """Latents from g_a in Verilator, found equal to the golden model's."""
+    from lichen.boards import board as boards
+    from lichen.sim.golden import code_latent
+    from lichen.sim.images import pad_image
+    from lichen.sim.transform import simulate_transform
+
+    design = _options.design(name, "g_a", boards.find(BOARD), WIDTH, None, None)
+    try:
+        run = simulate_transform(
+            design.transform,
+            design.folding,
+            pad_image(picture.pixels, container.network.factor),
+            progress=lambda sentence: click.echo(sentence, err=True),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the gateware could not be simulated: {error}.") from None
+    if run.faults or run.latents is None:
+        raise UserError(f"the simulated gateware is at fault: {'; '.join(run.faults)}.")
+    click.echo(
+        f"g_a ran in simulated gateware ({run.cycles} cycles in Verilator), "
+        "the rest in the golden model.",
+        err=True,
+    )
+    return code_latent(container.network, run.latents, picture.height, picture.width)
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    quality = "" if row["psnr"] is None else f" at {row['psnr']:.2f} dB"
+    return (
+        f"{row['file']}: {row['bytes']} bytes, {row['bpp']:.3f} bits per pixel{quality}, "
+        f"{row['width']}x{row['height']}, {row['seconds']:.2f} s with {row['network']}"
+    )

@@ -1,0 +1,180 @@
+"""`lichen encode`, `decode` and `info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lichen import models
+from lichen.cli import main
+from lichen.codec import container as container_module
+from lichen.codec.container import Container, inspect
+from lichen.network.file import save
+from lichen.network.random import random_hyperprior
+from lichen.sim.golden import psnr
+from lichen.sim.images import read_image
+
+
+@pytest.fixture
+def here(tmp_path, photo, monkeypatch) -> Path:
+    """A folder to work in, with a photograph."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(photo).save("x.png")
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    """Exit status of ``lichen``."""
+    try:
+        main(list(arguments))
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def test_there_and_back(here, capsys):
+    assert run("encode", "x.png", "-o", "x.lic", "--json", "x.json") == 0
+    report = json.loads(Path("x.json").read_text())
+    assert capsys.readouterr().out.startswith(f"x.lic: {report['bytes']} bytes")
+    data = Path("x.lic").read_bytes()
+    assert data == Container(models.load_network(models.DEFAULT)).encode(read_image("x.png"))
+    assert report["bytes"] == len(data)
+    assert report["bpp"] == 8 * len(data) / (192 * 128)
+    assert report["seconds"] > 0
+    assert run("decode", "x.lic", "-o", "y.png", "--json", "y.json") == 0
+    found = json.loads(Path("y.json").read_text())
+    assert (found["width"], found["height"], found["lost"]) == (192, 128, [])
+    assert report["psnr"] == psnr(read_image("x.png"), read_image("y.png"))
+    capsys.readouterr()
+    assert run("info", "x.lic", "--json", "-") == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["network"] == models.DEFAULT
+    assert info["intact"]
+    assert (info["width"], info["height"], info["bytes"]) == (192, 128, len(data))
+
+
+def test_hyperprior_file_and_symbols(here):
+    save(random_hyperprior(7, n=4, m=6), "net.lichen")
+    assert run("encode", "x.png", "-o", "x.lic", "-m", "net.lichen", "--no-check") == 0
+    assert run("decode", "x.lic", "-o", "y.png", "-m", "net.lichen", "--latents", "s.npy") == 0
+    assert np.load("s.npy").shape == (8, 12, 6)
+    assert np.load("s.z.npy").shape == (2, 3, 4)
+    assert run("encode", "s.npy", "--size", "192x128", "-o", "z.lic", "-m", "net.lichen") == 0
+    assert Path("z.lic").read_bytes() == Path("x.lic").read_bytes()
+
+
+def test_folders(here, photo, capsys):
+    Path("in").mkdir()
+    for name in "abc":
+        Image.fromarray(photo[:32, :48]).save(f"in/{name}.png")
+    assert run("encode", "in", "x.png", "-o", "out", "--quiet", "--json", "all.json") == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == ["a.lic", "b.lic", "c.lic", "x.lic"]
+    report = json.loads(Path("all.json").read_text())
+    assert [Path(row["file"]).name for row in report["files"]] == [
+        "a.lic", "b.lic", "c.lic", "x.lic"
+    ]  # fmt: skip
+    assert run("decode", "out", "-o", "back", "--quiet") == 0
+    assert len(list(Path("back").glob("*.png"))) == 4
+    Path("in/b.png").write_bytes(b"no image")
+    capsys.readouterr()
+    assert run("encode", "in", "-o", "again", "--quiet", "--json", "again.json") == 2
+    # the others are made all the same
+    assert sorted(p.name for p in Path("again").iterdir()) == ["a.lic", "c.lic"]
+    report = json.loads(Path("again.json").read_text())
+    assert len(report["files"]) == 2
+    assert "b.png is not an image" in report["failures"][0]
+    assert "1 of 3 files failed" in capsys.readouterr().err
+
+
+def test_alpha_grey_and_profile_survive(here, photo):
+    from PIL import ImageCms
+
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    rgba = np.dstack([photo, photo[:, :, 0]])
+    Image.fromarray(rgba).save("a.png", icc_profile=icc)
+    Image.fromarray(photo[:, :, 0]).save("g.jpg")
+    for name in ("a.png", "g.jpg"):
+        assert run("encode", name, "-o", "x.lic", "--no-check") == 0
+        assert run("decode", "x.lic", "-o", f"back-{name}.png") == 0
+    with Image.open("back-a.png.png") as back:
+        assert back.mode == "RGBA"
+        assert np.array_equal(np.asarray(back)[:, :, 3], rgba[:, :, 3])
+        assert back.info["icc_profile"] == icc
+    with Image.open("back-g.jpg.png") as back:
+        assert back.mode == "L"
+    run("encode", "a.png", "-o", "x.lic", "--no-check")
+    assert run("decode", "x.lic", "-o", "a.jpg") == 2
+
+
+def test_damaged_files(here, monkeypatch, capsys):
+    monkeypatch.setattr(container_module, "SEGMENT_SYMBOLS", 48 * 24)
+    assert run("encode", "x.png", "-o", "x.lic", "--no-check") == 0
+    data = bytearray(Path("x.lic").read_bytes())
+    parts = inspect(bytes(data)).parts
+    data[parts[0].offset + 5] ^= 8
+    Path("x.lic").write_bytes(data)
+    capsys.readouterr()
+    assert run("decode", "x.lic", "-o", "y.png") == 2
+    assert capsys.readouterr().err == (
+        "lichen: x.lic: the file is damaged: y segment 0 fails its checksum.\n"
+    )
+    assert not Path("y.png").exists()
+    assert run("info", "x.lic", "--json", "i.json") == 1
+    info = json.loads(Path("i.json").read_text())
+    assert [part["intact"] for part in info["parts"]] == [False] + [True] * (len(parts) - 1)
+    assert run("decode", "x.lic", "-o", "y.png", "--salvage", "--json", "y.json") == 1
+    report = json.loads(Path("y.json").read_text())
+    assert report["lost"] == ["y segment 0 fails its checksum"]
+    pixels = read_image("y.png")
+    magenta = (pixels == (255, 0, 255)).all(axis=2)
+    assert magenta.mean() == pytest.approx(report["damaged"])
+    assert 0.2 < magenta.mean() < 0.95
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["encode", "nix.png", "-o", "x.lic"], "nix.png does not exist"),
+        (["encode", "x.png", "-o", "no/x.lic"], "the folder no does not exist"),
+        (["encode", "x.png", "-o", "x.jpg"], "no name for a compressed file"),
+        (["encode", "x.png", "-o", "x.lic", "-m", "nix"], "nix is neither"),
+        (["encode", "x.png", "-o", "x.lic", "--engine", "x"], "there is no engine x"),
+        (["encode", "x.png", "x.png", "-o", "out"], "would both become"),
+        (["encode", "s.npy", "-o", "x.lic"], "--size 768x512"),
+        (["encode", "s.npy", "-o", "x.lic", "--size", "16x16"], "s.npy cannot be read"),
+        (["encode", "empty", "-o", "out"], "holds no images"),
+        (["decode", "nix.lic", "-o", "x.png"], "nix.lic does not exist"),
+        (["decode", "x.png", "-o", "y.png"], "x.png: this is not a .lic file"),
+        (["decode", "good.lic", "-o", "x.xyz"], "names no image format"),
+        (["decode", "good.lic", "-o", "x.png", "-m", "net.lichen"], "made with another network"),
+        (["decode", "other.lic", "-o", "x.png"], "which is none of the shipped ones"),
+        (["decode", "good.lic", "-o", "x.png", "--engine", "verilator"], "no gateware for dec"),
+        (["decode", "empty", "-o", "x"], "holds no images (looked for .lic)"),
+        (["info", "x.png"], "this is not a .lic file"),
+        (["info", "empty"], "is a folder"),
+    ],
+)
+def test_bad_input_exits_2_with_one_sentence(arguments, reason, here, tiny_network, photo, capsys):
+    Path("empty").mkdir()
+    Path("s.npy").write_bytes(b"\x93NUMPY")
+    other = random_hyperprior(7, n=4, m=6)
+    save(other, "net.lichen")
+    Path("good.lic").write_bytes(Container(tiny_network).encode(photo[:16, :16]))
+    Path("other.lic").write_bytes(Container(other).encode(photo[:16, :16]))
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lichen: ")
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_gateware_makes_the_same_file(here, photo):
+    Image.fromarray(photo[:32, :48]).save("s.png")
+    assert run("encode", "s.png", "-o", "golden.lic") == 0
+    assert run("encode", "s.png", "-o", "gateware.lic", "--engine", "verilator") == 0
+    assert Path("golden.lic").read_bytes() == Path("gateware.lic").read_bytes()

@@ -1,0 +1,92 @@
+# amaranth: UnusedElaboratable=no
+"""The planner: inside its budget, honest when nothing fits, exact about cycles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lichen import models
+from lichen.boards.board import Budget
+from lichen.errors import UserError
+from lichen.hw.planner import PHOTO, evaluate, fits, frame_cycles, plan
+from lichen.hw.tiling import tiles
+from lichen.network.description import Activation, Transform
+from lichen.network.random import StageShape, random_factorized, random_transform
+from lichen.sim.transform import simulate_transform
+
+BUDGETS = [Budget(dsp=d, bram=b, lut=lut) for d, b, lut in ((156, 208, 60_000), (60, 100, 40_000))]
+
+
+@pytest.fixture(scope="module")
+def small() -> Transform:
+    return random_factorized(0, n=6, m=6).transforms["g_a"]
+
+
+@pytest.mark.parametrize(("budget", "width"), [(BUDGETS[0], 256), (BUDGETS[1], 768)])
+def test_a_plan_keeps_to_its_budget(budget: Budget, width: int) -> None:
+    tiny = models.load_network("tiny").transforms["g_a"]
+    found = plan(tiny, budget, max_width=width)
+    assert found.folding.max_width == width
+    found.folding.check(tiny)
+    assert found.resources.dsp <= budget.dsp
+    assert found.resources.bram <= budget.bram
+    assert found.resources.lut <= budget.lut
+    assert fits(found.resources, budget)
+    # a hardware with fewer multipliers than MACs per cycle would be a miracle
+    multipliers = sum(stage.multipliers for stage in found.folding.stages)
+    assert multipliers * found.cycles_per_frame >= tiny.macs(*PHOTO)
+
+
+def test_more_of_the_budget_is_never_slower(small: Transform) -> None:
+    cycles = [
+        plan(small, BUDGETS[0], max_width=256, multipliers=limit).cycles_per_frame
+        for limit in (60, 100, 156)
+    ]
+    assert cycles == sorted(cycles, reverse=True) and cycles[-1] < cycles[0]
+
+
+def test_what_does_not_fit_is_said(small: Transform) -> None:
+    """The smallest folding is returned, with what it needs: more than there is."""
+    budget = Budget(dsp=4, bram=3, lut=100)
+    found = plan(small, budget, max_width=256)
+    assert not fits(found.resources, budget)
+    assert found.resources.dsp > budget.dsp and found.resources.lut > budget.lut
+
+
+def test_what_cannot_be_planned_is_refused(small: Transform) -> None:
+    network = random_factorized(0, n=4, m=4)
+    with pytest.raises(UserError, match="multiple of 16"):
+        plan(small, BUDGETS[0], max_width=100)
+    with pytest.raises(UserError, match="too narrow for tiles"):
+        plan(small, BUDGETS[0], max_width=32)
+    wrong = plan(network.transforms["g_a"], BUDGETS[0], max_width=256).folding
+    with pytest.raises(UserError, match="does not suit the network"):
+        evaluate(Transform(input=small.input, stages=small.stages[:2]), wrong)
+
+
+def test_frames_are_the_sum_of_their_tiles(small: Transform) -> None:
+    found = plan(small, BUDGETS[0], max_width=256)
+    widths = [tile.stop - tile.start for tile in tiles(small, PHOTO[1], 256)]
+    assert len(widths) > 3
+    by_tile = [found.pipeline.predicted_cycles(PHOTO[0], width) for width in widths]
+    assert found.cycles_per_frame == sum(by_tile) == frame_cycles(found.pipeline, *PHOTO)
+    assert evaluate(small, found.folding).cycles_per_frame == found.cycles_per_frame
+
+
+@pytest.mark.parametrize("width", [16, 40])
+def test_planned_cycles_are_simulated_cycles(width: int) -> None:
+    """A planned folding, in one tile and in several, takes the cycles that the plan counts."""
+    transform = random_transform(
+        np.random.default_rng(1),
+        [
+            StageShape(out_channels=4, kernel=3, activation=Activation.GDN),
+            StageShape(out_channels=4, kernel=3),
+        ],
+    )
+    found = plan(transform, Budget(dsp=40, bram=50, lut=20_000), max_width=16)
+    image = np.random.default_rng(2).integers(0, 256, (8, width, 3))
+    simulation = simulate_transform(transform, found.folding, image, simulator="icarus")
+    assert not simulation.faults, simulation.faults
+    assert simulation.cycles == frame_cycles(found.pipeline, 8, width)
+    assert (simulation.tiles > 1) == (width > 16)
