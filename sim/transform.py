@@ -56,6 +56,9 @@ class TransformSimulation:
     predicted_cycles : int
         Likewise, by the pipeline's own account.
     tiles : int
+    first_mismatch : dict or None
+        As `SimulationResult`'s, but ``x`` counts columns of the whole tensor (at the stage's
+        resolution) and ``tile`` says in which tile it was seen.
     """
 
     result: SimulationResult
@@ -65,6 +68,7 @@ class TransformSimulation:
     cycles: int | None
     predicted_cycles: int
     tiles: int
+    first_mismatch: dict[str, Any] | None
 
     @property
     def faults(self) -> list[str]:
@@ -146,7 +150,23 @@ def simulate_transform(
         cycles=sum(result.frame_cycles) if complete and pauses is None else None,
         predicted_cycles=predicted,
         tiles=len(cut),
+        first_mismatch=_locate(result.first_mismatch, transform, cut),
     )
+
+
+def _locate(
+    first: dict[str, Any] | None, transform: Transform, cut: list[Tile]
+) -> dict[str, Any] | None:
+    """A mismatch in a tile, told in columns of the whole tensor."""
+    if first is None:
+        return None
+    reduction = 1
+    for stage in transform.stages:
+        reduction *= stage.convolution.stride
+        if stage.name == first["stage"]:
+            break
+    tile = first["frame"]
+    return {**first, "frame": 0, "tile": tile, "x": first["x"] + cut[tile].start // reduction}
 
 
 def _join(outputs: list[npt.NDArray[np.int64]], cut: list[Tile]) -> npt.NDArray[np.int64]:

@@ -225,6 +225,11 @@ def _run(command: Sequence[str], cwd: Path | None = None, **env: str) -> str:
 
 
 def _build_icarus(folder: Path, waves: bool, cache: Path) -> None:
+    # Icarus runs `always @*` when an input changes, and not before: a block whose inputs keep
+    # their first values, as at an all-black image, would leave its outputs unknown. `always_comb`
+    # also runs at time zero.
+    design = folder / "design.v"
+    design.write_text(design.read_text().replace("always @*", "always_comb"))
     command = [find_tool("iverilog", "iverilog"), "-g2012", "-s", BENCH]
     command += ["-o", "simulator.vvp", "design.v", "bench.v", "harness.v"]
     _run(command, cwd=folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-DEFAULT_FUZZ_SEEDS = "0-7"
+DEFAULT_FUZZ_SEEDS = "0-6"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

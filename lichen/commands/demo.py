@@ -128,7 +128,7 @@ def command(
         "crop": {"width": middle.shape[1], "height": middle.shape[0]},
         "mismatches": run.mismatches,
         "compared": run.compared,
-        "first_mismatch": run.result.first_mismatch,
+        "first_mismatch": run.first_mismatch,
         "cycles": run.cycles,
         "predicted_cycles": run.predicted_cycles,
         "faults": run.faults,

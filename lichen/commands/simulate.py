@@ -138,7 +138,7 @@ def command(
         "simulator": simulator,
         "mismatches": run.mismatches,
         "compared": run.compared,
-        "first_mismatch": result.first_mismatch,
+        "first_mismatch": run.first_mismatch,
         "cycles": run.cycles,
         "predicted_cycles": run.predicted_cycles,
         "deadlock": result.deadlock,

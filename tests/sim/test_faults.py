@@ -17,7 +17,9 @@ from amaranth.hdl import Module
 from click.testing import CliRunner
 from PIL import Image
 
+from lichen.boards.board import ULX3S_85F
 from lichen.commands.simulate import command
+from lichen.hw import planner
 from lichen.hw.folding import ArrayFolding, Folding, StageFolding
 from lichen.hw.pipe import Pipe
 from lichen.hw.pipeline import Pipeline
@@ -219,6 +221,30 @@ def test_simulate_transform_locates_a_fault(monkeypatch: pytest.MonkeyPatch) -> 
     assert simulation.mismatches == simulation.result.mismatches > 0
 
 
+def test_a_fault_in_a_tile_is_told_in_columns_of_the_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    transform = random_factorized(3, n=8, m=8).transforms["g_a"]
+    folding = planner.plan(
+        transform, ULX3S_85F.pipeline_budget, max_width=96, multipliers=30
+    ).folding
+    broken = flip_weight(transform, 0, (2, 1, 2, 2), 5)
+    # black up to the third tile: a weight of the first stage makes no difference there
+    image = np.zeros((16, 208, 3), dtype=np.int64)
+    image[:, 150:] = np.random.default_rng(4).integers(1, 256, (16, 58, 3))
+    monkeypatch.setattr(
+        sim_transform, "Pipeline", lambda _, folding, **kw: Pipeline(broken, folding, **kw)
+    )
+    simulation = simulate_transform(transform, folding, image, simulator="icarus")
+    expected = first_difference(
+        run_stages(transform, image), run_stages(broken, image), names_of(transform)
+    )
+    found = simulation.first_mismatch
+    assert simulation.tiles > 2 and found is not None and found["tile"] > 0
+    assert {k: found[k] for k in expected} == expected
+    assert expected["stage"] == "conv1" and expected["x"] >= 70
+
+
 def test_the_command_fails_on_tampered_hardware(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +270,7 @@ def test_the_command_fails_on_tampered_hardware(
     assert done.exit_code == 1, done.output
     report = json.loads(done.stdout)
     assert report["mismatches"] > 0
-    assert report["first_mismatch"] == expected
+    assert report["first_mismatch"] == {**expected, "tile": 0}
     assert "FAIL: conv4" in done.stderr
     where = f"row {expected['y']}, column {expected['x']}, channel {expected['channel']}"
     assert where in done.stderr
