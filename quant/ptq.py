@@ -89,6 +89,51 @@ class Widths:
                 )
 
 
+@dataclass(frozen=True)
+class ClipRule:
+    """How to find the clipping range of an activation tensor.
+
+    Attributes
+    ----------
+    estimator : str
+        ``mse`` (least squared error) or ``percentile`` (of the magnitudes), per channel.
+    percentile : float
+        50 .. 100, where 100 is the maximum.
+    factor : float
+        What the estimate is multiplied with.
+    """
+
+    estimator: str = "mse"
+    percentile: float = 99.99
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ("mse", "percentile"):
+            raise UserError(f"the clipping must be mse or percentile, not {self.estimator!r}.")
+        if not 50 <= self.percentile <= 100:
+            raise UserError(f"the percentile must lie in 50 .. 100, not {self.percentile}.")
+
+    def clip(
+        self, values: FloatArray, levels: int, weights: FloatArray | None = None
+    ) -> FloatArray:
+        """Greatest magnitude to represent in each channel of (samples, channels).
+
+        ``levels`` is the greatest integer, ``weights`` what a squared error counts.
+        """
+        if self.estimator == "percentile":
+            return self.factor * calibrate.percentile_clip(values, self.percentile)
+        return self.factor * calibrate.mse_clip(values, levels, weights)
+
+    def json(self) -> dict[str, Any]:
+        what = {"percentile": self.percentile} if self.estimator == "percentile" else {}
+        return {"estimator": self.estimator} | what | {"factor": self.factor}
+
+
+def slope_weights(x: FloatArray, y: FloatArray) -> FloatArray:
+    """What a squared error of x counts: where a normalization is steep, it counts more."""
+    return (np.abs(y) / np.maximum(np.abs(x), 1e-9)) ** 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How to quantize.
@@ -110,6 +155,9 @@ class Options:
         ``mse`` or ``percentile`` (ptq only).
     percentile : float
         50 .. 100.
+    clip_rules : dict of str to ClipRule
+        Exceptions, under names such as ``g_a.conv1.x`` (before the normalization) and
+        ``g_a.conv1.output``.
     rounding : str
         ``optimal`` or ``nearest`` (ptq only).
     samples : int
@@ -127,6 +175,7 @@ class Options:
     latent_fraction: int | None = None
     clip: str = "mse"
     percentile: float = 99.99
+    clip_rules: Mapping[str, ClipRule] = field(default_factory=dict)
     rounding: str = "optimal"
     samples: int = 24000
     damping: float = 0.01
@@ -135,18 +184,19 @@ class Options:
     def __post_init__(self) -> None:
         if self.method not in ("ptq", "minmax"):
             raise UserError(f"the method must be ptq or minmax, not {self.method!r}.")
-        if self.clip not in ("mse", "percentile"):
-            raise UserError(f"the clipping must be mse or percentile, not {self.clip!r}.")
+        ClipRule(self.clip, self.percentile)
         if self.rounding not in ("optimal", "nearest"):
             raise UserError(f"the rounding must be optimal or nearest, not {self.rounding!r}.")
-        if not 50 <= self.percentile <= 100:
-            raise UserError(f"the percentile must lie in 50 .. 100, not {self.percentile}.")
         if self.latent_bits is not None and not 2 <= self.latent_bits <= 16:
             raise UserError(f"the bits of the latent must lie in 2 .. 16, not {self.latent_bits}.")
         if self.latent_fraction is not None and not 0 <= self.latent_fraction <= 8:
             raise UserError(
                 f"the fraction of the latent must lie in 0 .. 8, not {self.latent_fraction}."
             )
+
+    def clip_rule(self, tensor: str) -> ClipRule:
+        """The rule for a tensor such as ``g_a.conv1.output``."""
+        return self.clip_rules.get(tensor, ClipRule(self.clip, self.percentile))
 
 
 @dataclass(frozen=True)
@@ -330,13 +380,12 @@ class TransformQuantizer:
         else:
             relu = stage.activation is Activation.RELU
             y_format = unsigned(widths.activation) if relu else symmetric(widths.activation)
-            y_clip = self._clip(samples.y, samples.y_max, y_format)
+            y_clip = self._clip(f"{stage.name}.output", samples.y, samples.y_max, y_format)
         x_format, x_clip = y_format, y_clip
         if norm is not None:
-            # Where y is steep in x, an error of x counts more.
-            slope = np.abs(samples.y) / np.maximum(np.abs(samples.x), 1e-9)
+            steep = slope_weights(samples.x, samples.y)
             x_format = symmetric(widths.gdn_input)
-            x_clip = self._clip(samples.x, samples.x_max, x_format, slope**2)
+            x_clip = self._clip(f"{stage.name}.x", samples.x, samples.x_max, x_format, steep)
         x_scale, y_scale = x_clip / x_format.hi, y_clip / y_format.hi
 
         # What an integer stands for lies this many steps above it.
@@ -400,6 +449,7 @@ class TransformQuantizer:
 
     def _clip(
         self,
+        tensor: str,
         values: FloatArray,
         most: FloatArray,
         fmt: Format,
@@ -407,9 +457,7 @@ class TransformQuantizer:
     ) -> FloatArray:
         if self.naive:
             return np.full(len(most), max(float(most.max()), 1e-9))
-        if self.options.clip == "percentile":
-            return calibrate.percentile_clip(values, self.options.percentile)
-        return calibrate.mse_clip(values, fmt.hi, weights)
+        return self.options.clip_rule(f"{self.name}.{tensor}").clip(values, fmt.hi, weights)
 
     def _observe(
         self, stage: FloatStage, rng: np.random.Generator

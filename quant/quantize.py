@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -251,32 +251,34 @@ def _code(network: Network, ys: list[npt.NDArray], zs: list[npt.NDArray] | None)
 
 
 def _fit_entropy(
-    network: FloatNetwork,
-    partial: Network,
-    scales: npt.NDArray[np.float64],
-    latents: list[Latents],
+    bottlenecks: Mapping[str, Mapping[str, npt.NDArray]],
+    network: Network,
+    latents: Sequence[Latents],
+    *,
+    means: bool,
     refit: bool,
 ) -> dict[str, TableFit]:
     """Tables for all segments of the calibration images."""
     fits = {}
+    hyper = "h_s" in network.transforms
     for name in (segment.name for segment in latents[0].segments):
         symbols = [latent[name].symbols for latent in latents]
-        if name == "y" and network.hyper:
+        if name == "y" and hyper:
             indices = [latent[name].indices for latent in latents]
-            lo, hi = partial.symbol_range
-            if network.means:
+            lo, hi = network.symbol_range
+            if means:
                 # twice the latent's range; what means beyond it cause takes the escape
-                y = partial.transforms["g_a"].output
+                y = network.transforms["g_a"].output
                 lo, hi = max(lo, 2 * y.lo), min(hi, 2 * y.hi)
             fits[name] = fit_gaussian_tables(
-                scales, symbols, indices, lo, hi, clipped=not network.means, refit=refit
+                scale_table(), symbols, indices, lo, hi, clipped=not means, refit=refit
             )
         else:
-            parameters = network.bottlenecks.get(name)
+            parameters = bottlenecks.get(name)
             fits[name] = fit_tables(
                 None if parameters is None else Bottleneck(parameters),
                 symbols,
-                partial.transforms["h_a" if network.hyper else "g_a"].output,
+                network.transforms["h_a" if hyper else "g_a"].output,
                 refit=refit,
             )
     return fits
@@ -354,7 +356,7 @@ def quantize(
             2.0**-f, options.latent_bits, True, 0 if network.means else f, floor=f > 0
         ),
     )
-    ys, zs, thresholds, scales = encoder.ints, None, None, scale_table()
+    ys, zs, thresholds = encoder.ints, None, None
     if network.hyper:
         source = _hyper_format(network, options)
         absolute = network.transforms["h_a"].absolute_input
@@ -381,7 +383,7 @@ def quantize(
             inputs=zs,
             last=FixedOutput(parameter_steps, PARAMETER_BITS, signed),
         )
-        thresholds = scale_thresholds(scales, step)
+        thresholds = scale_thresholds(scale_table(), step)
     fields: dict[str, Any] = {
         "name": network.name if name is None else name,
         "architecture": network.architecture,
@@ -401,28 +403,74 @@ def quantize(
         inputs=coded.reads,
         last=FixedOutput(1 / 255, IMAGE_FORMAT.bits, False),
     )
-    fits = _fit_entropy(network, partial, scales, coded.latents, refit)
+    settings = asdict(options) | {
+        "per_stage": {key: asdict(widths) for key, widths in options.per_stage.items()},
+        "clip_rules": {key: asdict(rule) for key, rule in options.clip_rules.items()},
+        "refit": refit,
+    }
+    result = assemble(
+        network,
+        images,
+        Network(transforms={key: transforms[key] for key in network.transforms}, **fields),
+        coded.latents,
+        decoder.ints,
+        settings=settings,
+        stages=reports,
+        refit=refit,
+    )
+    progress("measurement")
+    return result
+
+
+def assemble(
+    network: FloatNetwork,
+    images: CalibrationImages,
+    integer: Network,
+    latents: Sequence[Latents],
+    decoded: Sequence[npt.NDArray],
+    *,
+    settings: Mapping[str, Any],
+    stages: list[StageReport],
+    refit: bool = True,
+    bottlenecks: Mapping[str, Mapping[str, npt.NDArray]] | None = None,
+) -> Quantized:
+    """Complete integer transforms: entropy tables, measurement, provenance.
+
+    Parameters
+    ----------
+    network : FloatNetwork
+        The FP32 parent, which the result is compared with.
+    images : CalibrationImages
+    integer : Network
+        All transforms; entropy tables and provenance are made anew.
+    latents, decoded : sequence of Latents, of int array (H, W, 3)
+        What the integer transforms make of the calibration images.
+    settings : dict
+        How it was quantized, as JSON values.
+    stages : list of StageReport
+    refit : bool
+        See `quantize`.
+    bottlenecks : dict or None
+        Parameters of the entropy bottlenecks that the tables start from; None takes the
+        parent's, if it has any.
+    """
+    prior = network.bottlenecks if bottlenecks is None else bottlenecks
+    fits = _fit_entropy(prior, integer, latents, means=network.means, refit=refit)
     result = Network(
-        transforms={key: transforms[key] for key in network.transforms},
-        entropy={key: fit.tables for key, fit in fits.items()},
-        **fields,
+        **dict(integer)
+        | {"entropy": {key: fit.tables for key, fit in fits.items()}, "provenance": {}}
     )
     before = measure_float(network, images.crops, result)
     after = _mean(
         [
-            psnr(image, decoded.astype(np.uint8))
-            for image, decoded in zip(images.crops, decoder.ints, strict=True)
+            psnr(image, pixels.astype(np.uint8))
+            for image, pixels in zip(images.crops, decoded, strict=True)
         ],
-        [estimate_bits(result, latents) for latents in coded.latents],
+        [estimate_bits(result, latent) for latent in latents],
         images.crops,
     )
-    progress("measurement")
-    settings = asdict(options) | {
-        "per_stage": {key: asdict(widths) for key, widths in options.per_stage.items()},
-        "refit": refit,
-    }
     provenance = network.provenance | {
-        "quantization": settings
+        "quantization": dict(settings)
         | {
             "calibration": {"images": len(images.crops), "sha256": images.digest},
             "tables_prior_strength": {
@@ -434,5 +482,5 @@ def quantize(
         }
     }
     return Quantized(
-        result.model_copy(update={"provenance": provenance}), reports, fits, before, after
+        result.model_copy(update={"provenance": provenance}), stages, fits, before, after
     )

@@ -328,7 +328,7 @@ def load_state(output: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @contextmanager
-def _deferred_interrupts() -> Iterator[list[int]]:
+def deferred_interrupts() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying in the middle of an optimizer step."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -398,7 +398,7 @@ def train(
     saved = logged = time.monotonic()
     sums = np.zeros(3)
     count = 0
-    with bar, _deferred_interrupts() as interrupts:
+    with bar, deferred_interrupts() as interrupts:
         while trainer.progress < 1 and not interrupts:
             if stop_after is not None and trainer.step - first >= stop_after:
                 break

@@ -26,9 +26,12 @@ def _import_quant() -> None:
 
 def _load(checkpoint: str) -> Any:
     """The float network of a checkpoint."""
+    from lichen.quant.bls2017 import FILES, load_bls2017
     from lichen.quant.checkpoint import build_model, load_checkpoint
     from lichen.quant.float_network import from_compressai
 
+    if (Path(checkpoint) / FILES[0]).is_file():
+        return load_bls2017(checkpoint)
     loaded = load_checkpoint(checkpoint)
     # The header may hold anything; what has no place in JSON is left out.
     source = {
@@ -46,6 +49,11 @@ def _load(checkpoint: str) -> Any:
     )
 
 
+# Defaults of `lichen.quant.finetune.TuneConfig` (a test compares them), which cannot be
+# imported before the extra is known to be there.
+TUNE = {"lr": 5e-5, "distill": 0.0, "penalty": 0.01, "sigmas": 4.0}
+
+
 @click.command(name="quantize", help="Turn an FP32 checkpoint into an integer network.")
 @click.argument("checkpoint", metavar="CKPT")
 @click.option(
@@ -53,10 +61,14 @@ def _load(checkpoint: str) -> Any:
     help="Network file to write.",
 )  # fmt: skip
 @click.option(
-    "--method", type=click.Choice(["ptq", "minmax"]), default="ptq", show_default=True,
+    "--method", type=click.Choice(["draq", "ptq", "minmax"]), default="ptq", show_default=True,
     help="ptq: per-channel scales, error-minimizing clipping and rounding. "
-    "minmax: the greatest magnitudes, rounded to nearest; the baseline.",
+    "minmax: the greatest magnitudes, rounded to nearest; the baseline. "
+    "draq (experimental): ptq, then regularization of outlying weights and fine-tuning; "
+    "factorized networks only, needs --train.",
 )  # fmt: skip
+@click.option("--train", "train_folder", metavar="DIR",
+              help="Folder of photographs that draq trains on.")  # fmt: skip
 @click.option(
     "--calibrate", metavar="DIR",
     help="Folder of 20 to 40 photographs [default: the photographs that ship with Lichen].",
@@ -91,8 +103,9 @@ def _load(checkpoint: str) -> Any:
     help="Fractional bits of the latent of a hyperprior [default: what calibration finds best].",
 )  # fmt: skip
 @click.option(
-    "--clip", type=click.Choice(["mse", "percentile"]), default="mse", show_default=True,
-    help="How ptq finds the clipping ranges of activations.",
+    "--clip", type=click.Choice(["mse", "percentile", "rd"]), default="mse", show_default=True,
+    help="How ptq and draq find the clipping ranges of activations; rd (draq only): whichever "
+    "estimator loses the least rate and distortion, tensor by tensor.",
 )  # fmt: skip
 @click.option(
     "--percentile", type=click.FloatRange(50, 100), default=99.99, show_default=True,
@@ -117,6 +130,38 @@ def _load(checkpoint: str) -> Any:
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of the positions sampled.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(min=0),
+              help="draq: steps of fine-tuning [default: 2000].")  # fmt: skip
+@click.option("--minutes", type=click.FloatRange(min=0),
+              help="draq: minutes of fine-tuning, instead of steps.")  # fmt: skip
+@click.option(
+    "--regularize-steps", type=click.IntRange(min=0), default=0, show_default=True,
+    help="draq: steps of the real network with a growing outlier penalty, before calibration.",
+)  # fmt: skip
+@click.option("--lmbda", type=click.FloatRange(min=0, min_open=True),
+              help="draq: weight of the distortion [default: the checkpoint's].")  # fmt: skip
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=TUNE["lr"],
+              show_default=True, help="draq: peak learning rate, of full scale.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
+              help="draq: crops per step.")  # fmt: skip
+@click.option("--patch", type=click.IntRange(min=16), default=128, show_default=True,
+              help="draq: size of a crop in pixels.")  # fmt: skip
+@click.option(
+    "--distill", type=click.FloatRange(0, 1), default=TUNE["distill"], show_default=True,
+    help="draq: part of the distortion taken against the FP32 parent's reconstruction.",
+)  # fmt: skip
+@click.option("--penalty", type=click.FloatRange(min=0), default=TUNE["penalty"],
+              show_default=True, help="draq: weight of the outlier penalty.")  # fmt: skip
+@click.option(
+    "--sigmas", type=click.FloatRange(min=0, min_open=True), default=TUNE["sigmas"],
+    show_default=True, help="draq: bound of the penalty, in standard deviations.",
+)  # fmt: skip
+@click.option("--device", default="auto", show_default=True,
+              help="draq: cpu, cuda, or auto (a GPU when there is one).")  # fmt: skip
+@click.option("--resume", is_flag=True, help="draq: go on from the state beside NET.")
+@click.option("--overwrite", is_flag=True, help="draq: start anew though a state exists.")
+@click.option("--outlier-plot", metavar="FILE", type=click.Path(path_type=Path),
+              help="draq: plot of the outlier ratios before and after.")  # fmt: skip
 @click.option("--name", help="Name of the network [default: of the file].")
 @click.option(
     "--evaluate", metavar="DIR",
@@ -132,6 +177,7 @@ def command(
     checkpoint: str,
     output: Path,
     method: str,
+    train_folder: str | None,
     calibrate: str | None,
     weight_bits: int,
     activation_bits: int,
@@ -147,6 +193,20 @@ def command(
     crop: int | None,
     max_images: int | None,
     seed: int,
+    steps: int | None,
+    minutes: float | None,
+    regularize_steps: int,
+    lmbda: float | None,
+    lr: float,
+    batch: int,
+    patch: int,
+    distill: float,
+    penalty: float,
+    sigmas: float,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+    outlier_plot: Path | None,
     name: str | None,
     evaluate: str | None,
     threads: int,
@@ -158,15 +218,25 @@ def command(
         raise UserError(f"cannot write {output}: the folder {output.parent} does not exist.")
     if output.is_dir():
         raise UserError(f"cannot write {output}: it is a folder.")
+    if method == "draq" and train_folder is None:
+        raise UserError("--method draq trains; give a folder of photographs with --train DIR.")
+    if method != "draq" and (clip == "rd" or resume or train_folder is not None):
+        raise UserError("--train, --resume and --clip rd go with --method draq only.")
+    if steps is not None and minutes is not None:
+        raise UserError("give either --steps or --minutes, not both.")
     _import_quant()
     import torch
     from tqdm import tqdm
 
     from lichen.models import calibration_photographs
     from lichen.network.file import dumps, load, write_atomically
+    from lichen.quant import outliers
     from lichen.quant.calibrate import load_calibration
+    from lichen.quant.draq import DraqOptions, DraqResult, check_tunable, draq, lambda_of
+    from lichen.quant.finetune import TuneConfig, state_path
     from lichen.quant.ptq import Options, Widths
-    from lichen.quant.quantize import check_supported, measure, measure_float, quantize, steps
+    from lichen.quant.quantize import check_supported, measure, measure_float, quantize
+    from lichen.quant.quantize import steps as quantize_steps
     from lichen.sim.images import list_images, read_image
 
     if threads:
@@ -174,6 +244,8 @@ def command(
     started = time.monotonic()
     network = _load(checkpoint)
     check_supported(network)
+    if method == "draq":
+        check_tunable(network)
     if calibrate is not None:
         source: str | list[Path] = calibrate
     else:
@@ -188,7 +260,7 @@ def command(
     images = load_calibration(source, network.factor, size=size, limit=max_images)
     evaluated = [] if evaluate is None else list_images(evaluate)
     options = Options(
-        method=method,
+        method="ptq" if method == "draq" else method,
         widths=Widths(
             weight=weight_bits,
             activation=activation_bits,
@@ -198,27 +270,65 @@ def command(
         ),
         latent_bits=latent_bits,
         latent_fraction=latent_fraction,
-        clip=clip,
+        clip="mse" if clip == "rd" else clip,
         percentile=percentile,
         rounding=rounding,
         seed=seed,
     )
-    with tqdm(
-        total=steps(network) + len(evaluated), desc="quantize", unit="step", disable=quiet
-    ) as bar:
+    label = output.stem if name is None else name
+    tuned: DraqResult | None = None
+    if method == "draq":
+        assert train_folder is not None
+        weight = lambda_of(network) if lmbda is None else lmbda
+        if weight is None:
+            raise UserError(f"{checkpoint} does not say its lambda; give it with --lmbda.")
+        state = state_path(output)
+        if state.exists() and not (resume or overwrite):
+            raise UserError(
+                f"{state} is the state of an earlier run; add --resume to go on with it or "
+                "--overwrite to start anew."
+            )
+        tuned = draq(
+            network,
+            images,
+            list_images(train_folder),
+            DraqOptions(
+                quantization=options,
+                tune=TuneConfig(
+                    steps=2000 if steps is None and minutes is None else steps,
+                    minutes=minutes,
+                    batch=batch,
+                    patch=patch,
+                    lr=lr,
+                    lmbda=weight,
+                    distill=distill,
+                    penalty=penalty,
+                    sigmas=sigmas,
+                    seed=seed,
+                ),
+                rd_clip=clip == "rd",
+                regularize_steps=regularize_steps,
+                device=device,
+            ),
+            state=state,
+            resume=resume,
+            name=label,
+            refit=refit,
+            progress=not quiet,
+        )
+        if outlier_plot is not None:
+            outliers.plot(tuned.outliers, outlier_plot)
+    done = 0 if tuned is not None else quantize_steps(network)
+    with tqdm(total=done + len(evaluated), desc="quantize", unit="step", disable=quiet) as bar:
 
         def progress(step: str) -> None:
             bar.set_postfix_str(step)
             bar.update()
 
-        result = quantize(
-            network,
-            images,
-            options,
-            name=output.stem if name is None else name,
-            refit=refit,
-            progress=progress,
-        )
+        if tuned is not None:
+            result = tuned.final
+        else:
+            result = quantize(network, images, options, name=label, refit=refit, progress=progress)
         integer = result.network
         rd = None
         if evaluated:
@@ -266,6 +376,7 @@ def command(
             }
             for name, fit in result.tables.items()
         },
+        "draq": None if tuned is None else tuned.json(),
         "rd": rd,
         "size_bytes": len(data),
         "provenance": integer.provenance,

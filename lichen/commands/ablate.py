@@ -1,0 +1,153 @@
+"""`lichen ablate`: what each part of DRAQ changes, as a table."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lichen.commands import _options
+from lichen.errors import UserError
+
+ROWS = ("minmax", "calibrated clipping", "+ regularization", "+ fine-tuning")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| quantization | bpp | PSNR / dB | against FP32 / dB | bits against FP32 / % |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['name']} | {row['bpp']:.4f} | {row['psnr']:.3f} | {row['psnr_change']:+.3f} "
+            f"| {row['bits_change']:+.2f} |"
+        )
+    return "\n".join(lines)
+
+
+@click.command(name="ablate", help="Measure what each part of DRAQ (experimental) changes.")
+@click.argument("checkpoint", metavar="CKPT")
+@click.option("--calibrate", required=True, metavar="DIR", help="Photographs to calibrate on.")
+@click.option("--train", "train_folder", required=True, metavar="DIR",
+              help="Photographs to train on.")  # fmt: skip
+@click.option("--images", required=True, metavar="DIR", help="Photographs to measure on, whole.")
+@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path),
+              help="Folder for the networks of the rows.")  # fmt: skip
+@click.option("--regularize-steps", type=click.IntRange(min=1), default=300, show_default=True,
+              help="Steps of the real network with the outlier penalty.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(min=1), default=2000, show_default=True,
+              help="Steps of fine-tuning.")  # fmt: skip
+@click.option("--lmbda", type=click.FloatRange(min=0, min_open=True),
+              help="Weight of the distortion [default: the checkpoint's].")  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
+              help="Crops per step.")  # fmt: skip
+@click.option("--patch", type=click.IntRange(min=16), default=128, show_default=True,
+              help="Size of a crop in pixels.")  # fmt: skip
+@click.option("--crop", type=click.IntRange(min=16), default=256, show_default=True,
+              help="Pixels a side used of each calibration image.")  # fmt: skip
+@click.option("--max-images", type=click.IntRange(min=1), metavar="N",
+              help="Calibrate on N images at even distances [default: all].")  # fmt: skip
+@click.option("--gdn-input-bits", type=click.IntRange(2, 16), default=8, show_default=True,
+              help="Input of the normalizations (no operand of a multiplier array).")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Of everything random.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=0), default=0,
+              help="Threads to compute with (0: torch's choice).")  # fmt: skip
+@_options.json_file
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(
+    checkpoint: str,
+    calibrate: str,
+    train_folder: str,
+    images: str,
+    output: Path | None,
+    regularize_steps: int,
+    steps: int,
+    lmbda: float | None,
+    batch: int,
+    patch: int,
+    crop: int,
+    max_images: int | None,
+    gdn_input_bits: int,
+    device: str,
+    seed: int,
+    threads: int,
+    json_file: str | None,
+    quiet: bool,
+) -> None:
+    """Quantize four ways, measure each on the same images, print the table."""
+    from lichen.commands.quantize import _import_quant, _load
+
+    _import_quant()
+    import torch
+
+    from lichen.network.file import save
+    from lichen.quant.calibrate import load_calibration
+    from lichen.quant.draq import DraqOptions, check_tunable, draq, lambda_of
+    from lichen.quant.finetune import TuneConfig
+    from lichen.quant.ptq import Options, Widths
+    from lichen.quant.quantize import measure, measure_float, quantize
+    from lichen.sim.images import list_images, read_image
+
+    if threads:
+        torch.set_num_threads(threads)
+    if output is not None and not output.is_dir():
+        raise UserError(f"{output} is not a folder; make it first.")
+    network = _load(checkpoint)
+    check_tunable(network)
+    weight = lambda_of(network) if lmbda is None else lmbda
+    if weight is None:
+        raise UserError(f"{checkpoint} does not say its lambda; give it with --lmbda.")
+    crops = load_calibration(calibrate, network.factor, size=crop, limit=max_images)
+    train = list_images(train_folder)
+    photos = [read_image(file) for file in list_images(images)]
+    # the latent as wide as the other activations, in every row
+    options = Options(widths=Widths(gdn_input=gdn_input_bits), latent_bits=8, seed=seed)
+    tune = TuneConfig(steps=steps, batch=batch, patch=patch, lmbda=weight, seed=seed)
+
+    def tuned(regularize: int, fine_tune: int) -> Any:
+        return draq(
+            network,
+            crops,
+            train,
+            DraqOptions(
+                quantization=options,
+                tune=replace(tune, steps=fine_tune),
+                regularize_steps=regularize,
+                device=device,
+            ),
+            progress=not quiet,
+        ).final.network
+
+    makers = (
+        lambda: quantize(network, crops, replace(options, method="minmax")).network,
+        lambda: tuned(0, 0),
+        lambda: tuned(regularize_steps, 0),
+        lambda: tuned(regularize_steps, steps),
+    )
+    rows: list[dict[str, Any]] = []
+    for name, make in zip(ROWS, makers, strict=True):
+        started = time.monotonic()
+        result = make()
+        rd = measure(result, photos)
+        if not rows:  # a network without an entropy model is given this row's tables
+            before = measure_float(network, photos, result)
+            rows.append({"name": "FP32", **before.json(), "psnr_change": 0.0, "bits_change": 0.0})
+        rows.append(
+            {
+                "name": name,
+                **rd.json(),
+                "psnr_change": round(rd.psnr - before.psnr, 4),
+                "bits_change": round(100 * (rd.bpp / before.bpp - 1), 3),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+        )
+        if output is not None:
+            save(result, output / f"{name.strip('+ ').replace(' ', '-')}.lichen")
+    report = {"checkpoint": checkpoint, "lmbda": weight, "steps": steps, "rows": rows}
+    _options.report(report, json_file, table(rows))

@@ -1,0 +1,463 @@
+"""Fine-tuning with ``R + lambda D + penalty`` through the exact integer arithmetic.
+
+One `FineTuner` serves both phases of DRAQ (`lichen.quant.draq`): the regularization of the real
+network, and the training of the integer network by fake quantization. A step depends on the
+shadows, the optimizer's moments and ``(seed, step)`` alone, so a resumed run goes on as if it
+had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lichen.errors import UserError
+from lichen.network.description import Network
+from lichen.network.file import dumps, load
+from lichen.quant import outliers, rate
+from lichen.quant.checkpoint import save_atomically
+from lichen.quant.data import CropSource
+from lichen.quant.fake import BIN_MARGIN, FakeTransform
+from lichen.quant.float_network import FloatNetwork
+from lichen.quant.train import deferred_interrupts
+
+REAL, INTEGER = "regularize", "finetune"
+"""The phases: real arithmetic with a growing penalty, integer arithmetic with a fading one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """What a phase is made of; all of it is stored in the state.
+
+    Attributes
+    ----------
+    steps, minutes : int or None, float or None
+        Length; exactly one of them.
+    batch, patch : int
+        Crops per step and their side in pixels.
+    lr : float
+        Peak learning rate of Adam, relative to full scale: a weight of b bits moves about
+        ``lr * 2**(b - 1)`` integer steps per optimizer step.
+    lr_end : float
+        Where the cosine ends, relative to the peak.
+    warmup : int
+        Steps of linear warm-up.
+    lr_scales : float
+        Learning rate of the (logarithmic) scales, relative to ``lr``; 0 leaves them as they
+        were calibrated. A scale that moves rounds all weights that it folds into anew, and the
+        roundings fitted to each other are lost.
+    lr_entropy : float
+        The same of the entropy bottleneck.
+    lmbda : float
+        Weight of the mean squared error of 8-bit pixels against bits per pixel.
+    distill : float
+        0 .. 1: the part of the loss that keeps to the FP32 parent's reconstruction instead of
+        the image, see `FineTuner.loss`.
+    penalty : float
+        Greatest weight of the outlier penalty.
+    sigmas : float
+        Bound of the penalty, in standard deviations of an output channel's weights.
+    downscale : float
+        Probability that a crop is taken larger and reduced.
+    seed : int
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = 8
+    patch: int = 128
+    lr: float = 5e-5
+    lr_end: float = 0.01
+    warmup: int = 50
+    lr_scales: float = 0.0
+    lr_entropy: float = 10.0
+    lmbda: float = 0.013
+    distill: float = 0.0
+    penalty: float = 0.01
+    sigmas: float = 4.0
+    downscale: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise UserError("fine-tuning needs either a number of steps or of minutes.")
+        for good, what in (
+            (self.steps is None or self.steps >= 0, f"steps must not be negative: {self.steps}"),
+            (
+                self.minutes is None or self.minutes >= 0,
+                f"minutes must not be negative: {self.minutes}",
+            ),
+            (self.batch >= 1, f"the batch must be at least 1, not {self.batch}"),
+            (self.patch >= 16, f"the patch must be at least 16, not {self.patch}"),
+            (self.lr > 0, f"the learning rate must be above 0, not {self.lr}"),
+            (self.lmbda > 0, f"lambda must be above 0, not {self.lmbda}"),
+            (0 <= self.distill <= 1, f"distill must lie in 0 .. 1, not {self.distill}"),
+            (self.penalty >= 0, f"the penalty must not be negative: {self.penalty}"),
+            (self.sigmas > 0, f"the bound must be above 0 deviations, not {self.sigmas}"),
+            (0 <= self.downscale <= 1, f"downscale must lie in 0 .. 1, not {self.downscale}"),
+            (self.seed >= 0, f"the seed must not be negative: {self.seed}"),
+        ):
+            if not good:
+                raise UserError(what + ".")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``cpu``, ``cuda`` or, for ``auto``, a GPU when there is one; UserError if it is missing."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("there is no GPU that PyTorch can use; choose the device cpu.")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}; choose auto, cpu or cuda.") from None
+
+
+class FineTuner:
+    """A phase in memory: shadows, entropy bottleneck, optimizer, step counter.
+
+    Parameters
+    ----------
+    phase : str
+        `REAL` computes with the shadows themselves, `INTEGER` through fake quantization.
+    start : Network
+        Factorized; supplies the integers, and says the scales.
+    real : FloatNetwork or None
+        Where the shadows start: whole in the real phase, as far as the starting integers
+        allow in the other. None starts at the integers.
+    bottleneck : dict of str to array
+        Parameters of the entropy bottleneck.
+    source : CropSource
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        start: Network,
+        real: FloatNetwork | None,
+        bottleneck: dict[str, npt.NDArray],
+        config: TuneConfig,
+        source: CropSource,
+        device: torch.device | None = None,
+    ) -> None:
+        if start.latent_fraction or "h_s" in start.transforms:
+            raise ValueError("only factorized networks, whose latents have no fraction")
+        self.phase, self.start, self.config, self.source = phase, start, config, source
+        self.device = device or torch.device("cpu")
+        self.step, self.elapsed = 0, 0.0
+        within = None if phase == REAL else BIN_MARGIN
+        transforms = {
+            key: FakeTransform(
+                start.transforms[key],
+                None if real is None else real.transforms[key],
+                within=within,
+            )
+            for key in ("g_a", "g_s")
+        }
+        self.transforms: Any = nn.ModuleDict(transforms).to(self.device)
+        # The parent, as shadows that nothing moves.
+        self.teacher: Any = None
+        if config.distill and phase == INTEGER:
+            if real is None:
+                raise ValueError("distilling takes the real network as well")
+            self.teacher = nn.ModuleDict(
+                {
+                    key: FakeTransform(start.transforms[key], real.transforms[key], within=None)
+                    for key in ("g_a", "g_s")
+                }
+            ).to(self.device)
+            self.teacher.requires_grad_(False)
+        self.bottleneck = rate.make_bottleneck(start.m, bottleneck).to(self.device)
+        # Channels last pays where there are channels enough to fill vectors with.
+        self.layout = torch.channels_last if start.n >= 32 else torch.contiguous_format
+        for stage in self.fake_stages():
+            stage.weight.data = stage.weight.data.contiguous(memory_format=self.layout)
+        self.named: dict[str, nn.Parameter] = {}
+        groups = []
+        for name, parameter, scale in self._scaled_parameters():
+            self.named[name] = parameter
+            groups.append({"params": [parameter], "scale": scale})
+        self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
+
+    def fake_stages(self) -> list[Any]:
+        """The fake stages of both transforms, in order."""
+        return [stage for t in self.transforms.values() for stage in t.stages]
+
+    def _scaled_parameters(self) -> list[tuple[str, nn.Parameter, float]]:
+        """Name, parameter, and what its learning rate is multiplied with."""
+        c, result = self.config, []
+        for name, parameter in self.transforms.named_parameters():
+            owner, _, kind = name.rpartition(".")
+            stage = self.transforms.get_submodule(owner)
+            if kind == "weight":
+                scale = float(stage.limit)
+            elif kind == "bias":
+                scale = float(stage.start.requantizer.output.magnitude)
+            elif kind == "gamma":
+                # most gammas are small, so a step of theirs is a greater part of them
+                scale = float(1 << (stage.start.normalization.gamma_bits - 2))
+            elif kind.startswith("log_"):
+                if self.phase == REAL or not c.lr_scales:
+                    continue  # without rounding, scales cancel
+                scale = c.lr_scales
+            else:
+                scale = 1.0  # beta, relative
+            result.append((name, parameter, scale))
+        for name, parameter in self.bottleneck.named_parameters():
+            if parameter.requires_grad:
+                result.append((f"bottleneck.{name}", parameter, c.lr_entropy))
+        return result
+
+    @property
+    def progress(self) -> float:
+        """How far the phase is, 0 .. 1: in steps, or in minutes spent."""
+        c = self.config
+        if c.steps is not None:
+            return min(1.0, self.step / c.steps) if c.steps else 1.0
+        assert c.minutes is not None
+        return min(1.0, self.elapsed / (60 * c.minutes)) if c.minutes else 1.0
+
+    def learning_rate(self) -> float:
+        """Peak times linear warm-up times cosine down to ``lr_end``."""
+        c = self.config
+        cosine = c.lr_end + (1 - c.lr_end) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        return c.lr * cosine * min(1.0, (self.step + 1) / max(1, c.warmup))
+
+    def penalty_weight(self) -> float:
+        """Rises linearly over the first half of the real phase; fades over the integer one."""
+        part = min(1.0, 2 * self.progress) if self.phase == REAL else 1.0 - self.progress
+        return self.config.penalty * part
+
+    def loss(self, x: Tensor, rng_seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``(R + lambda D, R, D)`` of pixels 0 .. 255 (B, 3, H, W): bpp, and MSE of 8 bits.
+
+        With distillation, a part of the loss is not ``R + lambda D`` but lambda times what
+        quantization adds to the parent's reconstruction: much smaller than D at low rates, and
+        as much less noisy from batch to batch. The parent's g_s reads its own latents, rounded
+        together with ours so that a symbol on the edge does not count as an error.
+        """
+        torch.manual_seed(rng_seed)
+        g_a, g_s = self.transforms["g_a"], self.transforms["g_s"]
+        if self.phase == REAL:
+            soft = symbols = g_a.forward_real(x)
+            x_hat = g_s.forward_real(soft + (torch.round(soft) - soft).detach())
+            if not torch.is_grad_enabled():
+                x_hat = torch.round(x_hat).clamp(0, 255)
+        else:
+            outputs, soft = g_a.run(x)
+            symbols = outputs[-1]
+            x_hat = g_s(symbols, pixels=True)
+        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        part = 0.0 if self.teacher is None else self.config.distill
+        # The parent's own R and D are in balance; only their common part may move the latents.
+        rated = soft if not part else (1 - part) * soft + part * soft.detach()
+        bpp = rate.noisy_bits(self.bottleneck, rated.contiguous()) / pixels
+        mse = torch.mean((x_hat - x) ** 2)
+        distortion = mse
+        if self.teacher is not None and torch.is_grad_enabled():
+            with torch.no_grad():
+                y = self.teacher["g_a"].forward_real(x)
+                # the rounding error is ours, the latent is the parent's
+                y = y + (symbols - soft)
+                target = self.teacher["g_s"].forward_real(y).clamp(0, 255)
+            distortion = (1 - part) * mse + part * torch.mean((x_hat - target) ** 2)
+        return self.config.lmbda * distortion + bpp, bpp, mse
+
+    def penalty(self) -> Tensor:
+        """The outlier penalty, mean over the stages."""
+        terms = [
+            outliers.penalty(stage.folded_weight(log_input), self.config.sigmas)
+            for transform in self.transforms.values()
+            for stage, log_input in zip(transform.stages, transform.log_inputs(), strict=True)
+        ]
+        return torch.stack(terms).mean()
+
+    def train_step(self) -> tuple[float, float, float]:
+        """One step; returns (R + lambda D, bpp, mse) of the batch, before the step."""
+        c = self.config
+        started = time.perf_counter()
+        lr = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        crops = torch.from_numpy(self.source.batch(c.seed, self.step, c.batch))
+        x = crops.to(self.device, torch.float32).contiguous(memory_format=self.layout)
+        # The noise depends on (seed, step) alone, as the crops do: no generator is saved.
+        loss, bpp, mse = self.loss(x, (c.seed * 1_000_003 + self.step + 1) % 2**63)
+        weight = self.penalty_weight()
+        total = loss + weight * self.penalty() if weight else loss
+        self.optimizer.zero_grad()
+        total.backward()
+        if not torch.isfinite(total):
+            raise UserError(
+                f"the loss is {total.item()} at step {self.step}; lower the learning rate "
+                "(the last saved state is intact)."
+            )
+        self.optimizer.step()
+        self.step += 1
+        result = loss.item(), bpp.item(), mse.item()
+        self.elapsed += time.perf_counter() - started
+        return result
+
+    @torch.no_grad()
+    def evaluate(self, crops: list[npt.NDArray[np.uint8]]) -> tuple[float, float, float]:
+        """Means of ``(R + lambda D, R, D)`` over crops (H, W, 3), noise from the seed."""
+        total = np.zeros(3)
+        for i, crop in enumerate(crops):
+            x = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].to(self.device, torch.float32)
+            x = x.contiguous(memory_format=self.layout)
+            total += [v.item() for v in self.loss(x, self.config.seed + i)]
+        loss, bpp, mse = total / len(crops)
+        return float(loss), float(bpp), float(mse)
+
+    # State ---------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything needed to go on: tensors, and JSON values."""
+        tensors = {f"model.{k}": v.detach().cpu().clone() for k, v in self._everything().items()}
+        for name, parameter in self.named.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"adam.{key}.{name}"] = value.detach().cpu().clone()
+        info = {
+            "phase": self.phase,
+            "config": asdict(self.config),
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "images": self.source.digest,
+        }
+        return tensors, info
+
+    def _everything(self) -> dict[str, Tensor]:
+        """Parameters and buffers that a phase starts from or changes."""
+        result = dict(self.transforms.named_parameters()) | dict(self.transforms.named_buffers())
+        if self.teacher is not None:
+            for part in (self.teacher.named_parameters(), self.teacher.named_buffers()):
+                result |= {f"teacher.{k}": v for k, v in part}
+        return result | {f"bottleneck.{k}": v for k, v in self.bottleneck.named_parameters()}
+
+    def restore(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        """Undo `state`: the next step is the one the saved run would have taken."""
+        if info["images"] != self.source.digest:
+            raise UserError(
+                "the training images differ from those of the saved run; give the same folder "
+                "or start anew without --resume."
+            )
+        with torch.no_grad():
+            for name, value in self._everything().items():
+                value.copy_(tensors[f"model.{name}"])
+        for name, parameter in self.named.items():
+            if f"adam.step.{name}" not in tensors:
+                continue
+            self.optimizer.state[parameter] = {"step": tensors[f"adam.step.{name}"].clone()}
+            if parameter.is_cuda:  # where the fused optimizer keeps it
+                self.optimizer.state[parameter]["step"] = tensors[f"adam.step.{name}"].cuda()
+            for key in ("exp_avg", "exp_avg_sq"):
+                # In the parameter's memory layout, which the fused optimizer relies on.
+                moment = torch.empty_like(parameter).copy_(tensors[f"adam.{key}.{name}"])
+                self.optimizer.state[parameter][key] = moment.detach()
+        self.step, self.elapsed = int(info["step"]), float(info["elapsed"])
+
+
+STATE_HEADER = "lichen-draq"
+
+
+def state_path(output: str | Path) -> Path:
+    """Where the state of a run lies: NET.lichen -> NET.state.safetensors."""
+    output = Path(output)
+    return output.with_name(output.stem + ".state.safetensors")
+
+
+def save_state(tuner: FineTuner, path: Path, extra: dict[str, Any]) -> None:
+    """Write a phase's state atomically, with further JSON values and the starting network."""
+    tensors, info = tuner.state()
+    tensors["start"] = torch.frombuffer(bytearray(dumps(tuner.start)), dtype=torch.uint8)
+    save_atomically(tensors, path, {STATE_HEADER: json.dumps(info | {"extra": extra})})
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Network]:
+    """Tensors, JSON values and starting network that `save_state` wrote.
+
+    Raises UserError when there is no state or it is damaged.
+    """
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist, so there is nothing to resume; leave out --resume to start."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            info = json.loads((file.metadata() or {})[STATE_HEADER])
+            TuneConfig(**info["config"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            start = tensors.pop("start").numpy().tobytes()
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError):
+        raise UserError(f"{path} is not the state of a DRAQ run; delete it.") from None
+    with tempfile.TemporaryDirectory() as folder:
+        file_path = Path(folder) / "start.lichen"
+        file_path.write_bytes(start)
+        return tensors, info, load(file_path)
+
+
+def run(
+    tuner: FineTuner,
+    *,
+    save: Callable[[], None] = lambda: None,
+    save_every: float = 120.0,
+    progress: bool = True,
+    stop_after: int | None = None,
+    log: Callable[[str], None] | None = None,
+) -> None:
+    """Run a phase to its end, saving now and then; KeyboardInterrupt after a signal, saved.
+
+    ``stop_after`` ends it after so many steps of this call, whatever the schedule.
+    """
+    first = tuner.step
+    saved = logged = time.monotonic()
+    sums, count = np.zeros(3), 0
+    bar = tqdm(
+        total=tuner.config.steps,
+        initial=tuner.step,
+        disable=not progress,
+        unit="step",
+        mininterval=2,
+        desc=tuner.phase,
+    )
+    with bar, deferred_interrupts() as interrupts:
+        while tuner.progress < 1 and not interrupts:
+            if stop_after is not None and tuner.step - first >= stop_after:
+                break
+            sums += tuner.train_step()
+            count += 1
+            bar.update()
+            now = time.monotonic()
+            if now - logged >= 20 or tuner.progress >= 1:
+                loss, bpp, mse = sums / count
+                quality = 10 * math.log10(255**2 / max(mse, 1e-9))
+                pace = tuner.elapsed / tuner.step
+                bar.set_postfix_str(
+                    f"{tuner.progress:.0%} loss {loss:.3f} bpp {bpp:.3f} psnr {quality:.2f} "
+                    f"{pace:.3f} s/step"
+                )
+                if log:
+                    log(
+                        f"{tuner.phase} step {tuner.step} loss {loss:.4f} bpp {bpp:.4f} "
+                        f"psnr {quality:.3f} {pace:.3f} s/step"
+                    )
+                sums, count, logged = np.zeros(3), 0, now
+            if now - saved >= save_every:
+                save()
+                saved = now
+        save()
+    if interrupts:
+        raise KeyboardInterrupt

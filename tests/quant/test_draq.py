@@ -1,0 +1,467 @@
+"""DRAQ: fake quantization equals golden bit for bit, trains, resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("compressai")
+
+from lichen.commands.quantize import TUNE, _load, command  # noqa: E402
+from lichen.errors import UserError  # noqa: E402
+from lichen.models import calibration_photographs  # noqa: E402
+from lichen.network.arithmetic import ROOT_TABLES, NormKind  # noqa: E402
+from lichen.network.arithmetic import normalized_root as golden_root  # noqa: E402
+from lichen.network.description import Activation, Network, Transform  # noqa: E402
+from lichen.network.file import dumps, load  # noqa: E402
+from lichen.network.random import (  # noqa: E402
+    StageShape,
+    random_factorized,
+    random_transform,
+)
+from lichen.quant import draq as draq_module  # noqa: E402
+from lichen.quant import outliers, rate  # noqa: E402
+from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
+from lichen.quant.checkpoint import new_model, parameters_of, save_checkpoint  # noqa: E402
+from lichen.quant.data import CropSource  # noqa: E402
+from lichen.quant.draq import DraqOptions, choose_clips, draq, tuned_network  # noqa: E402
+from lichen.quant.fake import FakeTransform, mismatch_rate, normalized_root  # noqa: E402
+from lichen.quant.finetune import INTEGER, REAL, FineTuner, TuneConfig, run  # noqa: E402
+from lichen.quant.latents import fit_latent_range  # noqa: E402
+from lichen.quant.ptq import ClipRule, Options, Widths  # noqa: E402
+from lichen.quant.quantize import Quantized, quantize  # noqa: E402
+from lichen.sim.golden import run_stages  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _disturb(fake: FakeTransform, seed: int) -> None:
+    """Move every shadow and scale, as training would."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in fake.named_parameters():
+            kind = name.rpartition(".")[2]
+            noise = torch.randn_like(parameter)
+            if kind.startswith("log_"):
+                parameter.add_(0.1 * noise)
+            elif kind == "beta":
+                parameter.mul_(torch.exp(0.2 * noise))
+            else:
+                parameter.add_(0.7 * noise)
+
+
+def _assert_exact(fake: FakeTransform, x: np.ndarray) -> list[np.ndarray]:
+    """A float64 forward pass equals golden in every stage; returns golden's outputs."""
+    golden = run_stages(fake.to_transform(), x)
+    doubles = torch.from_numpy(x.astype(np.float64)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        outputs = fake.run(doubles)[0]
+    for ours, exact in zip(outputs, golden, strict=True):
+        np.testing.assert_array_equal(ours[0].permute(1, 2, 0).numpy(), exact)
+    return golden
+
+
+def _inputs(transform: Transform, height: int, width: int, seed: int = 0) -> np.ndarray:
+    fmt = transform.input
+    shape = (height, width, transform.in_channels)
+    return np.random.default_rng(seed).integers(fmt.lo, fmt.hi + 1, shape).astype(np.int32)
+
+
+NARROW: dict[str, int] = {}
+WIDE = {"weight_bits": 12, "x_bits": 14, "output_bits": 12, "gamma_bits": 12, "u_bits": 16}
+
+
+@pytest.mark.parametrize("widths", [NARROW, WIDE], ids=["narrow", "wide"])
+@pytest.mark.parametrize("activation", list(Activation))
+def test_every_activation_equals_golden(activation, widths):
+    """Plain and transposed, at the start and after the shadows have moved."""
+    up = {"transposed": True, "output_padding": 1}
+    transform = random_transform(
+        np.random.default_rng(3),
+        [
+            StageShape(out_channels=9, activation=activation, **widths),
+            StageShape(out_channels=7, kernel=3, stride=1, activation=activation, **widths),
+            StageShape(out_channels=5, activation=activation, **up, **widths),
+            StageShape(out_channels=4, kernel=3, stride=1, **widths),
+        ],
+    )
+    fake = FakeTransform(transform)
+    x = _inputs(transform, 24, 32)
+    outputs = _assert_exact(fake, x)
+    assert len(np.unique(outputs[-1])) > 20  # lively enough to show a difference
+    _disturb(fake, 1)
+    assert dumps(_as_network(fake.to_transform())) != dumps(_as_network(transform))
+    _assert_exact(fake, x)
+
+
+def _as_network(transform: Transform) -> Network:
+    return Network(architecture="custom", n=1, m=1, transforms={"g_a": transform})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whole_networks_equal_golden(seed):
+    network = random_factorized(seed, n=8, m=12)
+    for key, size in (("g_a", (48, 64)), ("g_s", (5, 6))):
+        fake = FakeTransform(network.transforms[key])
+        _disturb(fake, seed)
+        _assert_exact(fake, _inputs(network.transforms[key], *size, seed=seed))
+
+
+@pytest.mark.parametrize("kind", list(NormKind))
+def test_root_equals_the_arithmetic(kind):
+    """Powers of two and their neighbours, and random norms; exact in float32 below 2**24."""
+    rng = np.random.default_rng(0)
+    edges = [(1 << i) + d for i in range(32) for d in (-1, 0, 1)]
+    n = np.concatenate([edges, rng.integers(1, 1 << 32, 4000), rng.integers(1, 4096, 4000)])
+    n = n[(n >= 1) & (n < 1 << 32)].astype(np.int64)
+    r, e = golden_root(n, ROOT_TABLES[kind], kind.squares)
+    ours, exponent = normalized_root(torch.from_numpy(n.astype(np.float64)), kind)
+    np.testing.assert_array_equal(ours.numpy(), r)
+    np.testing.assert_array_equal(exponent.numpy(), e)
+    small = n < 1 << 24
+    ours, exponent = normalized_root(torch.from_numpy(n[small].astype(np.float32)), kind)
+    np.testing.assert_array_equal(exponent.numpy(), e[small])
+    assert np.abs(ours.numpy() - r[small]).max() <= 1
+
+
+@pytest.mark.parametrize("activation", [Activation.GDN, Activation.IGDN1, Activation.LEAKY_RELU])
+def test_gradients_reach_everything_and_point_downhill(activation):
+    """Every shadow gets a gradient; a step against it lowers a smooth function of the output."""
+    transform = random_transform(
+        np.random.default_rng(5),
+        [
+            StageShape(out_channels=6, activation=activation),
+            StageShape(out_channels=4, kernel=3, stride=1),
+        ],
+    )
+    fake = FakeTransform(transform)
+    x = torch.from_numpy(_inputs(transform, 64, 64).astype(np.float32)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        target = 0.8 * fake(x)
+
+    def loss() -> torch.Tensor:
+        return ((fake(x) - target) ** 2).mean()
+
+    before = loss()
+    before.backward()
+    for name, parameter in fake.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    optimizer = torch.optim.Adam(fake.parameters(), lr=0.01)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < 0.8 * before.item()
+
+
+# The network that ships ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images() -> CalibrationImages:
+    return load_calibration(calibration_photographs(), 16, size=128, limit=6)
+
+
+@pytest.fixture(scope="module")
+def held_out() -> CalibrationImages:
+    return load_calibration(calibration_photographs()[1::2], 16, size=128, limit=8)
+
+
+@pytest.fixture(scope="module")
+def parent():
+    return _load("tiny")
+
+
+@pytest.fixture(scope="module")
+def start(parent, images) -> Quantized:
+    return quantize(parent, images, Options(latent_bits=8, samples=4000))
+
+
+def _config(**changes) -> TuneConfig:
+    return TuneConfig(**({"steps": 8, "batch": 2, "patch": 64, "lmbda": 0.013} | changes))
+
+
+def _tuner(phase, parent, start, **changes) -> FineTuner:
+    config = _config(**changes)
+    source = CropSource(calibration_photographs()[::2], patch=config.patch)
+    return FineTuner(phase, start.network, parent, parent.bottlenecks["y"], config, source)
+
+
+def test_shadows_of_tiny_start_as_the_integers_and_equal_golden(parent, start, images):
+    tuner = _tuner(INTEGER, parent, start)
+    network = tuned_network(tuner)
+    inputs = images.crops[0]
+    for key in ("g_a", "g_s"):
+        before, after = start.network.transforms[key], network.transforms[key]
+        for a, b in zip(before.stages, after.stages, strict=True):
+            np.testing.assert_array_equal(a.convolution.weight, b.convolution.weight)
+            np.testing.assert_array_equal(a.convolution.bias, b.convolution.bias)
+            if a.normalization is not None:
+                np.testing.assert_array_equal(a.normalization.gamma, b.normalization.gamma)
+        inputs = _assert_exact(tuner.transforms[key], inputs)[-1]
+        assert (
+            max(
+                mismatch_rate(tuner.transforms[key], [images.crops[0]] if key == "g_a" else [])
+                or [0]
+            )
+            < 1e-3
+        )
+    run(tuner, progress=False)
+    inputs = images.crops[0]
+    for key in ("g_a", "g_s"):
+        inputs = _assert_exact(tuner.transforms[key], inputs)[-1]
+    assert dumps(tuned_network(tuner)) != dumps(network)
+
+
+def test_real_shadows_are_the_parent(parent, start, images):
+    """Without rounding, the shadows compute what FP32 does, and give its weights back."""
+    tuner = _tuner(REAL, parent, start)
+    x = torch.from_numpy(images.crops[0].astype(np.float32)).permute(2, 0, 1)[None]
+    expected = parent.transforms["g_a"](x / 255)
+    with torch.no_grad():
+        ours = tuner.transforms["g_a"].forward_real(x)
+    torch.testing.assert_close(ours, expected, atol=2e-3, rtol=1e-3)
+    for key in ("g_a", "g_s"):
+        back = tuner.transforms[key].to_float(parent.transforms[key])
+        for a, b in zip(parent.transforms[key].stages, back.stages, strict=True):
+            np.testing.assert_allclose(b.weight, a.weight, rtol=1e-5, atol=1e-8)
+            np.testing.assert_allclose(b.bias, a.bias, rtol=1e-5, atol=1e-8)
+            if a.gamma is not None and b.gamma is not None:
+                np.testing.assert_allclose(b.gamma, a.gamma, rtol=1e-4, atol=1e-8)
+                np.testing.assert_allclose(b.beta, a.beta, rtol=1e-4)
+
+
+def test_fine_tuning_lowers_the_loss_of_coarse_roundings(parent, images, held_out):
+    """On photographs that are neither calibrated nor trained on, from 5-bit weights."""
+    coarse = Options(widths=Widths(weight=5), latent_bits=8, rounding="nearest", samples=2000)
+    start = quantize(parent, images, coarse)
+    tuner = _tuner(INTEGER, parent, start, steps=60, batch=4, patch=128, lr=1e-3, warmup=5)
+    before = tuner.evaluate(held_out.crops)[0]
+    run(tuner, progress=False)
+    assert tuner.evaluate(held_out.crops)[0] < 0.97 * before
+
+
+def test_penalty_takes_outliers_away(parent, start):
+    """Of uniform weights with rare outliers, and of a network as far as a short run goes."""
+    rng = np.random.default_rng(0)
+    values = rng.uniform(-1, 1, (16, 400))
+    values[rng.random(values.shape) < 0.01] *= 8
+    weight = torch.from_numpy(values).requires_grad_()
+    before = outliers.outlier_ratio(values)
+    optimizer = torch.optim.Adam([weight], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        outliers.penalty(weight, 3.0).backward()
+        optimizer.step()
+    assert before > 0.005 and outliers.outlier_ratio(weight.detach().numpy()) < 0.6 * before
+
+    tuner = _tuner(REAL, parent, start, steps=40, penalty=100.0, sigmas=3.0, lr=5e-3, warmup=1)
+    penalty = tuner.penalty().item()
+    run(tuner, progress=False)
+    assert tuner.penalty().item() < 0.8 * penalty
+
+
+def test_outlier_measures():
+    weight = np.zeros((2, 100))
+    weight[:, ::2], weight[:, 1::2] = 1, -1
+    assert outliers.outlier_ratio(weight) == 0
+    assert outliers.peak_ratio(weight) == 1
+    weight[0, 0] = 50
+    assert outliers.outlier_ratio(weight) == 1 / 200
+    assert outliers.penalty(torch.from_numpy(weight[1:]), 3.0).item() == 0
+    assert outliers.penalty(torch.from_numpy(weight), 3.0).item() > 0
+
+
+def test_resuming_gives_the_same_network(parent, images, tmp_path):
+    """Interrupted in either phase, the result is the uninterrupted one's, to the byte."""
+    options = DraqOptions(
+        quantization=Options(samples=2000),
+        tune=_config(steps=6, distill=0.5),
+        regularize_steps=6,
+        device="cpu",
+    )
+    train = calibration_photographs()[::3]
+
+    def go(state: Path, **more) -> bytes:
+        result = draq(parent, images, train, options, state=state, progress=False, **more)
+        return dumps(result.final.network)
+
+    whole = go(tmp_path / "a.state.safetensors")
+    state = tmp_path / "b.state.safetensors"
+    source = CropSource(train, patch=64)
+    for stop in (4, 4):
+        _interrupt_after(parent, images, train, options, state, stop, resume=state.exists())
+    assert go(state, resume=True) == whole
+    assert len(source.images) == len(train)
+    with pytest.raises(UserError, match="calibration images differ"):
+        draq(
+            parent,
+            CalibrationImages(images.crops[:2]),
+            train,
+            options,
+            state=state,
+            resume=True,
+            progress=False,
+        )
+    with pytest.raises(UserError, match="tune"):
+        other = DraqOptions(
+            quantization=options.quantization, tune=_config(lr=1e-3), regularize_steps=6
+        )
+        draq(parent, images, train, other, state=state, resume=True, progress=False)
+
+
+def _interrupt_after(parent, images, train, options, state, stop, *, resume) -> None:
+    """Run until a phase has made ``stop`` steps in this call, then die as on a signal."""
+    original = draq_module.finetune.run
+
+    def dying(tuner, **more):
+        original(tuner, **(more | {"stop_after": stop}))
+        if tuner.progress < 1:
+            raise KeyboardInterrupt
+
+    draq_module.finetune.run = dying
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            draq(parent, images, train, options, state=state, resume=resume, progress=False)
+    finally:
+        draq_module.finetune.run = original
+
+
+def test_choose_clips_gives_each_free_tensor_one_of_the_candidates(parent, start, images):
+    """And nothing to the fixed outputs: latents and pixels."""
+    few = CalibrationImages(images.crops[:2])
+    rules = choose_clips(parent, start.network, parent.bottlenecks["y"], few, 0.013)
+    assert set(rules) == {
+        f"{key}.conv{i}.{tensor}"
+        for key in ("g_a", "g_s")
+        for i in (1, 2, 3)
+        for tensor in ("x", "output")
+    }
+    assert set(rules.values()) <= set(draq_module.CLIP_CANDIDATES)
+
+
+def test_latents_are_made_to_fit(parent, images):
+    latents = [parent.analyze(crop) for crop in images.crops]
+    fitted, factor = fit_latent_range(parent, latents, 5)
+    assert 0 < factor.min() < 1
+    assert max(np.abs(fitted.analyze(crop)).max() for crop in images.crops) < 15.5
+    # the same function: latents scaled, read with the inverse scale
+    y = latents[0]
+    np.testing.assert_allclose(fitted.analyze(images.crops[0]), y * factor, atol=1e-3)
+    a = parent.synthesize(y, *images.crops[0].shape[:2]).astype(int)
+    b = fitted.synthesize(y * factor, *images.crops[0].shape[:2]).astype(int)
+    assert np.abs(a - b).max() <= 1
+    # and the same bits, but for the coarser symbols
+    bottleneck = rate.make_bottleneck(48, fitted.bottlenecks["y"]).eval()
+    reference = rate.make_bottleneck(48, parent.bottlenecks["y"]).eval()
+    x = torch.linspace(-3, 3, 50).repeat(48, 1)[:, None]
+    scaled = x * torch.from_numpy(factor).float()[:, None, None]
+    torch.testing.assert_close(
+        bottleneck._logits_cumulative(scaled, stop_gradient=True),
+        reference._logits_cumulative(x, stop_gradient=True),
+        atol=2e-3,
+        rtol=2e-3,
+    )
+    same, ones = fit_latent_range(parent, latents, 12)
+    assert same is parent and np.all(ones == 1)
+
+
+def test_fitted_bottleneck_describes_the_latents():
+    rng = np.random.default_rng(0)
+    scales = np.array([0.5, 3.0, 20.0])
+    y = rng.normal(0, scales, (64, 64, 3))
+    module = rate.make_bottleneck(3, rate.fit_bottleneck([y], steps=300))
+    x = torch.from_numpy(y.astype(np.float32)).permute(2, 0, 1)[None]
+    bits = rate.noisy_bits(module, x).item() / y.size
+    # entropy of a normal variable with uniform noise, at most log2 sqrt(2 pi e (s^2 + 1/12))
+    ideal = np.mean(np.log2(np.sqrt(2 * np.pi * np.e * (scales**2 + 1 / 12))))
+    assert bits < ideal + 0.05
+
+
+def test_command(tmp_path, monkeypatch):
+    defaults = TuneConfig(steps=1)
+    assert {key: getattr(defaults, key) for key in TUNE} == TUNE
+    photos = str(calibration_photographs()[0].parent)
+    output, report = tmp_path / "net.lichen", tmp_path / "net.json"
+    base = ["tiny", "-o", str(output), "--method", "draq", "--calibrate", photos]
+    base += ["--max-images", "2", "--crop", "64", "--patch", "64", "--batch", "1", "--quiet"]
+    full = [*base, "--train", photos, "--steps", "2", "--json", str(report)]
+    full += ["--regularize-steps", "1", "--outlier-plot", str(tmp_path / "outliers.png")]
+    result = CliRunner().invoke(command, full, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(report.read_text())
+    layers = {layer["layer"] for layer in found["draq"]["outliers"]}
+    assert layers == {f"{key}.conv{i}" for key in ("g_a", "g_s") for i in range(1, 5)}
+    assert found["draq"]["steps"] == 2 and found["draq"]["seconds_per_step"] > 0
+    assert load(output).provenance["quantization"]["method"] == "draq"
+    assert (tmp_path / "outliers.png").read_bytes()[:4] == b"\x89PNG"
+    for arguments, sentence in (
+        (base, "--train DIR"),
+        (full, "--resume to go on"),
+        ([*full, "--minutes", "1"], "either --steps or --minutes"),
+        (["tiny", "-o", str(output), "--clip", "rd"], "--method draq only"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            CliRunner().invoke(command, arguments, catch_exceptions=False)
+
+
+@pytest.fixture
+def hyper_checkpoint(tmp_path) -> Path:
+    """An untrained scale hyperprior whose latents reach several integers."""
+    torch.manual_seed(7)
+    model = new_model("bmshj2018-hyperprior", 5, 6)
+    with torch.no_grad():
+        model.g_a[6].weight *= 200
+    path = tmp_path / "hyper.safetensors"
+    save_checkpoint(path, "bmshj2018-hyperprior", 5, 6, parameters_of(model), {})
+    return path
+
+
+@pytest.mark.parametrize("fraction", [1, 3])
+def test_a_latent_that_rounds_down_stays_so(hyper_checkpoint, fraction):
+    """g_a's last bias holds minus half a step where the latent has a fraction: shadows keep it."""
+    network = _load(str(hyper_checkpoint))
+    images = load_calibration(calibration_photographs(), 64, size=128, limit=4)
+    fine = Widths(weight=12, activation=16, gamma=12, u=16, gdn_input=16)
+    options = Options(widths=fine, latent_fraction=fraction, samples=2000)
+    g_a = quantize(network, images, options).network.transforms["g_a"]
+    fake = FakeTransform(g_a, network.transforms["g_a"])
+    np.testing.assert_array_equal(
+        fake.to_transform().stages[-1].convolution.bias, g_a.stages[-1].convolution.bias
+    )
+    below = []
+    for crop in images.crops:
+        golden = _assert_exact(fake, crop)[-1]
+        assert len(np.unique(golden)) > 10
+        x = torch.from_numpy(crop.astype(np.float64)).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            soft = fake.run(x)[1][0].permute(1, 2, 0).numpy()
+        below.append(network.analyze(crop) * 2**fraction - soft)
+    assert abs(np.mean(below) - 0.5) < 0.1
+
+
+def test_networks_with_a_hyperprior_are_refused(hyper_checkpoint, tmp_path):
+    photos = str(calibration_photographs()[0].parent)
+    arguments = [str(hyper_checkpoint), "-o", str(tmp_path / "net.lichen")]
+    arguments += ["--method", "draq", "--train", photos, "--lmbda", "0.01", "--quiet"]
+    with pytest.raises(UserError, match=r"cannot fine-tune .* bmshj2018-hyperprior yet"):
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert not (tmp_path / "net.lichen").exists()
+
+
+def test_clip_rules_are_checked():
+    with pytest.raises(UserError, match="mse or percentile"):
+        ClipRule("median")
+    with pytest.raises(UserError, match=r"50 \.\. 100"):
+        ClipRule("percentile", 20)
