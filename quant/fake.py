@@ -38,7 +38,7 @@ from lichen.network.description import (
     Transform,
 )
 from lichen.quant import constants
-from lichen.quant.float_network import FloatStage, FloatTransform
+from lichen.quant.float_network import FloatStage, FloatTransform, convolve
 
 BIN_MARGIN = 0.0
 """How far from its integer a shadow may start, in steps; half would be on the edge.
@@ -374,17 +374,7 @@ class FakeStage(nn.Module):
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Sums of products (B, out, H', W') in the precision of ``x``."""
         conv = self.start.convolution
-        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-        if conv.transposed:
-            return functional.conv_transpose2d(
-                x,
-                weight.transpose(0, 1),
-                bias,
-                stride=conv.stride,
-                padding=conv.padding,
-                output_padding=conv.output_padding,
-            )
-        return functional.conv2d(x, weight, bias, stride=conv.stride, padding=conv.padding)
+        return convolve(conv, x, weight.to(x.dtype), bias.to(x.dtype))
 
     def _requantizer(self, conv: Convolution, source: Format, gain: Tensor) -> Requantizer:
         start, out = self.start, self.start.requantizer.output

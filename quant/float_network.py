@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from lichen.errors import UserError
 from lichen.network.arithmetic import convolution_output_size, transposed_output_size
-from lichen.network.description import Activation
+from lichen.network.description import Activation, Convolution
 from lichen.sim.images import pad_image
 
 FloatArray = npt.NDArray[np.float64]
@@ -31,6 +31,20 @@ def _require_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None
         raise ValueError(f"{name} must have shape {shape}, not {array.shape}")
     if not np.all(np.isfinite(array)):
         raise ValueError(f"{name} must be finite")
+
+
+def convolve(conv: FloatStage | Convolution, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(B, in, H, W) to (B, out, H', W'), weights (out, in, k, k), geometry of ``conv``."""
+    if conv.transposed:
+        return functional.conv_transpose2d(
+            x,
+            weight.transpose(0, 1),
+            bias,
+            stride=conv.stride,
+            padding=conv.padding,
+            output_padding=conv.output_padding,
+        )
+    return functional.conv2d(x, weight, bias, stride=conv.stride, padding=conv.padding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +124,7 @@ class FloatStage:
         """(B, in, H, W) to (B, out, H', W'), in the precision of ``x``."""
         weight = torch.as_tensor(self.weight, dtype=x.dtype)
         bias = torch.as_tensor(self.bias, dtype=x.dtype)
-        if self.transposed:
-            return functional.conv_transpose2d(
-                x,
-                weight.transpose(0, 1),
-                bias,
-                stride=self.stride,
-                padding=self.padding,
-                output_padding=self.output_padding,
-            )
-        return functional.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
+        return convolve(self, x, weight, bias)
 
     def norm(self, x: Tensor) -> Tensor:
         """``beta + sum gamma x**2`` (``|x|`` for GDN1, IGDN1) of each channel."""
