@@ -52,6 +52,20 @@ from lichen.quant.data import CropSource
 from lichen.quant.evaluate import integer_grid
 from lichen.sim.images import list_images
 
+HISTORY = (
+    "arch",
+    "lmbda",
+    "steps_done",
+    "minutes_done",
+    "batch",
+    "patch",
+    "optimizer",
+    "precision",
+    "lr",
+    "round_from",
+)
+"""What a checkpoint says of each run that its starting weights come from."""
+
 OPTIMIZERS = ("soap", "adam")
 PRECISIONS = ("auto", "bfloat16", "float32")
 
@@ -348,6 +362,10 @@ class Trainer:
         self.init = {k: start.metadata[k] for k in ("source", "sha256") if k in start.metadata}
         if not same:
             self.init |= {"arch": start.arch, "transforms": ["g_a", "g_s"]}
+        before = start.metadata.get("init", {}).get("history", [])
+        if "steps_done" in start.metadata:
+            before = [*before, {k: start.metadata[k] for k in HISTORY if k in start.metadata}]
+        self.init["history"] = before
         self.average = self._copy()
 
     def _copy(self) -> dict[str, Tensor]:
@@ -523,7 +541,7 @@ def state_path(output: str | Path) -> Path:
     return output.with_name(output.stem + ".state.safetensors")
 
 
-def save_run(trainer: Trainer, output: Path) -> None:
+def save_run(trainer: Trainer, output: Path, half: bool = False) -> None:
     """Write the training state, then the checkpoint, both atomically.
 
     The checkpoint holds the averaged weights, and quantiles solved by bisection with the
@@ -546,7 +564,7 @@ def save_run(trainer: Trainer, output: Path) -> None:
     }
     if trainer.init:
         metadata["init"] = trainer.init
-    save_checkpoint(output, c.arch, c.n, c.m, parameters_of(model), metadata)
+    save_checkpoint(output, c.arch, c.n, c.m, parameters_of(model), metadata, half=half)
 
 
 def load_state(output: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -595,6 +613,7 @@ def train(
     log: Callable[[str], None] | None = None,
     device: str = "auto",
     tensorboard: str | Path | None = None,
+    half: bool = False,
 ) -> Trainer:
     """Train (or resume) a network; write `output` and, beside it, the training state.
 
@@ -612,6 +631,7 @@ def train(
         device: auto (a GPU where there is one), cpu or cuda.
         tensorboard: folder for TensorBoard's event files: loss, bpp, psnr and learning rate
             about every ten seconds.
+        half: store the checkpoint in float16; the training state keeps float32.
 
     Raises:
         UserError: unusable options, images or state; KeyboardInterrupt after SIGINT or
@@ -679,9 +699,9 @@ def train(
                     )
                 sums, count, logged = np.zeros(3), 0, now
             if now - saved >= save_every:
-                save_run(trainer, output)
+                save_run(trainer, output, half)
                 saved = now
-        save_run(trainer, output)
+        save_run(trainer, output, half)
     if interrupts:
         raise KeyboardInterrupt
     return trainer

@@ -85,6 +85,7 @@ def _import_quant() -> Any:
 @click.option("--resume", is_flag=True, help="Go on from the saved state of this run.")
 @click.option("--overwrite", is_flag=True, help="Start anew though a saved state exists.")
 @click.option("--save-every", default=60.0, show_default=True, help="Seconds between saves.")
+@click.option("--half", is_flag=True, help="Store the checkpoint in float16, half the size.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--tensorboard", metavar="DIR", help="Write TensorBoard's event files there.")
 @click.option("--threads", default=0, help="Threads to compute with (0: torch's choice).")
@@ -103,6 +104,7 @@ def command(
     resume: bool,
     overwrite: bool,
     save_every: float,
+    half: bool,
     device: str,
     tensorboard: str | None,
     threads: int,
@@ -156,6 +158,7 @@ def command(
         save_every=save_every,
         progress=not quiet,
         device=device,
+        half=half,
         tensorboard=tensorboard,
         log=None if quiet else lambda line: tqdm.write(line, file=sys.stderr),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -537,7 +540,8 @@ def test_zoo_names(monkeypatch, model, tmp_path):
     monkeypatch.setattr(
         torch.hub, "download_url_to_file", lambda url, dst, **_: torch.save(model.state_dict(), dst)
     )
-    assert load_checkpoint("bmshj2018-factorized-3")[:3] == ("bmshj2018-factorized", 4, 6)
+    for name in ("bmshj2018-factorized-3", "bmshj2018-factorized:4"):
+        assert load_checkpoint(name)[:3] == ("bmshj2018-factorized", 4, 6)
     with pytest.raises(UserError, match="qualities 1 to 8"):
         load_checkpoint("bmshj2018-factorized-q9")
 
@@ -547,6 +551,44 @@ def test_zoo_names(monkeypatch, model, tmp_path):
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(UserError, match="no network"):
         load_checkpoint("mbt2018-mean-1")
+    with pytest.raises(UserError) as error:
+        load_checkpoint("bmshj2018-hyperprior:3")
+    assert re.search(
+        rf"fetch https://\S+/(bmshj2018-hyperprior-3-\w+\.pth\.tar) .* "
+        rf"put it at {re.escape(str(tmp_path))}/checkpoints/\1\.$",
+        one_sentence(error),
+    )
+
+
+def test_half_precision_checkpoints(images, tmp_path):
+    config = TrainConfig(steps=2, **SMALL)
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    train(config, images, whole, progress=False)
+    train(config, images, half, progress=False, half=True)
+    assert half.stat().st_size < 0.7 * whole.stat().st_size
+    a, b = (load_checkpoint(path).state_dict for path in (whole, half))
+    for key, value in a.items():
+        assert b[key].dtype == torch.float32
+        assert torch.allclose(b[key], value, rtol=2**-11, atol=2**-24), key
+    # the state is whole: going on from it is going on from the other
+    for path in (whole, half):
+        train(
+            TrainConfig(**{**asdict(config), "steps": 3}), images, path, progress=False, resume=True
+        )
+    assert all(
+        torch.equal(value, load_state(half)[0][key]) for key, value in load_state(whole)[0].items()
+    )
+
+
+def test_a_checkpoint_says_which_runs_it_comes_from(images, tmp_path):
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    config = TrainConfig(steps=2, **SMALL)
+    train(config, images, files[0], progress=False)
+    for before, after in itertools.pairwise(files):
+        train(config, images, after, init=load_checkpoint(before), progress=False)
+    history = load_checkpoint(files[2]).metadata["init"]["history"]
+    assert [run["steps_done"] for run in history] == [2, 2]
+    assert {"arch", "lmbda", "lr", "optimizer"} <= history[0].keys()
 
 
 @pytest.mark.skipif(not START.exists(), reason="the starting weights are not here")
