@@ -21,6 +21,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
+from lichen import models  # noqa: E402
 from lichen.commands.train import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.quant.checkpoint import (  # noqa: E402
@@ -45,7 +46,9 @@ from lichen.quant.train import (  # noqa: E402
 from lichen.sim.golden import psnr  # noqa: E402
 from lichen.sim.images import list_images, pad_image  # noqa: E402
 
-START = Path(__file__).resolve().parents[3] / "shared/data/start/factorized-n64-m96-l0.013.pth"
+DATA = Path(__file__).resolve().parents[3] / "shared/data"
+START = DATA / "start/factorized-n64-m96-l0.013.pth"
+TRAIN = DATA / "train"
 SMALL = {"n": 4, "m": 6, "batch": 2, "patch": 64, "warmup": 5}
 
 
@@ -589,6 +592,29 @@ def test_a_checkpoint_says_which_runs_it_comes_from(images, tmp_path):
     history = load_checkpoint(files[2]).metadata["init"]["history"]
     assert [run["steps_done"] for run in history] == [2, 2]
     assert {"arch", "lmbda", "lr", "optimizer"} <= history[0].keys()
+
+
+@pytest.mark.slow
+def test_two_minutes_of_the_recipe(tmp_path):
+    """docs/training.md's first command, cut short: from noise to recognizable photographs."""
+    before = new_model("bmshj2018-factorized", 64, 96)
+    output = tmp_path / "run.safetensors"
+    recipe = ["--arch", "bmshj2018-factorized", "--n", "64", "--m", "96", "--lmbda", "0.013"]
+    images = TRAIN if TRAIN.is_dir() else models.folder() / "calibration"
+    result = CliRunner().invoke(
+        command,
+        [*recipe, "--images", str(images), "-o", str(output), "--minutes", "2", "--quiet"],
+    )
+    assert result.exit_code == 0, result.output
+    photograph = [models.photograph()]
+    start = evaluate_fp32(before, photograph)
+    end = evaluate_fp32(build_model(*load_checkpoint(output)[:4]), photograph)
+
+    def loss(result):
+        return result.bpp + 0.013 * 255**2 * 10 ** (-result.psnr / 10)
+
+    assert loss(end) < 0.2 * loss(start)
+    assert end.psnr > 22
 
 
 @pytest.mark.skipif(not START.exists(), reason="the starting weights are not here")
