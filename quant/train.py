@@ -643,6 +643,8 @@ def train(
     saved_state = load_state(output) if resume else None
     if saved_state is not None:
         _check_same_run(config, saved_state[1]["config"])
+    # A trained hyperprior's gradients run into denormal numbers, which halve the speed.
+    torch.set_flush_denormal(True)
     source = CropSource(list_images(images), patch=config.patch, downscale=config.downscale)
     trainer = Trainer(config, source, device)
     if saved_state is not None:
