@@ -460,13 +460,7 @@ def influence(transform: Transform, mask: npt.NDArray[np.bool_]) -> npt.NDArray[
         conv = stage.convolution
         spans = []
         for size in mask.shape:
-            out = np.arange(conv.output_size(size))
-            if conv.transposed:
-                last = (out + conv.padding) // conv.stride
-                first = -((conv.kernel - 1 - conv.padding - out) // conv.stride)
-            else:
-                first = out * conv.stride - conv.padding
-                last = first + conv.kernel - 1
+            first, last = conv.reach(np.arange(conv.output_size(size)))
             low = np.clip(first, 0, size)
             spans.append((low, np.maximum(low, np.clip(last + 1, 0, size))))
         (top, bottom), (left, right) = spans

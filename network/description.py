@@ -191,6 +191,23 @@ class Convolution(_Model):
             )
         return arithmetic.convolution_output_size(size, self.kernel, self.stride, self.padding)
 
+    def reach(self, out: Any) -> tuple[Any, Any]:
+        """First and last row (or column) of the input that row ``out`` of the output reads.
+
+        Padding counts: they may lie outside of the input. An array gives arrays.
+        """
+        if self.transposed:
+            first = -((self.kernel - 1 - self.padding - out) // self.stride)
+            return first, (out + self.padding) // self.stride
+        first = out * self.stride - self.padding
+        return first, first + self.kernel - 1
+
+    def complete(self, rows: int) -> int:
+        """How many rows of output the first ``rows`` rows of a longer input suffice for."""
+        if self.transposed:
+            return max(0, rows * self.stride - self.padding)
+        return max(0, (rows + self.padding - self.kernel) // self.stride + 1)
+
     def accumulator_range(self, source: Format) -> tuple[npt.NDArray, npt.NDArray]:
         """Per output channel, the least and greatest accumulator any input can cause.
 
