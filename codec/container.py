@@ -37,12 +37,17 @@ VERSION = 1
 SEGMENT_SYMBOLS = 1 << 16
 """Most symbols of a segment."""
 
+PARTS_MAX = 1 << 16
+"""Most parts of a file; images of `PIXELS_MAX` have a few thousand."""
+
 PROFILE_BYTES_MAX = 1 << 24
 """Largest ICC profile: what inflates to more is taken for an attack."""
 
 _FIXED = struct.Struct("<4sBBHII32sI")
 _PART = struct.Struct("<III")
 _CHECKSUM = struct.Struct("<I")
+
+_CHECKSUM_FAILS = "fails its checksum"
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -262,7 +267,8 @@ class Container:
         salvage : bool
             Decode what is undamaged, and tell of the rest, rather than refuse.
         max_pixels : int
-            Larger images are refused.
+            Larger images are refused. What counts is the padded image, which is what decoding
+            takes time and memory for.
 
         Raises ContainerError for damaged files, with the part that is, and for other networks.
         """
@@ -348,9 +354,13 @@ class Container:
                 f"the file was made with another network: it needs {header.digest[:16]}…, "
                 f"but {name} is {self.digest[:16]}…."
             )
-        if header.width * header.height > max_pixels:
+        factor = self.network.factor
+        rows, columns = ceil_div(header.height, factor), ceil_div(header.width, factor)
+        if rows * columns * factor**2 > max_pixels:
+            padded = f"{columns * factor} x {rows * factor}"
             raise ContainerError(
-                f"the file claims {header.width} x {header.height} pixels, more than {max_pixels}."
+                f"the file claims {header.width} x {header.height} pixels, which takes decoding "
+                f"{padded}, more than {max_pixels}."
             )
         expected = {
             Kind[name.upper()]: len(_bounds(int(np.prod(shape))))
@@ -375,26 +385,30 @@ class _Reader:
         self.container, self.header, self.data, self.salvage = container, header, data, salvage
         self.lost: list[str] = []
         self._masks: dict[str, npt.NDArray[np.bool_]] = {}
+        # all of them before anything is decoded, so that damage is refused at once
+        self._intact = {part: zlib.crc32(self._payload(part)) == part.checksum
+                        for part in header.parts}  # fmt: skip
+        if not salvage:
+            for part, intact in self._intact.items():
+                if not intact:
+                    self._lose(part, _CHECKSUM_FAILS)
 
     def _lose(self, part: Part, reason: str) -> None:
         if not self.salvage:
             raise ContainerError(f"the file is damaged: {part.name} {reason}.")
         self.lost.append(f"{part.name} {reason}")
 
-    def _payload(self, part: Part) -> bytes | None:
-        """A part's bytes, None if they are not the ones that were written."""
-        payload = self.data[part.offset : part.offset + part.length]
-        return payload if zlib.crc32(payload) == part.checksum else None
+    def _payload(self, part: Part) -> bytes:
+        return self.data[part.offset : part.offset + part.length]
 
     def plain(self, kind: Kind, unpack: Callable[[bytes], _T]) -> _T | None:
         """What a part that no network is needed for holds; None without one."""
         for part in self.header.of_kind(kind):
-            payload = self._payload(part)
-            if payload is None:
-                self._lose(part, "fails its checksum")
+            if not self._intact[part]:
+                self._lose(part, _CHECKSUM_FAILS)
                 continue
             try:
-                return unpack(payload)
+                return unpack(self._payload(part))
             except (zlib.error, ValueError):
                 self._lose(part, "cannot be unpacked")
         return None
@@ -410,13 +424,12 @@ class _Reader:
 
         def decode(task: tuple[Part, tuple[int, int]]) -> npt.NDArray[np.int32] | str:
             part, (first, last) = task
-            payload = self._payload(part)
-            if payload is None:
-                return "fails its checksum"
+            if not self._intact[part]:
+                return _CHECKSUM_FAILS
             if unsure is not None and unsure[first:last].any():
                 return "cannot be decoded without a z segment that is lost"
             try:
-                symbols = coder.decode(payload, rows[first:last])
+                symbols = coder.decode(self._payload(part), rows[first:last])
             except EntropyError:
                 return "does not decode"
             if limits and (symbols.min() < limits[0] or symbols.max() > limits[1]):
@@ -490,6 +503,8 @@ def inspect(data: bytes, *, truncated: bool = False) -> Header:
             f"the file is of version {version}, which this Lichen does not know "
             f"(it reads version {VERSION}), or it is damaged."
         )
+    if count > PARTS_MAX:
+        raise ContainerError(f"the file is damaged: it claims to have {count} parts.")
     end = _FIXED.size + count * _PART.size
     if len(data) < end + _CHECKSUM.size:
         raise ContainerError("the file is damaged: it ends within its header.")

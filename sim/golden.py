@@ -502,7 +502,7 @@ def stream_transform(
     _check_input(x, transform.input, transform.in_channels)
     sizes = transform.sizes(*x.shape[:2])
     step = _band_rows(transform, sizes)
-    bands: Iterator[Tensor] = (x[i : i + step] for i in range(0, len(x), step))
+    bands: Iterator[npt.NDArray] = (x[i : i + step] for i in range(0, len(x), step))
     for stage, source, (height, _) in zip(
         transform.stages, transform.sources, sizes[:-1], strict=True
     ):
