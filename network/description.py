@@ -15,12 +15,20 @@ All constructors validate; pydantic reports the path of the offending field, and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 
 from lichen.network import arithmetic
 from lichen.network.arithmetic import NORM_BITS, NormKind, signed_width
@@ -619,6 +627,24 @@ class Network(_Model):
     scale_thresholds: IntArray | None = None
     entropy: dict[str, EntropyTables] = {}
     provenance: dict[str, Any] = {}
+
+    _file_sha256: str | None = PrivateAttr(default=None)
+
+    @property
+    def file_sha256(self) -> str | None:
+        """Digest of the file that this is read from; None for a network that is not, or no more."""
+        return self._file_sha256
+
+    def came_from(self, sha256: str) -> None:
+        """Tell the digest of the file that this has been read from."""
+        self._file_sha256 = sha256
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, which with changes is no longer what is in the file."""
+        copy = super().model_copy(update=update, deep=deep)
+        if update:
+            copy._file_sha256 = None
+        return copy
 
     @model_validator(mode="after")
     def _check(self) -> Self:
