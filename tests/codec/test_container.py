@@ -16,7 +16,7 @@ from lichen.codec.picture import Picture
 from lichen.errors import UserError
 from lichen.network.description import Network
 from lichen.network.file import digest
-from lichen.sim.golden import analysis, estimate_bits, latent_shapes, reconstruct
+from lichen.sim.golden import analysis, code_latent, estimate_bits, latent_shapes, reconstruct
 from tests.codec.cases import KINDS, make_network, pattern
 
 
@@ -74,6 +74,25 @@ def test_bytes_are_as_documented(network):
     rows = np.frombuffer(zlib.decompress(payloads[3]), np.uint8).reshape(70, 90)
     assert np.array_equal(rows.cumsum(axis=0, dtype=np.uint8), picture.alpha)
     assert zlib.decompress(payloads[4]) == icc
+
+
+@pytest.mark.parametrize("extreme", ["lo", "hi", "both"])
+def test_any_latent_is_representable(network, extreme):
+    """The most that g_a can make, far outside of the tables, comes back exactly."""
+    output = network.transform("g_a").output
+    y = np.full((8, 12, network.m), getattr(output, extreme, output.lo), np.int32)
+    if extreme == "both":
+        y[::2, 1::2] = output.hi
+    latents = code_latent(network, y, 8 * 16, 12 * 16)
+    data = Container(network).pack(latents)
+    unpacked = Container(network).latents(data)
+    for one, two in zip(unpacked.segments, latents.segments, strict=True):
+        assert np.array_equal(one.symbols, two.symbols)
+    assert np.array_equal(codec.decode(data, network), reconstruct(network, latents))
+    tables = network.entropy["y"]
+    last = tables.offsets + tables.lengths - 3
+    symbols, rows = latents["y"].symbols, latents["y"].indices
+    assert ((symbols < tables.offsets[rows]) | (symbols > last[rows])).any()
 
 
 def test_segments_are_bounded(tiny_network, photo):
