@@ -169,7 +169,7 @@ class Decoded:
     damaged: npt.NDArray[np.bool_] | None = None
 
 
-def _bounds(symbols: int) -> list[tuple[int, int]]:
+def segment_bounds(symbols: int) -> list[tuple[int, int]]:
     """The ranges of symbols, in raster order, that are segments: as few and equal as can be."""
     count = ceil_div(symbols, SEGMENT_SYMBOLS)
     cuts = [symbols * i // count for i in range(count + 1)]
@@ -224,11 +224,15 @@ class Container:
         """The file of latents, with the alpha, profile and greyness of a picture.
 
         The latents may come from gateware; their indices must be those of this network.
+
+        Raises UserError for a profile that no decoder takes.
         """
+        if picture is not None and len(picture.icc or b"") > PROFILE_BYTES_MAX:
+            raise UserError(f"the ICC profile has more than {PROFILE_BYTES_MAX} bytes.")
         tasks = [
             (segment, *bounds)
             for segment in latents.segments
-            for bounds in _bounds(segment.symbols.size)
+            for bounds in segment_bounds(segment.symbols.size)
         ]
 
         def code(task: tuple[golden.Segment, int, int]) -> bytes:
@@ -363,7 +367,7 @@ class Container:
                 f"{padded}, more than {max_pixels}."
             )
         expected = {
-            Kind[name.upper()]: len(_bounds(int(np.prod(shape))))
+            Kind[name.upper()]: len(segment_bounds(int(np.prod(shape))))
             for name, shape in golden.latent_shapes(
                 self.network, header.height, header.width
             ).items()
@@ -416,7 +420,7 @@ class _Reader:
     def read(self, name: str, indices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """All symbols of z or y, 0 for those lost (see `golden.decode`)."""
         parts = self.header.of_kind(Kind[name.upper()])
-        bounds = _bounds(indices.size)
+        bounds = segment_bounds(indices.size)
         rows = indices.reshape(-1)
         coder = self.container._coders[name]
         limits = self.container._limits(name)
@@ -586,7 +590,8 @@ def encode(
     threads : int or None
         None takes one per processor; the bytes don't depend on it.
 
-    Raises UserError for networks that code no images, ValueError for what is no image.
+    Raises UserError for networks that code no images, and for images with floating-point samples
+    or a monstrous profile; ValueError for what is no image.
     """
     return Container(network, threads).encode(image)
 
@@ -594,7 +599,8 @@ def encode(
 def decode(data: bytes, network: Network, *, threads: int | None = None) -> npt.NDArray[np.uint8]:
     """Decode the bytes of a ``.lic`` file to an array, as `encode` takes it.
 
-    `Container.decode` gives the colour profile, too, and salvages damaged files.
+    `Container.decode` gives a PIL image and the colour profile, too, salvages damaged files, and
+    limits the size of what it decodes.
 
     Raises ContainerError for damaged files and other networks' files.
     """

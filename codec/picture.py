@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lichen.sim.images import DEEP_MODES, load_picture, rgb
 
@@ -50,8 +50,9 @@ class Picture:
     def of(image: Picture | Image.Image | npt.NDArray[np.uint8]) -> Picture:
         """A picture of a PIL image of any mode, or of an array.
 
-        Arrays are uint8 (height, width) for grey, or (height, width, channels) with one to four
-        channels: grey, grey and alpha, RGB, RGB and alpha.
+        The EXIF orientation of PIL images is applied. Arrays are uint8 (height, width) for grey,
+        or (height, width, channels) with one to four channels: grey, grey and alpha, RGB, RGB
+        and alpha.
 
         Raises ValueError for other arrays and images without pixels, UserError for images of
         floating-point samples, whose range nothing tells.
@@ -107,6 +108,8 @@ class Picture:
 
 
 def _of_pil(image: Image.Image) -> Picture:
+    # later there is no EXIF left that would tell
+    image = ImageOps.exif_transpose(image)
     if image.width == 0 or image.height == 0:
         raise ValueError(f"an image must have pixels, not be {image.width} x {image.height}")
     notes: list[str] = []

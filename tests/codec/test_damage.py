@@ -16,6 +16,7 @@ from lichen import codec, models
 from lichen.codec import container as container_module
 from lichen.codec.container import Container, ContainerError, Kind, influence, inspect
 from lichen.codec.picture import Picture
+from lichen.errors import UserError
 from lichen.sim.golden import analysis, run_transform
 from tests.codec.cases import KINDS, make_network, pattern
 
@@ -230,11 +231,16 @@ def test_forged_headers(small):
             container.decode(forge(data, at, value), max_pixels=1 << 16)
 
 
-def test_profiles_that_inflate_are_refused(tiny_network):
-    picture = Picture(pattern(4, 4), icc=bytes(container_module.PROFILE_BYTES_MAX + 1))
-    container = Container(tiny_network)
+def test_profiles_that_inflate_are_refused(tiny_network, monkeypatch):
+    most = container_module.PROFILE_BYTES_MAX
+    picture, container = Picture(pattern(4, 4), icc=bytes(most + 1)), Container(tiny_network)
+    with pytest.raises(UserError, match="ICC profile has more than"):
+        container.encode(picture)
+    monkeypatch.setattr(container_module, "PROFILE_BYTES_MAX", most + 1)
+    data = container.encode(picture)
+    monkeypatch.undo()
     with pytest.raises(ContainerError, match="ICC profile cannot be unpacked"):
-        container.decode(container.encode(picture))
+        container.decode(data)
 
 
 def test_symbols_that_no_network_makes(tiny_network):

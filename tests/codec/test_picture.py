@@ -93,15 +93,28 @@ def test_floating_point_is_refused(tmp_path):
         Picture.of(image)
 
 
-def test_orientation_is_applied(tmp_path, tiny_network):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied(orientation, tmp_path, tiny_network):
+    """In files and in images that Pillow has opened; the file has no orientation left."""
+    turned = {
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+        8: np.rot90,
+    }.get(orientation, lambda a: a)(pattern(16, 48))
     exif = Image.Exif()
-    exif[0x0112] = 6
-    image = pattern(16, 48)
-    Image.fromarray(image).save(tmp_path / "x.png", exif=exif)
-    picture = Picture.read(tmp_path / "x.png")
-    assert np.array_equal(picture.pixels, np.rot90(image, -1))
-    header = inspect(Container(tiny_network).encode(picture))
-    assert (header.width, header.height) == (16, 48)
+    exif[0x0112] = orientation
+    Image.fromarray(pattern(16, 48)).save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(Picture.read(tmp_path / "x.png").pixels, turned)
+    with Image.open(tmp_path / "x.png") as image:
+        assert np.array_equal(Picture.of(image).pixels, turned)
+        data = codec.encode(image, tiny_network)
+    header = inspect(data)
+    assert (header.height, header.width) == turned.shape[:2]
+    assert data == codec.encode(turned, tiny_network)
 
 
 def test_profiles(tiny_network):
