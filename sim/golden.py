@@ -93,6 +93,10 @@ Strip = tuple[tuple[slice, slice], Callable[[], npt.NDArray]]
 def _each(strips: Iterator[Strip], consume: Callable[..., None]) -> None:
     """``consume(where, sums)`` for every strip, on several threads."""
     blas = _blas()
+    if blas.threads == 1:
+        for where, sums in strips:
+            consume(where, sums())
+        return
     with blas.single_threaded(), ThreadPoolExecutor(blas.threads) as pool:
         for _ in pool.map(lambda strip: consume(strip[0], strip[1]()), strips):
             pass
