@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -42,6 +42,9 @@ PARTS_MAX = 1 << 16
 
 PROFILE_BYTES_MAX = 1 << 24
 """Largest ICC profile: what inflates to more is taken for an attack."""
+
+MARK = np.array([255, 0, 255], np.uint8)
+"""Colour of what is lost."""
 
 _FIXED = struct.Struct("<4sBBHII32sI")
 _PART = struct.Struct("<III")
@@ -167,6 +170,21 @@ class Decoded:
     picture: Picture
     lost: tuple[str, ...] = ()
     damaged: npt.NDArray[np.bool_] | None = None
+
+    def marked(self) -> Picture:
+        """The picture with what is damaged in opaque magenta, for which greys become colours."""
+        if self.damaged is None:
+            return self.picture
+        picture = self.picture
+        if picture.grey:
+            grey = replace(picture, alpha=None).array()
+            picture = replace(picture, pixels=np.dstack([grey] * 3), grey=False, icc=None)
+        marks, alpha = self.damaged[:, :, None], picture.alpha
+        return replace(
+            picture,
+            pixels=np.where(marks, MARK, picture.pixels),
+            alpha=None if alpha is None else np.where(self.damaged, np.uint8(255), alpha),
+        )
 
 
 def segment_bounds(symbols: int) -> list[tuple[int, int]]:

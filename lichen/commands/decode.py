@@ -150,10 +150,7 @@ def _decode(
         symbols = None if latents is None else container.latents(data, max_pixels=max_pixels)
     except ContainerError as error:
         raise UserError(f"{file}: {error}") from None
-    picture = decoded.picture
-    if decoded.damaged is not None:
-        picture.pixels[decoded.damaged] = (255, 0, 255)
-    write_image(target, picture.image())
+    write_image(target, decoded.marked().image())
     if latents is not None and symbols is not None:
         for segment in symbols.segments:
             buffer = io.BytesIO()

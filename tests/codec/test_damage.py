@@ -272,6 +272,23 @@ def test_salvage_keeps_what_it_can(tiny_network, photo, monkeypatch):
     assert container.decode(container.encode(image), salvage=True).damaged is None
 
 
+def test_marks(tiny_network, photo, monkeypatch):
+    """Magenta, also in greys and where the image is transparent; all else is as it was."""
+    monkeypatch.setattr(container_module, "SEGMENT_SYMBOLS", 48 * 12)
+    container = Container(tiny_network)
+    for image in (photo, photo[:, :, 0], np.dstack([photo, 0 * photo[:, :, 0]])):
+        data = bytearray(container.encode(image))
+        whole = container.decode(bytes(data))
+        assert whole.marked() is whole.picture
+        data[inspect(bytes(data)).parts[0].offset] ^= 1
+        salvaged = container.decode(bytes(data), salvage=True)
+        marked = np.asarray(salvaged.marked().image().convert("RGBA"))
+        expected = np.asarray(whole.picture.image().convert("RGBA"))
+        assert 0.1 < salvaged.damaged.mean() < 0.9
+        assert (marked[salvaged.damaged] == (255, 0, 255, 255)).all()
+        assert np.array_equal(marked[~salvaged.damaged], expected[~salvaged.damaged])
+
+
 @pytest.mark.parametrize("name", ["g_a", "g_s", "h_a", "h_s"])
 def test_influence_is_what_a_change_reaches(name):
     transform = make_network("mean-scale").transform(name)
