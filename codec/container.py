@@ -177,8 +177,8 @@ class Decoded:
             return self.picture
         picture = self.picture
         if picture.grey:
-            grey = replace(picture, alpha=None).array()
-            picture = replace(picture, pixels=np.dstack([grey] * 3), grey=False, icc=None)
+            pixels = np.dstack([picture.opaque()] * 3)
+            picture = replace(picture, pixels=pixels, grey=False, icc=None)
         marks, alpha = self.damaged[:, :, None], picture.alpha
         return replace(
             picture,

@@ -87,6 +87,10 @@ class Picture:
         found = _of_pil(picture)
         return replace(found, notes=(*notes, *found.notes))
 
+    def opaque(self) -> npt.NDArray[np.uint8]:
+        """`array` without alpha."""
+        return replace(self, alpha=None).array()
+
     def array(self) -> npt.NDArray[np.uint8]:
         """(height, width) or (height, width, 2 to 4), as `of` takes it."""
         colours = self.pixels

@@ -137,7 +137,7 @@ def _encode(
     if check:
         decoded = container.decode(data).picture
         if picture is not None:
-            row["psnr"] = min(psnr(picture.pixels, decoded.pixels), PSNR_EXACT)
+            row["psnr"] = min(psnr(picture.opaque(), decoded.opaque()), PSNR_EXACT)
     return row
 
 
