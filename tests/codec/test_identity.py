@@ -74,7 +74,9 @@ def test_in_other_surroundings(kernels, threads, others):
     assert report.endswith("16 of 16 golden vectors are equal\n")
     # the test is worth something only if the surroundings did change
     if sys.platform == "linux" and "openblas" in report:
-        assert f" {kernels.lower()}, " in report.lower()
+        # newer ones give some kernels another name
+        names = {kernels, {"Prescott": "Katmai"}.get(kernels, kernels)}
+        assert any(f" {name.lower()}, " in report.lower() for name in names)
         assert f", {min(threads, len(os.sched_getaffinity(0)))} threads" in report
 
 
