@@ -210,6 +210,18 @@ def test_same_names(here, capsys):
     assert not Path("more").exists()
 
 
+def test_interrupts_leave_nothing_behind(here, monkeypatch, capsys):
+    def interrupt(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Container, "pack", interrupt)
+    Path("x.lic").write_bytes(b"old")
+    assert run("encode", "x.png", "-o", "x.lic", "-m", "tiny") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert sorted(p.name for p in here.iterdir()) == ["x.lic", "x.png"]
+    assert Path("x.lic").read_bytes() == b"old"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "hyperprior", "mean-scale"])
 def test_gateware_makes_the_same_file(name, here, photo, capsys):
