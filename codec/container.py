@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -37,12 +37,20 @@ VERSION = 1
 SEGMENT_SYMBOLS = 1 << 16
 """Most symbols of a segment."""
 
+PARTS_MAX = 1 << 16
+"""Most parts of a file; images of `PIXELS_MAX` have a few thousand."""
+
 PROFILE_BYTES_MAX = 1 << 24
 """Largest ICC profile: what inflates to more is taken for an attack."""
+
+MARK = np.array([255, 0, 255], np.uint8)
+"""Colour of what is lost."""
 
 _FIXED = struct.Struct("<4sBBHII32sI")
 _PART = struct.Struct("<III")
 _CHECKSUM = struct.Struct("<I")
+
+_CHECKSUM_FAILS = "fails its checksum"
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -163,8 +171,23 @@ class Decoded:
     lost: tuple[str, ...] = ()
     damaged: npt.NDArray[np.bool_] | None = None
 
+    def marked(self) -> Picture:
+        """The picture with what is damaged in opaque magenta, for which greys become colours."""
+        if self.damaged is None:
+            return self.picture
+        picture = self.picture
+        if picture.grey:
+            pixels = np.dstack([picture.opaque()] * 3)
+            picture = replace(picture, pixels=pixels, grey=False, icc=None)
+        marks, alpha = self.damaged[:, :, None], picture.alpha
+        return replace(
+            picture,
+            pixels=np.where(marks, MARK, picture.pixels),
+            alpha=None if alpha is None else np.where(self.damaged, np.uint8(255), alpha),
+        )
 
-def _bounds(symbols: int) -> list[tuple[int, int]]:
+
+def segment_bounds(symbols: int) -> list[tuple[int, int]]:
     """The ranges of symbols, in raster order, that are segments: as few and equal as can be."""
     count = ceil_div(symbols, SEGMENT_SYMBOLS)
     cuts = [symbols * i // count for i in range(count + 1)]
@@ -219,11 +242,15 @@ class Container:
         """The file of latents, with the alpha, profile and greyness of a picture.
 
         The latents may come from gateware; their indices must be those of this network.
+
+        Raises UserError for a profile that no decoder takes.
         """
+        if picture is not None and len(picture.icc or b"") > PROFILE_BYTES_MAX:
+            raise UserError(f"the ICC profile has more than {PROFILE_BYTES_MAX} bytes.")
         tasks = [
             (segment, *bounds)
             for segment in latents.segments
-            for bounds in _bounds(segment.symbols.size)
+            for bounds in segment_bounds(segment.symbols.size)
         ]
 
         def code(task: tuple[golden.Segment, int, int]) -> bytes:
@@ -262,7 +289,8 @@ class Container:
         salvage : bool
             Decode what is undamaged, and tell of the rest, rather than refuse.
         max_pixels : int
-            Larger images are refused.
+            Larger images are refused. What counts is the padded image, which is what decoding
+            takes time and memory for.
 
         Raises ContainerError for damaged files, with the part that is, and for other networks.
         """
@@ -348,12 +376,16 @@ class Container:
                 f"the file was made with another network: it needs {header.digest[:16]}…, "
                 f"but {name} is {self.digest[:16]}…."
             )
-        if header.width * header.height > max_pixels:
+        factor = self.network.factor
+        rows, columns = ceil_div(header.height, factor), ceil_div(header.width, factor)
+        if rows * columns * factor**2 > max_pixels:
+            padded = f"{columns * factor} x {rows * factor}"
             raise ContainerError(
-                f"the file claims {header.width} x {header.height} pixels, more than {max_pixels}."
+                f"the file claims {header.width} x {header.height} pixels, which takes decoding "
+                f"{padded}, more than {max_pixels}."
             )
         expected = {
-            Kind[name.upper()]: len(_bounds(int(np.prod(shape))))
+            Kind[name.upper()]: len(segment_bounds(int(np.prod(shape))))
             for name, shape in golden.latent_shapes(
                 self.network, header.height, header.width
             ).items()
@@ -375,26 +407,30 @@ class _Reader:
         self.container, self.header, self.data, self.salvage = container, header, data, salvage
         self.lost: list[str] = []
         self._masks: dict[str, npt.NDArray[np.bool_]] = {}
+        # all of them before anything is decoded, so that damage is refused at once
+        self._intact = {part: zlib.crc32(self._payload(part)) == part.checksum
+                        for part in header.parts}  # fmt: skip
+        if not salvage:
+            for part, intact in self._intact.items():
+                if not intact:
+                    self._lose(part, _CHECKSUM_FAILS)
 
     def _lose(self, part: Part, reason: str) -> None:
         if not self.salvage:
             raise ContainerError(f"the file is damaged: {part.name} {reason}.")
         self.lost.append(f"{part.name} {reason}")
 
-    def _payload(self, part: Part) -> bytes | None:
-        """A part's bytes, None if they are not the ones that were written."""
-        payload = self.data[part.offset : part.offset + part.length]
-        return payload if zlib.crc32(payload) == part.checksum else None
+    def _payload(self, part: Part) -> bytes:
+        return self.data[part.offset : part.offset + part.length]
 
     def plain(self, kind: Kind, unpack: Callable[[bytes], _T]) -> _T | None:
         """What a part that no network is needed for holds; None without one."""
         for part in self.header.of_kind(kind):
-            payload = self._payload(part)
-            if payload is None:
-                self._lose(part, "fails its checksum")
+            if not self._intact[part]:
+                self._lose(part, _CHECKSUM_FAILS)
                 continue
             try:
-                return unpack(payload)
+                return unpack(self._payload(part))
             except (zlib.error, ValueError):
                 self._lose(part, "cannot be unpacked")
         return None
@@ -402,7 +438,7 @@ class _Reader:
     def read(self, name: str, indices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """All symbols of z or y, 0 for those lost (see `golden.decode`)."""
         parts = self.header.of_kind(Kind[name.upper()])
-        bounds = _bounds(indices.size)
+        bounds = segment_bounds(indices.size)
         rows = indices.reshape(-1)
         coder = self.container._coders[name]
         limits = self.container._limits(name)
@@ -410,13 +446,12 @@ class _Reader:
 
         def decode(task: tuple[Part, tuple[int, int]]) -> npt.NDArray[np.int32] | str:
             part, (first, last) = task
-            payload = self._payload(part)
-            if payload is None:
-                return "fails its checksum"
+            if not self._intact[part]:
+                return _CHECKSUM_FAILS
             if unsure is not None and unsure[first:last].any():
                 return "cannot be decoded without a z segment that is lost"
             try:
-                symbols = coder.decode(payload, rows[first:last])
+                symbols = coder.decode(self._payload(part), rows[first:last])
             except EntropyError:
                 return "does not decode"
             if limits and (symbols.min() < limits[0] or symbols.max() > limits[1]):
@@ -460,13 +495,7 @@ def influence(transform: Transform, mask: npt.NDArray[np.bool_]) -> npt.NDArray[
         conv = stage.convolution
         spans = []
         for size in mask.shape:
-            out = np.arange(conv.output_size(size))
-            if conv.transposed:
-                last = (out + conv.padding) // conv.stride
-                first = -((conv.kernel - 1 - conv.padding - out) // conv.stride)
-            else:
-                first = out * conv.stride - conv.padding
-                last = first + conv.kernel - 1
+            first, last = conv.reach(np.arange(conv.output_size(size)))
             low = np.clip(first, 0, size)
             spans.append((low, np.maximum(low, np.clip(last + 1, 0, size))))
         (top, bottom), (left, right) = spans
@@ -496,6 +525,8 @@ def inspect(data: bytes, *, truncated: bool = False) -> Header:
             f"the file is of version {version}, which this Lichen does not know "
             f"(it reads version {VERSION}), or it is damaged."
         )
+    if count > PARTS_MAX:
+        raise ContainerError(f"the file is damaged: it claims to have {count} parts.")
     end = _FIXED.size + count * _PART.size
     if len(data) < end + _CHECKSUM.size:
         raise ContainerError("the file is damaged: it ends within its header.")
@@ -577,7 +608,8 @@ def encode(
     threads : int or None
         None takes one per processor; the bytes don't depend on it.
 
-    Raises UserError for networks that code no images, ValueError for what is no image.
+    Raises UserError for networks that code no images, and for images with floating-point samples
+    or a monstrous profile; ValueError for what is no image.
     """
     return Container(network, threads).encode(image)
 
@@ -585,7 +617,8 @@ def encode(
 def decode(data: bytes, network: Network, *, threads: int | None = None) -> npt.NDArray[np.uint8]:
     """Decode the bytes of a ``.lic`` file to an array, as `encode` takes it.
 
-    `Container.decode` gives the colour profile, too, and salvages damaged files.
+    `Container.decode` gives a PIL image and the colour profile, too, salvages damaged files, and
+    limits the size of what it decodes.
 
     Raises ContainerError for damaged files and other networks' files.
     """

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
-from lichen.sim.images import load_picture, rgb
+from lichen.sim.images import DEEP_MODES, load_picture, rgb
 
-_GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_GREY_MODES = ("1", "L", "LA", "La", *DEEP_MODES)
 _PROFILE_SPACES = {True: b"GRAY", False: b"RGB "}
 
 
@@ -50,10 +50,12 @@ class Picture:
     def of(image: Picture | Image.Image | npt.NDArray[np.uint8]) -> Picture:
         """A picture of a PIL image of any mode, or of an array.
 
-        Arrays are uint8 (height, width) for grey, or (height, width, channels) with one to four
-        channels: grey, grey and alpha, RGB, RGB and alpha.
+        The EXIF orientation of PIL images is applied. Arrays are uint8 (height, width) for grey,
+        or (height, width, channels) with one to four channels: grey, grey and alpha, RGB, RGB
+        and alpha.
 
-        Raises ValueError for other arrays and images without pixels.
+        Raises ValueError for other arrays and images without pixels, UserError for images of
+        floating-point samples, whose range nothing tells.
         """
         if isinstance(image, Picture):
             return image
@@ -85,13 +87,17 @@ class Picture:
         found = _of_pil(picture)
         return replace(found, notes=(*notes, *found.notes))
 
+    def opaque(self) -> npt.NDArray[np.uint8]:
+        """`array` without alpha."""
+        return replace(self, alpha=None).array()
+
     def array(self) -> npt.NDArray[np.uint8]:
         """(height, width) or (height, width, 2 to 4), as `of` takes it."""
-        # ITU-R BT.601 luma in integers, as Pillow has it
-        weights = np.array([19595, 38470, 7471])
         colours = self.pixels
         if self.grey:
-            luma = (self.pixels.astype(np.int64) @ weights + 0x8000) >> 16
+            # ITU-R BT.601 luma in integers, as Pillow has it
+            red, green, blue = (self.pixels[:, :, i].astype(np.uint32) for i in range(3))
+            luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
             colours = luma.astype(np.uint8)[:, :, None]
         if self.alpha is not None:
             colours = np.concatenate([colours, self.alpha[:, :, None]], axis=2)
@@ -106,6 +112,8 @@ class Picture:
 
 
 def _of_pil(image: Image.Image) -> Picture:
+    # later there is no EXIF left that would tell
+    image = ImageOps.exif_transpose(image)
     if image.width == 0 or image.height == 0:
         raise ValueError(f"an image must have pixels, not be {image.width} x {image.height}")
     notes: list[str] = []
@@ -115,7 +123,11 @@ def _of_pil(image: Image.Image) -> Picture:
         notes.append("the ICC profile is dropped, because it is not for what the image becomes")
         icc = None
     alpha = None
-    if image.has_transparency_data:
+    key = image.info.get("transparency")
+    if image.mode in DEEP_MODES and isinstance(key, int):
+        # Pillow's own conversion clips deep samples
+        alpha = np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)
+    elif image.has_transparency_data:
         image = image.convert("LA" if grey and image.mode != "1" else "RGBA")
         alpha = np.asarray(image.getchannel("A"), dtype=np.uint8)
         image = image.convert("L" if grey else "RGB")

@@ -15,12 +15,20 @@ All constructors validate; pydantic reports the path of the offending field, and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 
 from lichen.network import arithmetic
 from lichen.network.arithmetic import NORM_BITS, NormKind, signed_width
@@ -190,6 +198,23 @@ class Convolution(_Model):
                 size, self.kernel, self.stride, self.padding, self.output_padding
             )
         return arithmetic.convolution_output_size(size, self.kernel, self.stride, self.padding)
+
+    def reach(self, out: Any) -> tuple[Any, Any]:
+        """First and last row (or column) of the input that row ``out`` of the output reads.
+
+        Padding counts: they may lie outside of the input. An array gives arrays.
+        """
+        if self.transposed:
+            first = -((self.kernel - 1 - self.padding - out) // self.stride)
+            return first, (out + self.padding) // self.stride
+        first = out * self.stride - self.padding
+        return first, first + self.kernel - 1
+
+    def complete(self, rows: int) -> int:
+        """How many rows of output the first ``rows`` rows of a longer input suffice for."""
+        if self.transposed:
+            return max(0, rows * self.stride - self.padding)
+        return max(0, (rows + self.padding - self.kernel) // self.stride + 1)
 
     def accumulator_range(self, source: Format) -> tuple[npt.NDArray, npt.NDArray]:
         """Per output channel, the least and greatest accumulator any input can cause.
@@ -602,6 +627,24 @@ class Network(_Model):
     scale_thresholds: IntArray | None = None
     entropy: dict[str, EntropyTables] = {}
     provenance: dict[str, Any] = {}
+
+    _file_sha256: str | None = PrivateAttr(default=None)
+
+    @property
+    def file_sha256(self) -> str | None:
+        """Digest of the file that this is read from; None for a network that is not, or no more."""
+        return self._file_sha256
+
+    def came_from(self, sha256: str) -> None:
+        """Tell the digest of the file that this has been read from."""
+        self._file_sha256 = sha256
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, which with changes is no longer what is in the file."""
+        copy = super().model_copy(update=update, deep=deep)
+        if update:
+            copy._file_sha256 = None
+        return copy
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -59,8 +59,12 @@ def dumps(network: Network) -> bytes:
 
 
 def digest(network: Network) -> str:
-    """SHA-256 (hexadecimal) of the network's file."""
-    return hashlib.sha256(dumps(network)).hexdigest()
+    """SHA-256 (hexadecimal) of the network's file: the one it was loaded from, if it was.
+
+    A later Lichen might write the same network in other bytes, so those of the file count: what
+    was coded with it is decoded by it.
+    """
+    return network.file_sha256 or hashlib.sha256(dumps(network)).hexdigest()
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
@@ -130,11 +134,13 @@ def load(path: str | Path) -> Network:
         ) from None
     try:
         tree = _attach(json.loads(metadata[HEADER]), tensors)
-        return Network.model_validate(tree)
+        network = Network.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{path} is not a valid network: {_first_error(error)}.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a valid network: {error}.") from None
+    network.came_from(hashlib.sha256(path.read_bytes()).hexdigest())
+    return network
 
 
 def _first_error(error: ValidationError) -> str:

@@ -3,14 +3,16 @@
 Sums of products run through BLAS in float32 where every partial sum is an integer below 2**24,
 and in float64 (below 2**53) otherwise; both are exact. Everything else is
 `lichen.network.arithmetic`, compiled. Strips of output rows are independent, and run on as many
-threads as BLAS would have used.
+threads as BLAS would have used. Large tensors go through a transform in bands of rows, each stage
+keeping the few input rows that its next band reads again, so that memory is bounded by the width
+of an image and not by its size.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +50,9 @@ Tensor = npt.NDArray[np.integer]
 FLOAT32_EXACT = 1 << 24
 STRIP_BYTES = 1 << 20
 """Size of an im2col strip: it should stay in the cache until it has been multiplied."""
+
+BAND_BYTES = 1 << 25
+"""Size that a band of rows may reach in any stage; small images are one band."""
 
 
 class _Blas:
@@ -88,6 +93,10 @@ Strip = tuple[tuple[slice, slice], Callable[[], npt.NDArray]]
 def _each(strips: Iterator[Strip], consume: Callable[..., None]) -> None:
     """``consume(where, sums)`` for every strip, on several threads."""
     blas = _blas()
+    if blas.threads == 1:
+        for where, sums in strips:
+            consume(where, sums())
+        return
     with blas.single_threaded(), ThreadPoolExecutor(blas.threads) as pool:
         for _ in pool.map(lambda strip: consume(strip[0], strip[1]()), strips):
             pass
@@ -195,66 +204,100 @@ def _matrix(weight: npt.NDArray) -> npt.NDArray[np.int64]:
     return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class _Band:
+    """Some rows of a tensor.
+
+    Attributes
+    ----------
+    rows : int array (rows, width, channels)
+    first : int
+        Which row of the tensor the first one is.
+    height : int
+        Of the tensor.
+    """
+
+    rows: npt.NDArray[np.integer]
+    first: int
+    height: int
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.rows)
+
+    def window(self, top: int, left: int, height: int, width: int, dtype: type) -> npt.NDArray:
+        """The part of the tensor that begins at (top, left), zeros where that lies outside of it.
+
+        Rows of the tensor that the band lacks are zeros, too.
+        """
+        window: npt.NDArray = np.zeros((height, width, self.rows.shape[2]), dtype=dtype)
+        y0, y1 = max(top, self.first), min(top + height, self.end)
+        x0, x1 = max(left, 0), min(left + width, self.rows.shape[1])
+        if y1 > y0 and x1 > x0:
+            window[y0 - top : y1 - top, x0 - left : x1 - left] = self.rows[
+                y0 - self.first : y1 - self.first, x0:x1
+            ]
+        return window
+
+
 def _convolve(
-    conv: Convolution,
-    source: Format,
-    x: Tensor,
+    conv: Convolution, source: Format, band: _Band, begin: int, end: int
 ) -> Iterator[Strip]:
-    """All sums of products of a convolution, without bias."""
-    height, width, _ = x.shape
-    out_height, out_width = conv.output_size(height), conv.output_size(width)
+    """All sums of products, without bias, of output rows ``begin .. end - 1``.
+
+    The band holds what they read. Strips count their rows from ``begin``.
+    """
+    width = band.rows.shape[1]
+    out_width = conv.output_size(width)
     s, p = conv.stride, conv.padding
     if not conv.transposed:
         product = _Product(_matrix(conv.weight), source.magnitude)
-        padded: npt.NDArray = np.zeros(
-            (height + 2 * p, width + 2 * p, x.shape[2]), dtype=product.dtype
-        )
-        padded[p : p + height, p : p + width] = x
-        for first, last, sums in _correlate(padded, conv.weight, product, s, out_height, out_width):
+        rows = (end - begin - 1) * s + conv.kernel
+        padded = band.window(begin * s - p, -p, rows, width + 2 * p, product.dtype)
+        for first, last, sums in _correlate(
+            padded, conv.weight, product, s, end - begin, out_width
+        ):
             yield (slice(first, last), slice(0, out_width)), sums
         return
     if 2 * conv.out_channels <= conv.in_channels:
-        yield from _scatter(conv, source, x)
+        yield from _scatter(conv, source, band, begin, end)
         return
     # Output o with o + p = q s + r sums x[q - j] w[r + j s] over j: one plain correlation with
     # every s-th tap, reversed, for each phase r; no inserted zero is ever multiplied.
     for ry in range(s):
         for rx in range(s):
             taps = conv.weight[:, :, ry::s, rx::s][:, :, ::-1, ::-1]
-            qy, qx = ceil_div(p - ry, s), ceil_div(p - rx, s)
-            ys = slice(qy * s + ry - p, out_height, s)
+            qy, qx = ceil_div(begin + p - ry, s), ceil_div(p - rx, s)
+            ys = slice(qy * s + ry - p - begin, end - begin, s)
             xs = slice(qx * s + rx - p, out_width, s)
-            rows_here, columns_here = len(range(out_height)[ys]), len(range(out_width)[xs])
+            rows_here, columns_here = len(range(end - begin)[ys]), len(range(out_width)[xs])
             if not rows_here or not columns_here:
                 continue
-            _, channels, ky, kx = taps.shape
+            _, _, ky, kx = taps.shape
             if ky == 0 or kx == 0:
                 shape = (rows_here * columns_here, conv.out_channels)
                 yield (ys, xs), functools.partial(np.zeros, shape, np.float32)
                 continue
             product = _Product(_matrix(taps), source.magnitude)
-            # rows q - ky + 1 .. q for q = qy .. qy + rows_here - 1
-            top, left = ky - 1 - qy, kx - 1 - qx
-            padded = np.zeros(
-                (rows_here + ky - 1, columns_here + kx - 1, channels), dtype=product.dtype
+            # the first sums read rows qy - ky + 1 .. qy
+            padded = band.window(
+                qy - ky + 1, qx - kx + 1, rows_here + ky - 1, columns_here + kx - 1, product.dtype
             )
-            y0, x0 = max(0, -top), max(0, -left)
-            y1, x1 = min(height, len(padded) - top), min(width, padded.shape[1] - left)
-            if y1 > y0 and x1 > x0:
-                padded[y0 + top : y1 + top, x0 + left : x1 + left] = x[y0:y1, x0:x1]
             for first, last, sums in _correlate(padded, taps, product, 1, rows_here, columns_here):
                 yield (slice(ys.start + first * s, ys.start + last * s, s), xs), sums
 
 
-def _scatter(conv: Convolution, source: Format, x: Tensor) -> Iterator[Strip]:
+def _scatter(
+    conv: Convolution, source: Format, band: _Band, begin: int, end: int
+) -> Iterator[Strip]:
     """`_convolve` for a transposed convolution with few outputs.
 
     Here gathering would copy each input for every tap, so every input is multiplied by all taps
     first, and the few products are added where they belong: output o with o + p = q s + r gets,
     for each j, input q - j times tap r + j s.
     """
-    height, width, channels = x.shape
-    out_height, out_width = conv.output_size(height), conv.output_size(width)
+    _, width, channels = band.rows.shape
+    out_width = conv.output_size(width)
     s, p, kernel, outputs = conv.stride, conv.padding, conv.kernel, conv.out_channels
     weight = conv.weight.astype(np.int64)
     bound = int((np.abs(weight).sum(axis=(1, 2, 3)) * source.magnitude).max())
@@ -262,15 +305,14 @@ def _scatter(conv: Convolution, source: Format, x: Tensor) -> Iterator[Strip]:
     # (ky, kx, out) planes of positions
     taps = weight.transpose(2, 3, 0, 1).reshape(-1, channels).astype(dtype)
     before = ceil_div(kernel, s) - 1
-    q_rows, q_columns = (out_height - 1 + p) // s + 1, (out_width - 1 + p) // s + 1
-    # padded row i holds input row i - before
-    shape = (before + max(q_rows, height), before + max(q_columns, width), channels)
-    padded: npt.NDArray = np.zeros(shape, dtype=dtype)
-    padded[before : before + height, before : before + width] = x
-    columns = shape[1]
+    q_begin, q_end = (begin + p) // s, (end - 1 + p) // s + 1
+    q_columns = (out_width - 1 + p) // s + 1
+    columns = before + q_columns
+    # its first row is row q_begin - before of the input
+    padded = band.window(q_begin - before, -before, before + q_end - q_begin, columns, dtype)
 
     def sums(q0: int, q1: int, o0: int, o1: int) -> npt.NDArray:
-        rows = padded[q0 : q1 + before].reshape(-1, channels)
+        rows = padded[q0 - q_begin : q1 - q_begin + before].reshape(-1, channels)
         planes = (taps @ rows.T).reshape(kernel, kernel, outputs, q1 - q0 + before, columns)
         total: npt.NDArray[Any] = np.zeros((outputs, (q1 - q0) * s, q_columns * s), dtype=dtype)
         for ky in range(kernel):
@@ -284,11 +326,12 @@ def _scatter(conv: Convolution, source: Format, x: Tensor) -> Iterator[Strip]:
         return np.ascontiguousarray(part.transpose(1, 2, 0)).reshape(-1, outputs)
 
     step = max(1, STRIP_BYTES // (columns * len(taps) * padded.itemsize))
-    for q0 in range(0, q_rows, step):
-        q1 = min(q_rows, q0 + step)
-        o0, o1 = max(0, q0 * s - p), min(out_height, q1 * s - p)
+    for q0 in range(q_begin, q_end, step):
+        q1 = min(q_end, q0 + step)
+        o0, o1 = max(begin, q0 * s - p), min(end, q1 * s - p)
         if o1 > o0:
-            yield (slice(o0, o1), slice(0, out_width)), functools.partial(sums, q0, q1, o0, o1)
+            where = (slice(o0 - begin, o1 - begin), slice(0, out_width))
+            yield where, functools.partial(sums, q0, q1, o0, o1)
 
 
 def _requantize(
@@ -356,10 +399,13 @@ def _check_input(x: Tensor, source: Format, channels: int) -> None:
         )
 
 
-def _run_stage(stage: Stage, source: Format, x: Tensor) -> npt.NDArray[np.int32]:
+def _run_rows(
+    stage: Stage, source: Format, band: _Band, begin: int, end: int
+) -> npt.NDArray[np.int32]:
+    """Rows ``begin .. end - 1`` of a stage's output; the band holds what they read."""
     conv = stage.convolution
-    height, width = conv.output_size(x.shape[0]), conv.output_size(x.shape[1])
-    out = np.empty((height, width, conv.out_channels), dtype=np.int32)
+    width = conv.output_size(band.rows.shape[1])
+    out = np.empty((end - begin, width, conv.out_channels), dtype=np.int32)
     norm = None
     if stage.normalization is not None:
         norm = _Normalizer(stage.normalization, stage.requantizer.output)
@@ -371,8 +417,29 @@ def _run_stage(stage: Stage, source: Format, x: Tensor) -> npt.NDArray[np.int32]
         block = out[where]
         block[...] = y.reshape(block.shape)
 
-    _each(_convolve(conv, source, x), finish)
+    _each(_convolve(conv, source, band, begin, end), finish)
     return out
+
+
+def _run_stage(
+    stage: Stage, source: Format, height: int, bands: Iterable[Tensor]
+) -> Iterator[npt.NDArray[np.int32]]:
+    """A stage's output, top to bottom, as its input of so many rows comes in."""
+    conv = stage.convolution
+    out_height = conv.output_size(height)
+    held, first, done = None, 0, 0
+    for rows in bands:
+        held = rows if held is None or not len(held) else np.concatenate([held, rows])
+        band = _Band(held, first, height)
+        ready = out_height
+        if band.end < height:
+            ready = min(out_height, conv.complete(band.end))
+        if ready > done:
+            yield _run_rows(stage, source, band, done, ready)
+            done = ready
+        # what no further row reads goes
+        keep = min(max(conv.reach(done)[0], first), band.end)
+        held, first = held[keep - first :], keep
 
 
 def trace_stage(stage: Stage, source: Format, x: Tensor) -> StageTrace:
@@ -394,7 +461,7 @@ def trace_stage(stage: Stage, source: Format, x: Tensor) -> StageTrace:
         block = acc[where]
         block[...] = sums.reshape(block.shape).astype(np.int64)
 
-    _each(_convolve(conv, source, x), keep)
+    _each(_convolve(conv, source, _Band(x, 0, len(x)), 0, height), keep)
     rows = acc.reshape(-1, conv.out_channels)
     y = _requantize(rows.astype(np.float64), conv, stage.requantizer)
     norm, out = None, y
@@ -422,7 +489,41 @@ def run_transform(transform: Transform, x: Tensor) -> npt.NDArray[np.int32]:
 
     Raises ValueError when the input does not suit the transform.
     """
-    return run_stages(transform, x)[-1]
+    sizes = transform.sizes(*x.shape[:2])
+    out = np.empty((*sizes[-1], transform.out_channels), dtype=np.int32)
+    for first, rows in stream_transform(transform, x):
+        out[first : first + len(rows)] = rows
+    return out
+
+
+def stream_transform(
+    transform: Transform, x: Tensor
+) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+    """`run_transform` a band at a time: the number of its first row, and its rows.
+
+    The bands follow each other from top to bottom. Nothing larger than they are is held.
+    """
+    _check_input(x, transform.input, transform.in_channels)
+    sizes = transform.sizes(*x.shape[:2])
+    step = _band_rows(transform, sizes)
+    bands: Iterator[npt.NDArray] = (x[i : i + step] for i in range(0, len(x), step))
+    for stage, source, (height, _) in zip(
+        transform.stages, transform.sources, sizes[:-1], strict=True
+    ):
+        bands = _run_stage(stage, source, height, bands)
+    first = 0
+    for rows in bands:
+        yield first, rows
+        first += len(rows)
+
+
+def _band_rows(transform: Transform, sizes: list[tuple[int, int]]) -> int:
+    """How many rows of input to take at a time, ``sizes`` being those of all tensors."""
+    height = sizes[0][0]
+    channels = [transform.in_channels] + [s.convolution.out_channels for s in transform.stages]
+    largest = max(4 * h * w * c for (h, w), c in zip(sizes, channels, strict=True))
+    count = ceil_div(largest, BAND_BYTES)
+    return ceil_div(height, min(count, height))
 
 
 def run_stages(transform: Transform, x: Tensor) -> list[npt.NDArray[np.int32]]:
@@ -431,7 +532,7 @@ def run_stages(transform: Transform, x: Tensor) -> list[npt.NDArray[np.int32]]:
     transform.sizes(*x.shape[:2])
     outputs = []
     for stage, source in zip(transform.stages, transform.sources, strict=True):
-        x = _run_stage(stage, source, x)
+        (x,) = _run_stage(stage, source, len(x), [x])
         outputs.append(x)
     return outputs
 
@@ -572,8 +673,11 @@ def synthesis(
     """The image (height, width, 3) of symbols of y and, where there are any, their means."""
     g_s = network.transform("g_s")
     read = synthesis_input(symbols, means, network.latent_fraction, g_s.input)
-    pixels = run_transform(g_s, read)
-    return pixels[:height, :width].astype(np.uint8)
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for first, rows in stream_transform(g_s, read):
+        part = pixels[first : first + len(rows)]
+        part[...] = rows[: len(part), :width]
+    return pixels
 
 
 def decode(
@@ -649,5 +753,9 @@ def psnr(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio in dB of two 8-bit images; infinite when they are equal."""
     if a.shape != b.shape:
         raise ValueError(f"the images must have the same shape, not {a.shape} and {b.shape}")
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    total = 0
+    for one, two in zip(a, b, strict=True):
+        difference = one.astype(np.int64) - two
+        total += int(np.square(difference).sum())
+    error = total / a.size
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))

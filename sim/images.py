@@ -17,11 +17,14 @@ from lichen.network.file import write_atomically
 PIXELS_MAX = 1 << 28
 """Largest image read: a header that claims more is taken for an attack."""
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm")
+EXTENSIONS = (
+    ".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
 """Which files of a folder are images."""
 
 _REDUCED = "reduced to 8 bits per channel"
-_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+"""Pillow's modes for grey samples of 16 bits."""
 
 
 def list_images(folder: str | Path, extensions: Sequence[str] = EXTENSIONS) -> list[Path]:
@@ -62,8 +65,9 @@ def load_picture(path: str | Path) -> tuple[Image.Image, list[str]]:
                     notes.append(f"only the first of {frames} frames is used")
                 # Pillow keeps the upper byte of deep colour samples, and says so nowhere else
                 deep = any(";16" in str(tile[-1]) for tile in getattr(opened, "tile", ()))
-                if deep and opened.mode not in _DEEP:
+                if deep and opened.mode not in DEEP_MODES:
                     notes.append(_REDUCED)
+                _refuse_floats(opened, path)
                 opened.load()
                 # a transposed or a plain copy, in any case one that outlives the file
                 picture = ImageOps.exif_transpose(opened)
@@ -74,6 +78,14 @@ def load_picture(path: str | Path) -> tuple[Image.Image, list[str]]:
         raise UserError(f"{path} claims more than {PIXELS_MAX} pixels.") from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}).") from None
+
+
+def _refuse_floats(picture: Image.Image, name: str | Path) -> None:
+    if picture.mode == "F":
+        raise UserError(
+            f"{name} has floating-point samples, and nothing tells their range; convert it to "
+            "8 or 16 bits first."
+        )
 
 
 def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
@@ -98,7 +110,8 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
 
 def rgb(picture: Image.Image, notes: list[str]) -> npt.NDArray[np.uint8]:
     """A picture as 8-bit RGB (height, width, 3); the notes get what was given up."""
-    if picture.mode in _DEEP:
+    _refuse_floats(picture, "the image")
+    if picture.mode in DEEP_MODES:
         notes.append(_REDUCED)
         deep = np.asarray(picture).astype(np.float64)
         # 16-bit files arrive as 0 .. 65535 whatever Pillow calls the mode

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,28 +61,44 @@ def batch(
 ) -> list[tuple[Path, Path]]:
     """Files to read and to write: one and one, or many into a folder, which is made.
 
-    Folders among the sources stand for their files with these extensions (None: images').
+    Folders among the sources stand for their files with these extensions (None: images'), not
+    for those of folders within. Of files that differ in nothing but their extension, it becomes
+    part of the new name.
 
     Raises UserError for sources that are not there, and where two would make the same file.
     """
     from lichen.sim.images import EXTENSIONS, list_images
 
+    wanted = EXTENSIONS if extensions is None else extensions
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            files += list_images(source, EXTENSIONS if extensions is None else extensions)
+            found = list_images(source, wanted)
+            files += found
+            others = {p.name for p in source.iterdir() if p.is_file() and p.name[0] != "."}
+            others -= {p.name for p in found}
+            if others:
+                some = ", ".join(sorted(others)[:3]) + (", ..." if len(others) > 3 else "")
+                kind = "an image" if extensions is None else " or ".join(extensions)
+                click.echo(f"{source}: left alone, not {kind} by name: {some}", err=True)
         else:
             files.append(source)
     if len(sources) == 1 and not sources[0].is_dir() and not output.is_dir():
         if not output.parent.is_dir():
             raise UserError(f"cannot write {output}: the folder {output.parent} does not exist.")
         return [(files[0], output)]
-    tasks = [(file, output / f"{file.stem}{suffix}") for file in files]
-    made: dict[Path, Path] = {}
-    for file, target in tasks:
-        if target in made:
-            raise UserError(f"{made[target]} and {file} would both become {target}.")
-        made[target] = file
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file; several files or a folder need a folder to go to.")
+    # what a file system may take for the same name counts as the same
+    stems = Counter(file.stem.casefold() for file in files)
+    tasks = []
+    made: dict[str, Path] = {}
+    for file in files:
+        name = file.name if stems[file.stem.casefold()] > 1 else file.stem
+        tasks.append((file, output / f"{name}{suffix}"))
+        if name.casefold() in made:
+            raise UserError(f"{made[name.casefold()]} and {file} would both become {tasks[-1][1]}.")
+        made[name.casefold()] = file
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -115,6 +133,13 @@ def batch_report(
     )
     if failures:
         raise UserError(f"{len(failures)} of {len(rows) + len(failures)} files failed.")
+
+
+def note(sentence: str) -> None:
+    """Say something beside a progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(sentence, file=sys.stderr)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     "--latents", metavar="FILE.npy", type=click.Path(path_type=Path),
     help="Also write the symbols y as a NumPy array (those of z, if any, as FILE.z.npy).",
 )  # fmt: skip
+@click.option(
+    "--max-pixels", type=click.IntRange(min=1), metavar="N",
+    help="Refuse images that are larger, padding included: a guard against files from strangers "
+    "[default: 268435456].",
+)  # fmt: skip
 @_options.coding_threads
 @_options.json_file
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -42,35 +47,45 @@ def command(
     engine: str,
     salvage: bool,
     latents: Path | None,
+    max_pixels: int | None,
     threads: int | None,
     json_file: str | None,
     quiet: bool,
 ) -> None:
     """Decompress .lic files.
 
-    The network is found among the shipped ones by the digest in the file, unless named.
+    The network is found among the shipped ones by the digest in the file, unless named. Files
+    that are there already are replaced.
 
     Exit status: 0 only if every file was decoded whole; 1 if some were salvaged with losses; 2
     for unusable arguments or files.
     """
     from tqdm import tqdm
 
-    from lichen.sim.images import image_format
+    from lichen.sim.images import PIXELS_MAX, image_format
 
     if engine == "verilator":
         raise UserError("there is no gateware for decoding yet; use --engine golden.")
     if engine != "golden":
         raise UserError(f"there is no engine {engine}; use golden.")
     tasks = _options.batch(files, output, ".png", extensions=(".lic",))
-    if latents is not None and len(tasks) > 1:
-        raise UserError("--latents writes those of one file; name only one.")
+    if latents is not None:
+        if len(tasks) > 1:
+            raise UserError("--latents writes those of one file; name only one.")
+        if latents.suffix != ".npy" or not latents.parent.is_dir():
+            raise UserError(
+                f"cannot write symbols to {latents}; use FILE.npy in a folder there is."
+            )
     image_format(tasks[0][1])
+    most = PIXELS_MAX if max_pixels is None else max_pixels
     containers: dict[str, Container] = {}
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    for file, target in tqdm(tasks, unit="image", disable=quiet or len(tasks) == 1):
+    # None: no bar where nobody would see it
+    hidden = True if quiet or len(tasks) == 1 else None
+    for file, target in tqdm(tasks, unit="image", disable=hidden):
         try:
-            rows.append(_decode(containers, net, file, target, threads, salvage, latents))
+            rows.append(_decode(containers, net, file, target, threads, salvage, latents, most))
         except UserError as error:
             if len(tasks) == 1:
                 raise
@@ -114,6 +129,7 @@ def _decode(
     threads: int | None,
     salvage: bool,
     latents: Path | None,
+    max_pixels: int,
 ) -> dict[str, Any]:
     """Decode one file, write the image, and return what is to be said of it."""
     import io
@@ -129,15 +145,12 @@ def _decode(
         header = inspect(data, truncated=salvage)
         container = _container(containers, net, header.digest, threads)
         begin = time.monotonic()
-        decoded = container.decode(data, salvage=salvage)
+        decoded = container.decode(data, salvage=salvage, max_pixels=max_pixels)
         seconds = time.monotonic() - begin
-        symbols = None if latents is None else container.latents(data)
+        symbols = None if latents is None else container.latents(data, max_pixels=max_pixels)
     except ContainerError as error:
         raise UserError(f"{file}: {error}") from None
-    picture = decoded.picture
-    if decoded.damaged is not None:
-        picture.pixels[decoded.damaged] = (255, 0, 255)
-    write_image(target, picture.image())
+    write_image(target, decoded.marked().image())
     if latents is not None and symbols is not None:
         for segment in symbols.segments:
             buffer = io.BytesIO()

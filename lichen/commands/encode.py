@@ -58,7 +58,7 @@ def command(
     IMAGE is an image file or a folder of images. Alpha is kept without loss, grey images stay
     grey, EXIF orientation is applied and an ICC profile kept. An IMAGE of symbols, FILE.npy as
     lichen decode --latents writes it, is coded as it is (with --size; a hyperprior model's z lie
-    beside it as FILE.z.npy).
+    beside it as FILE.z.npy). Files that are there already are replaced.
 
     Exit status: 0 only if every image was coded; 2 for unusable arguments or images.
     """
@@ -71,22 +71,23 @@ def command(
     if engine not in ("golden", "verilator"):
         raise UserError(f"there is no engine {engine}; use golden or verilator.")
     tasks = _options.batch(images, output, ".lic")
-    if tasks[0][1].suffix != ".lic":
+    if tasks[0][1].suffix.lower() != ".lic":
         raise UserError(f"{output} is no name for a compressed file; use FILE.lic.")
     name = models.DEFAULT if net is None else net
     container = Container(models.load_network(name), threads)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    for image, target in tqdm(tasks, unit="image", disable=quiet or len(tasks) == 1):
+    # None: no bar where nobody would see it
+    hidden = True if quiet or len(tasks) == 1 else None
+    for image, target in tqdm(tasks, unit="image", disable=hidden):
         try:
-            rows.append(_encode(container, name, image, target, engine, size, check))
+            row = _encode(container, name, image, target, engine, size, check)
+            write_atomically(target, row.pop("data"))
+            rows.append(row)
         except UserError as error:
             if len(tasks) == 1:
                 raise
             failures.append(str(error))
-            continue
-        data = rows[-1].pop("data")
-        write_atomically(target, data)
     _options.batch_report(rows, failures, json_file, _sentence)
 
 
@@ -111,7 +112,7 @@ def _encode(
     else:
         picture = Picture.read(source)
         for note in picture.notes:
-            click.echo(f"{source}: {note}", err=True)
+            _options.note(f"{source}: {note}")
         begin = time.monotonic()
         if engine == "golden":
             latents = analysis(container.network, picture.pixels)
@@ -136,7 +137,7 @@ def _encode(
     if check:
         decoded = container.decode(data).picture
         if picture is not None:
-            row["psnr"] = min(psnr(picture.pixels, decoded.pixels), PSNR_EXACT)
+            row["psnr"] = min(psnr(picture.opaque(), decoded.opaque()), PSNR_EXACT)
     return row
 
 
@@ -158,7 +159,7 @@ def _symbols(container: Container, source: Path, size: str | None) -> Latents:
             symbols[key] = np.load(file, allow_pickle=False)
         except FileNotFoundError:
             raise UserError(f"{file} does not exist; it should hold the symbols {key}.") from None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, MemoryError) as error:
             raise UserError(f"{file} cannot be read as an array ({error}).") from None
     return container.from_symbols(symbols, int(match[2]), int(match[1]))
 
@@ -176,16 +177,15 @@ def _gateware(container: Container, name: str, picture: Picture) -> Latents:
             design.transform,
             design.folding,
             pad_image(picture.pixels, container.network.factor),
-            progress=lambda sentence: click.echo(sentence, err=True),
+            progress=_options.note,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the gateware could not be simulated: {error}.") from None
     if run.faults or run.latents is None:
         raise UserError(f"the simulated gateware is at fault: {'; '.join(run.faults)}.")
-    click.echo(
+    _options.note(
         f"g_a ran in simulated gateware ({run.cycles} cycles in Verilator), "
-        "the rest in the golden model.",
-        err=True,
+        "the rest in the golden model."
     )
     return code_latent(container.network, run.latents, picture.height, picture.width)
 

@@ -17,6 +17,7 @@ from lichen.network.file import save
 from lichen.network.random import random_hyperprior
 from lichen.sim.golden import psnr
 from lichen.sim.images import read_image
+from tests.codec.cases import make_network
 
 
 @pytest.fixture
@@ -98,8 +99,13 @@ def test_alpha_grey_and_profile_survive(here, photo):
     Image.fromarray(rgba).save("a.png", icc_profile=icc)
     Image.fromarray(photo[:, :, 0]).save("g.jpg")
     for name in ("a.png", "g.jpg"):
-        assert run("encode", name, "-o", "x.lic", "--no-check") == 0
+        assert run("encode", name, "-o", "x.lic", "--json", "x.json") == 0
         assert run("decode", "x.lic", "-o", f"back-{name}.png") == 0
+        # of what becomes of the image, and not of the colours that the network makes of greys
+        with Image.open(name) as image, Image.open(f"back-{name}.png") as back:
+            mode = "L" if name == "g.jpg" else "RGB"
+            one, two = np.asarray(image.convert(mode)), np.asarray(back.convert(mode))
+        assert json.loads(Path("x.json").read_text())["psnr"] == psnr(one, two)
     with Image.open("back-a.png.png") as back:
         assert back.mode == "RGBA"
         assert np.array_equal(np.asarray(back)[:, :, 3], rgba[:, :, 3])
@@ -144,6 +150,8 @@ def test_damaged_files(here, monkeypatch, capsys):
         (["encode", "x.png", "-o", "x.lic", "-m", "nix"], "nix is neither"),
         (["encode", "x.png", "-o", "x.lic", "--engine", "x"], "there is no engine x"),
         (["encode", "x.png", "x.png", "-o", "out"], "would both become"),
+        (["encode", "x.png", "empty", "-o", "s.npy"], "holds no images"),
+        (["encode", "x.png", "x.jpg", "-o", "s.npy"], "s.npy is a file"),
         (["encode", "s.npy", "-o", "x.lic"], "--size 768x512"),
         (["encode", "s.npy", "-o", "x.lic", "--size", "16x16"], "s.npy cannot be read"),
         (["encode", "empty", "-o", "out"], "holds no images"),
@@ -153,6 +161,9 @@ def test_damaged_files(here, monkeypatch, capsys):
         (["decode", "good.lic", "-o", "x.png", "-m", "net.lichen"], "made with another network"),
         (["decode", "other.lic", "-o", "x.png"], "which is none of the shipped ones"),
         (["decode", "good.lic", "-o", "x.png", "--engine", "verilator"], "no gateware for dec"),
+        (["decode", "good.lic", "-o", "x.png", "--max-pixels", "255"], "more than 255"),
+        (["decode", "good.lic", "-o", "x.png", "--latents", "y.txt"], "use FILE.npy"),
+        (["decode", "good.lic", "-o", "x.png", "--latents", "no/y.npy"], "cannot write symbols"),
         (["decode", "empty", "-o", "x"], "holds no images (looked for .lic)"),
         (["info", "x.png"], "this is not a .lic file"),
         (["info", "empty"], "is a folder"),
@@ -164,17 +175,60 @@ def test_bad_input_exits_2_with_one_sentence(arguments, reason, here, tiny_netwo
     other = random_hyperprior(7, n=4, m=6)
     save(other, "net.lichen")
     Path("good.lic").write_bytes(Container(tiny_network).encode(photo[:16, :16]))
+    Image.fromarray(photo[:9, :9]).save("x.jpg")
     Path("other.lic").write_bytes(Container(other).encode(photo[:16, :16]))
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("lichen: ")
     assert reason in error
     assert error.count("\n") == 1
+    assert not Path("x.lic").exists()
+    assert not list(here.glob("*.part"))
+
+
+def test_batches_go_on_after_failed_writes(here, capsys):
+    Path("out/x.lic").mkdir(parents=True)  # in the way
+    Path("y.png").write_bytes(Path("x.png").read_bytes())
+    assert run("encode", "x.png", "y.png", "-o", "out", "-m", "tiny", "--quiet") == 2
+    error = capsys.readouterr().err
+    assert "cannot write out/x.lic" in error
+    assert "1 of 2 files failed" in error
+    assert sorted(p.name for p in Path("out").iterdir()) == ["x.lic", "y.lic"]
+    assert Path("out/y.lic").is_file()
+
+
+def test_same_names(here, capsys):
+    """What differs only by its extension keeps it; what would still be the same is refused."""
+    with Image.open("x.png") as image:
+        image.save("X.jpg")
+    assert run("encode", "x.png", "X.jpg", "-o", "out", "-m", "tiny", "--quiet") == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == ["X.jpg.lic", "x.png.lic"]
+    Path("in").mkdir()
+    Path("in/x.png").write_bytes(Path("x.png").read_bytes())
+    assert run("encode", "x.png", "in", "-o", "more") == 2
+    assert "x.png and in/x.png would both become more/x.png.lic" in capsys.readouterr().err
+    assert not Path("more").exists()
+
+
+def test_interrupts_leave_nothing_behind(here, monkeypatch, capsys):
+    def interrupt(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Container, "pack", interrupt)
+    Path("x.lic").write_bytes(b"old")
+    assert run("encode", "x.png", "-o", "x.lic", "-m", "tiny") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert sorted(p.name for p in here.iterdir()) == ["x.lic", "x.png"]
+    assert Path("x.lic").read_bytes() == b"old"
 
 
 @pytest.mark.slow
-def test_gateware_makes_the_same_file(here, photo):
+@pytest.mark.parametrize("name", ["tiny", "hyperprior", "mean-scale"])
+def test_gateware_makes_the_same_file(name, here, photo, capsys):
+    if name != "tiny":
+        save(make_network(name), name)
     Image.fromarray(photo[:32, :48]).save("s.png")
-    assert run("encode", "s.png", "-o", "golden.lic") == 0
-    assert run("encode", "s.png", "-o", "gateware.lic", "--engine", "verilator") == 0
-    assert Path("golden.lic").read_bytes() == Path("gateware.lic").read_bytes()
+    assert run("encode", "s.png", "-o", "golden.lic", "-m", name) == 0
+    assert run("encode", "s.png", "-o", "gate.lic", "-m", name, "--engine", "verilator") == 0
+    assert "g_a ran in simulated gateware" in capsys.readouterr().err
+    assert Path("golden.lic").read_bytes() == Path("gate.lic").read_bytes()

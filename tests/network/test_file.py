@@ -94,6 +94,18 @@ def test_digest_is_stable(network: Network, tmp_path: Path) -> None:
     assert digest(load(path)) != expected
 
 
+def test_digest_is_that_of_the_file_that_was_read(network: Network, tmp_path: Path) -> None:
+    """Also of one that an older Lichen wrote in other bytes, until something is changed."""
+    path = tmp_path / "net.lichen"
+    save(network, path)
+    path.write_bytes(edited(network, lambda tree, _: tree.pop("scale_thresholds")))
+    old = hashlib.sha256(path.read_bytes()).hexdigest()
+    loaded = load(path)
+    assert digest(loaded) == digest(loaded.model_copy()) == old != digest(network)
+    assert dumps(loaded) == dumps(network)
+    assert digest(loaded.model_copy(update={"name": network.name})) == digest(network)
+
+
 def test_saving_replaces_and_leaves_nothing_behind(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "net.lichen"
     path.write_text("old")

@@ -7,6 +7,7 @@ of its root tables, which are data.
 from __future__ import annotations
 
 import math
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -200,6 +201,50 @@ def test_random_stages(seed, shape, in_channels, size, source_bits) -> None:
             golden.run_transform(transform, x)
         return
     check_transform(transform, x)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30),
+    shapes=st.lists(stages(), min_size=1, max_size=4),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 12)),
+    band=st.sampled_from([1, 500, 5000]),
+)
+def test_bands_make_no_difference(seed, shapes, size, band) -> None:
+    """Rows that come in a few at a time give what all of them give at once."""
+    rng = np.random.default_rng(seed)
+    transform = random_transform(rng, shapes, in_channels=2, source=symmetric(8))
+    x = inputs(rng, transform.input, (*size, 2))
+    try:
+        whole = golden.run_stages(transform, x)[-1]
+    except ValueError:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(golden, "BAND_BYTES", band)
+        bands = list(golden.stream_transform(transform, x))
+        np.testing.assert_array_equal(golden.run_transform(transform, x), whole)
+    assert [first for first, _ in bands] == [0, *np.cumsum([len(rows) for _, rows in bands])[:-1]]
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in bands]), whole)
+
+
+def test_memory_does_not_grow_with_height(monkeypatch) -> None:
+    """Beside what goes in and comes out, which the caller holds."""
+    monkeypatch.setattr(golden, "BAND_BYTES", 1 << 17)
+    monkeypatch.setattr(golden, "STRIP_BYTES", 1 << 14)
+    network = random_factorized(3, n=16, m=8)
+    image = np.random.default_rng(3).integers(0, 256, (4096, 64, 3), dtype=np.uint8)
+
+    def peak(image: np.ndarray) -> int:
+        golden.analysis(network, image[:64])  # compiled, loaded
+        tracemalloc.start()
+        latents = golden.analysis(network, image)
+        pixels = golden.reconstruct(network, latents)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most - pixels.nbytes - 2 * latents["y"].symbols.nbytes - 2 * image.nbytes
+
+    # a whole first layer of the tall image is 16 times a band
+    assert peak(image) < 1.5 * peak(image[:512])
 
 
 @pytest.mark.parametrize("activation", list(Activation))
