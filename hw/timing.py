@@ -73,7 +73,7 @@ _STATE = (
     # regroup
     *("g_full", "g_slot", "g_beat"),
     # window: write side
-    *("w_beat", "wx", "wy", "written", "lead", "last_user", "user_sub"),
+    *("w_beat", "wx", "wy", "written", "lead", "last_user", "user_sub", "room"),
     # window: what is released, what comes next
     *("free_row", "free_x", "finished", "n_row", "n_x", "left", "exhausted", "available"),
     # pixel buffer
@@ -98,6 +98,7 @@ _STATE = (
     LEAD,
     LAST_USER,
     USER_SUB,
+    ROOM,
     FREE_ROW,
     FREE_X,
     FINISHED,
@@ -137,6 +138,7 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
     i_ready = np.zeros(units + 1, np.bool_)
     i_ready[units] = True
     w_ready = np.zeros(units, np.bool_)
+    room = np.zeros(units, np.bool_)  # of the next cycle
     o_valid = np.zeros(units, np.bool_)
     t = 0
     while True:
@@ -145,11 +147,12 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
         for u in range(units):
             p, s = par[u], state[u]
             if p[KIND] == 0:
-                w_ready[u] = s[WRITTEN] == 0 and (
+                w_ready[u] = s[ROOM] != 0
+                room[u] = s[WRITTEN] == 0 and (
                     s[LEAD] != 0
                     or s[FINISHED] != 0
                     or s[FREE_ROW] > s[LAST_USER]
-                    or (s[FREE_ROW] == s[LAST_USER] and s[WX] < s[FREE_X])
+                    or (s[FREE_ROW] == s[LAST_USER] and s[WX] + 1 < s[FREE_X])
                 )
             else:
                 w_ready[u] = s[USED] != 2
@@ -236,6 +239,7 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
                         s[W_BEAT] = 0
                         s[WX] += 1
                         if s[WX] == p[WIDTH] + p[PADDING]:
+                            room[u] = False
                             s[WX] = p[PADDING]
                             s[WY] += 1
                             s[WRITTEN] = s[WY] == p[HEIGHT] + p[PADDING]
@@ -248,6 +252,8 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
                                 s[USER_SUB] += 1
                     else:
                         s[W_BEAT] += 1
+                moved = moved or s[ROOM] != room[u]
+                s[ROOM] = room[u]
             else:
                 if done:
                     s[USED] -= 1
@@ -391,6 +397,7 @@ def simulate(pipeline: Pipeline, height: int, width: int) -> tuple[int, list[dic
     state = np.zeros((units, len(_STATE)), dtype=np.int64)
     state[:, WX] = state[:, WY] = par[:, PADDING]
     state[:, LEAD] = par[:, ROWS]
+    state[:, ROOM] = 1
     stride = np.maximum(par[:, STRIDE], 1)
     state[:, LAST_USER] = par[:, PADDING] // stride
     state[:, USER_SUB] = par[:, PADDING] % stride

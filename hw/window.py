@@ -178,16 +178,21 @@ class Window(Unit):
         w_lead = Signal(range(self.rows + 1), init=self.rows)
         w_last_user = Signal(size, init=pad // st)
         w_user_sub = Signal(range(st), init=pad % st)
+        # Whether the next beat may be written, found a cycle ahead: it holds for the pixel after
+        # the present one as well, and a new row is looked at afresh.
+        room = Signal(init=1)
+        m.d.sync += room.eq(
+            ~(accept & beat_last & x_last)
+            & ~written
+            & (
+                (w_lead != 0)
+                | finished
+                | (free_row > w_last_user)
+                | ((free_row == w_last_user) & (wx + 1 < free_x))
+            )
+        )
         m.d.comb += [
-            self.i.ready.eq(
-                ~written
-                & (
-                    (w_lead != 0)
-                    | finished
-                    | (free_row > w_last_user)
-                    | ((free_row == w_last_user) & (wx < free_x))
-                )
-            ),
+            self.i.ready.eq(room),
             accept.eq(self.i.valid & self.i.ready),
             beat_last.eq(w_beat == cg - 1),
             sub_last.eq(w_sub == st - 1),
@@ -374,7 +379,7 @@ class Window(Unit):
                 for s in (
                     *(wx, wy, written, free_row, free_x, finished, w_beat, w_sub, w_bank, w_word),
                     *(w_offset, w_row, w_lead, w_last_user, w_user_sub, need_x, need_y),
-                    *(left_valid, exhausted, available),
+                    *(left_valid, exhausted, available, room),
                 )
             ]
             m.d.sync += nxt.as_value().eq(nxt.as_value().init)
