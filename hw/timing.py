@@ -129,8 +129,12 @@ _STATE = (
 
 
 @numba.njit(cache=True)
-def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
-    """Step all units until ``out_beats`` have left; returns (cycles, beats that left)."""
+def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent, slice_cycles):
+    """Step all units until ``out_beats`` have left; returns (cycles, beats that left).
+
+    ``spent`` (units, slices) collects the busy cycles of every unit's array by the time they
+    fall into, in slices of ``slice_cycles`` from the first beat accepted.
+    """
     units = par.shape[0]
     accepted = 0
     left = 0
@@ -283,6 +287,12 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
             if start:
                 s[GROUPS] += 1
                 s[BUSY] = p[GROUP_CYCLES]
+                at, rest = t + 1 - max(first, 0), p[GROUP_CYCLES]
+                while rest > 0 and at // slice_cycles < spent.shape[1]:
+                    part = min(rest, slice_cycles - at % slice_cycles)
+                    spent[u, at // slice_cycles] += part
+                    at += part
+                    rest -= part
                 # the group's last cycle on the sequencer is t + GROUP_CYCLES
                 fills[u, s[F_TAIL] % QUEUE] = t + p[GROUP_CYCLES] + p[FILL_LATENCY]
                 s[F_TAIL] += 1
@@ -386,12 +396,32 @@ def cycles(pipeline: Pipeline, height: int, width: int) -> int:
     return int(simulate(pipeline, height, width)[0])
 
 
+def occupancy(
+    pipeline: Pipeline, height: int, width: int, slice_cycles: int
+) -> npt.NDArray[np.float64]:
+    """How busy every unit's array is over a frame: (units, slices), shares from 0 to 1.
+
+    Slices have ``slice_cycles`` cycles each; the last one reaches beyond the end of the frame.
+    """
+    slices = -(-cycles(pipeline, height, width) // slice_cycles)
+    spent = np.zeros((len(pipeline.units), slices), dtype=np.int64)
+    _simulate(pipeline, height, width, spent, slice_cycles)
+    return spent / slice_cycles
+
+
 def simulate(pipeline: Pipeline, height: int, width: int) -> tuple[int, list[dict[str, int]]]:
     """The cycle count, and per unit how its array spent the cycles.
 
     Each dictionary holds ``busy`` (cycles with a group on the array), ``stall_input`` and
     ``stall_drain`` (idle cycles waiting for pixels, and for a drain bank).
     """
+    nothing = np.zeros((len(pipeline.units), 0), dtype=np.int64)
+    return _simulate(pipeline, height, width, nothing, 1)
+
+
+def _simulate(
+    pipeline: Pipeline, height: int, width: int, slices: npt.NDArray[np.int64], slice_cycles: int
+) -> tuple[int, list[dict[str, int]]]:
     par = _parameters(pipeline, height, width)
     units = len(par)
     state = np.zeros((units, len(_STATE)), dtype=np.int64)
@@ -409,7 +439,9 @@ def simulate(pipeline: Pipeline, height: int, width: int) -> tuple[int, list[dic
     (h, w) = pipeline.transform.sizes(height, width)[-1]
     in_beats = height * width * pipeline.units[0].regroup.i_beats
     out_beats = h * w * pipeline.units[-1].core.shape.beats
-    total, left = _run(par, state, queues[0], queues[1], queues[2], queues[3], in_beats, out_beats)
+    total, left = _run(
+        par, state, *queues, in_beats, out_beats, slices, slice_cycles
+    )  # fmt: skip
     if total < 0:
         raise RuntimeError(f"the cycle model stopped after {left} of {out_beats} beats")
     spent = [
