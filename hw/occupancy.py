@@ -44,7 +44,8 @@ def frame_occupancy(
     pipeline = plan.pipeline
     slice_cycles = max(1, -(-plan.cycles_per_frame // slices))
     done: dict[int, npt.NDArray[np.float64]] = {}
-    parts, starts = [], []
+    parts: list[npt.NDArray[np.float64]] = []
+    starts: list[int] = []
     for tile in tiles(pipeline.transform, width, pipeline.folding.max_width):
         columns = tile.stop - tile.start
         if columns not in done:

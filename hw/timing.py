@@ -439,9 +439,10 @@ def _simulate(
     (h, w) = pipeline.transform.sizes(height, width)[-1]
     in_beats = height * width * pipeline.units[0].regroup.i_beats
     out_beats = h * w * pipeline.units[-1].core.shape.beats
+    counts, fills, buffered, pushes = queues
     total, left = _run(
-        par, state, *queues, in_beats, out_beats, slices, slice_cycles
-    )  # fmt: skip
+        par, state, counts, fills, buffered, pushes, in_beats, out_beats, slices, slice_cycles
+    )
     if total < 0:
         raise RuntimeError(f"the cycle model stopped after {left} of {out_beats} beats")
     spent = [

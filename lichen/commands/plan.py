@@ -59,6 +59,7 @@ def command(
     design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
     plan = evaluate(design.transform, design.folding)
     overruns = board.pipeline_budget.overruns(plan.resources)
+    bounds = plan.bounds(board.pipeline_budget)
     if asked is None:
         known = expected_clock(board, plan.resources)
         pll = board.pll_below(known.limit_mhz)
@@ -72,6 +73,7 @@ def command(
         "clock_source": known.source,
         "fits": not overruns,
         "overruns": overruns,
+        "bound_by": bounds,
         "folding": plan.folding.model_dump(mode="json"),
     }
     if json_file != "-":
@@ -89,7 +91,7 @@ def command(
         f"768x512 image, {report['fps']:.2f} frames/s at {report['clock_mhz']:g} MHz; "
         f"{plan.resources.dsp} of {have.dsp} multipliers, {plan.resources.bram} of {have.bram} "
         f"block RAMs, about {plan.resources.lut} of {have.lut} LUTs; {verdict}\n"
-        f"clock: {known.source}",
+        f"clock: {known.source}" + (f"\nheld back by: {'; '.join(bounds)}" if bounds else ""),
     )
     click.get_current_context().exit(1 if overruns else 0)
 

@@ -140,7 +140,7 @@ def test_plan_takes_its_clock_from_a_build(tmp_path, capsys, files, network, mon
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert set(plan) >= {
         *("stages", "clock_mhz", "tile_width", "cycles_per_frame", "fps", "dsp", "lut", "bram"),
-        *("fits", "clock_source", "folding"),
+        *("fits", "clock_source", "bound_by", "folding"),
     }
     # The fastest clock that the PLL can make of 25 MHz below what was achieved.
     assert plan["clock_mhz"] == pytest.approx(93.75)
