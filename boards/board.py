@@ -142,6 +142,18 @@ class Board:
         except ValueError as error:
             raise UserError(f"no such clock on the {self.title}: {error}.") from None
 
+    def pll_below(self, limit_mhz: float) -> PLL:
+        """The PLL setting of the fastest clock that is no faster than ``limit_mhz``.
+
+        Raises UserError when even the slowest clock is too fast.
+        """
+        from lichen.boards.pll import PLL
+
+        try:
+            return PLL.below(input_hz=self.oscillator_hz, limit_hz=limit_mhz * 1e6)
+        except ValueError as error:
+            raise UserError(f"no such clock on the {self.title}: {error}.") from None
+
     def platform(self, link: wiring.Component, pll: PLL) -> tuple[Platform, object]:
         """The Amaranth platform, and the elaboratable that puts ``link`` on its pins."""
         module, _, function = self.entry.partition(":")

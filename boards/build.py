@@ -20,10 +20,11 @@ from typing import Any
 from lichen.boards.board import Board
 from lichen.boards.design import FRAME, check_fits
 from lichen.boards.folder import complete_folder
-from lichen.boards.pll import PLL
-from lichen.boards.report import OutputError, read_placement, read_statistics
+from lichen.boards.pll import PLL, retune
+from lichen.boards.report import OutputError, Placed, read_placement, read_statistics
 from lichen.boards.tools import ECPPACK, NEXTPNR_ECP5, YOSYS, Progress, ToolFailedError, run
 from lichen.boards.top import UARTTop
+from lichen.errors import UserError
 
 REPORT = "report.json"
 BITSTREAM = "top.bit"
@@ -51,8 +52,11 @@ class Report:
     Attributes
     ----------
     board, device : str
+    target_mhz : float
+        Frequency of the system clock that the design was made for.
     clock_mhz : float
-        Frequency of the system clock.
+        Frequency of the system clock: the target, or where the build was free to choose the
+        highest the PLL can make that is no higher than ``fmax_mhz``.
     fmax_mhz : float
         Highest frequency nextpnr vouches for.
     timing_met : bool
@@ -70,7 +74,7 @@ class Report:
         ``dsp``, ``bram`` and ``lut`` that the design itself had answered for; the first two
         are equal to the placed ones, ``lut`` is an estimate.
     baud : int
-        Of the serial line.
+        Of the serial line at ``clock_mhz``.
     seed : int
         nextpnr's, of the placement that was kept.
     seeds : dict
@@ -86,6 +90,7 @@ class Report:
 
     board: str
     device: str
+    target_mhz: float
     clock_mhz: float
     fmax_mhz: float
     timing_met: bool
@@ -129,6 +134,7 @@ def build(
     folder: Path,
     seed: int = 1,
     seeds: int = 1,
+    any_clock: bool = False,
     cycles_per_frame: int | None = None,
     frame: tuple[int, int] = FRAME,
     details: dict[str, Any] | None = None,
@@ -150,6 +156,9 @@ def build(
     seeds : int
         How many seeds to try, ``seed`` the first of them; the fastest result is kept. As many
         run at once as there are processors.
+    any_clock : bool
+        Place and route aim at the clock of ``pll``, but the bitstream gets the highest clock
+        that turns out to be safe, be it higher or lower. The serial line's rate changes with it.
     cycles_per_frame : int or None
         Of a frame of the given size, for the report.
     frame : (int, int)
@@ -183,6 +192,7 @@ def build(
                 pll,
                 part,
                 list(range(seed, seed + seeds)),
+                any_clock,
                 cycles_per_frame,
                 frame,
                 programs,
@@ -205,6 +215,7 @@ def _build(
     pll: PLL,
     part: Path,
     seeds: list[int],
+    any_clock: bool,
     cycles_per_frame: int | None,
     frame: tuple[int, int],
     programs: dict[str, str],
@@ -232,11 +243,16 @@ def _build(
         )
         plan.extract(part)
     achieved: dict[int, float] = {}
+    placed: Placed | None = None
+    target = pll
     for tool, *arguments in json.loads((part / "build_top.json").read_text())["commands"]:
         command = [programs[tool], *arguments]
         with progress.step(tool):
             if tool == NEXTPNR_ECP5.name:
                 achieved = _place_and_route(command, seeds, part, progress)
+                placed = read_placement(part / PLACEMENT, CLOCK_NET)
+                if any_clock:
+                    pll = _fastest_clock(board, pll, placed.fmax_mhz, part, command)
             else:
                 run(command, folder=part, log=logs / f"{tool}.log", progress=progress)
         if tool == "yosys":
@@ -246,11 +262,12 @@ def _build(
                     f"synthesis made {made.dsp} multipliers and {made.bram} block RAMs where "
                     f"{planned.dsp} and {planned.bram} were planned; see {logs / 'yosys.log'}."
                 )
-    placed = read_placement(part / PLACEMENT, CLOCK_NET)
+    assert placed is not None
     clock_mhz = pll.output_mhz
     report = Report(
         board=board.name,
         device=board.device,
+        target_mhz=target.output_mhz,
         clock_mhz=clock_mhz,
         fmax_mhz=placed.fmax_mhz,
         timing_met=placed.fmax_mhz >= clock_mhz,
@@ -262,7 +279,7 @@ def _build(
         lut=placed.lut,
         ff=placed.ff,
         planned={"dsp": planned.dsp, "bram": planned.bram, "lut": planned.lut},
-        baud=board.uart.baud,
+        baud=round(board.uart.baud * pll.output_hz / target.output_hz),
         seed=max(achieved, key=lambda seed: achieved[seed]),
         seeds={str(seed): fmax for seed, fmax in achieved.items()},
         seconds=dict(progress.seconds),
@@ -271,6 +288,17 @@ def _build(
     )
     (part / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n")
     return report
+
+
+def _fastest_clock(board: Board, pll: PLL, fmax_mhz: float, part: Path, command: list[str]) -> PLL:
+    """Give the routed design the highest clock below ``fmax_mhz``; returns its PLL setting."""
+    try:
+        chosen = board.pll_below(fmax_mhz)
+        config = part / (_option(command, "--textcfg") or "")
+        config.write_text(retune(config.read_text(), pll, chosen))
+    except (UserError, ValueError, OSError) as error:
+        raise BuildFailedError(f"the clock cannot be set: {str(error).rstrip('.')}.") from None
+    return chosen
 
 
 def _place_and_route(

@@ -124,9 +124,9 @@ class Design:
         """Widest frame in pixels."""
         return self.folding.max_width
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self, *, restartable: bool = False) -> Pipeline:
         """A fresh pipeline."""
-        return Pipeline(self.transform, self.folding)
+        return Pipeline(self.transform, self.folding, restartable=restartable)
 
     @cached_property
     def cycles_per_frame(self) -> int | None:
@@ -149,7 +149,7 @@ class Design:
                 "does not; `lichen generate` writes it as Verilog."
             )
         return UARTTop(
-            pipeline=self.pipeline(),
+            pipeline=self.pipeline(restartable=True),
             max_width=self.max_width,
             clock_hz=pll.output_hz,
             baud=board.uart.baud,

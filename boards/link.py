@@ -15,7 +15,8 @@ from lichen.boards.sender import PacketSender
 from lichen.boards.serializer import LatentSerializer
 from lichen.hw.unit import Resources, Unit, check_positive
 
-RESET_CYCLES = 16
+RESET_CYCLES = 256
+"""How long a reset lasts: until what is on its way through free-running registers is gone."""
 
 
 class _Phase(enum.Enum):

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
 from amaranth.hdl import ClockDomain, Const, Instance, Module, Signal
-from amaranth.lib.cdc import ResetSynchronizer
+from amaranth.lib.cdc import FFSynchronizer
 
 # Limits of EHXPLLL in Hz: phase detector, oscillator, and the output pin.
 PFD_HZ = (3_125_000, 400_000_000)
@@ -49,6 +51,21 @@ class PLL:
         """Frequency of the oscillator in Hz."""
         return self.output_hz * self.output_div
 
+    @property
+    def phase(self) -> int:
+        """CPHASE of the output."""
+        return self.output_div // 2
+
+    def _words(self) -> list[str]:
+        """The lines of a configuration that depend on the dividers."""
+        values = {
+            "CLKI_DIV": self.input_div - 1,
+            "CLKFB_DIV": self.feedback_div - 1,
+            "CLKOP_DIV": self.output_div - 1,
+            "CLKOP_CPHASE": self.phase,
+        }
+        return [f"word: {name} {value:0{WORD_BITS}b}" for name, value in values.items()]
+
     @classmethod
     def choose(cls, *, input_hz: int, output_hz: int) -> Self:
         """The dividers that come nearest to ``output_hz``.
@@ -63,40 +80,88 @@ class PLL:
                 f"the clock must be between {low / 1e6:g} and {high / 1e6:g} MHz, "
                 f"not {output_hz / 1e6:g}"
             )
-        settings = []
+        near = min(
+            cls._settings(input_hz), key=lambda pll: pll._rank(abs(pll.output_hz - output_hz))
+        )
+        if abs(near.output_hz - output_hz) > output_hz / 20:
+            raise ValueError(f"no PLL setting makes {output_hz / 1e6:g} MHz")
+        return near
+
+    @classmethod
+    def below(cls, *, input_hz: int, limit_hz: float) -> Self:
+        """The dividers of the fastest clock that is no faster than ``limit_hz``.
+
+        Raises ValueError where there is none.
+        """
+        slower = [pll for pll in cls._settings(input_hz) if pll.output_hz <= limit_hz]
+        if not slower:
+            raise ValueError(f"no PLL setting stays below {limit_hz / 1e6:g} MHz")
+        return min(slower, key=lambda pll: pll._rank(limit_hz - pll.output_hz))
+
+    def _rank(self, distance: float) -> tuple[float, ...]:
+        """What to be sorted by: least is best."""
+        return round(distance), self.input_div, abs(self.vco_hz - VCO_PREFERRED_HZ)
+
+    @classmethod
+    def _settings(cls, input_hz: int) -> Iterator[Self]:
+        """All that keep to the limits."""
         for input_div in range(1, 129):
             pfd = input_hz / input_div
             if not PFD_HZ[0] <= pfd <= PFD_HZ[1]:
                 continue
-            feedback_div = round(output_hz / pfd)
-            out = pfd * feedback_div
-            if not 1 <= feedback_div <= 128 or not low <= out <= high:
-                continue
-            for output_div in range(1, 129):
-                if VCO_HZ[0] <= out * output_div <= VCO_HZ[1]:
-                    rank = (
-                        round(abs(out - output_hz)),
-                        input_div,
-                        abs(out * output_div - VCO_PREFERRED_HZ),
+            for feedback_div in range(1, 129):
+                out = pfd * feedback_div
+                if not OUTPUT_HZ[0] <= out <= OUTPUT_HZ[1]:
+                    continue
+                for output_div in range(
+                    max(1, math.ceil(VCO_HZ[0] / out)), min(128, int(VCO_HZ[1] / out)) + 1
+                ):
+                    yield cls(
+                        input_hz=input_hz,
+                        input_div=input_div,
+                        feedback_div=feedback_div,
+                        output_div=output_div,
                     )
-                    settings.append((rank, (input_div, feedback_div, output_div)))
-        if not settings or min(settings)[0][0] > output_hz / 20:
-            raise ValueError(f"no PLL setting makes {output_hz / 1e6:g} MHz")
-        _, (input_div, feedback_div, output_div) = min(settings)
-        return cls(
-            input_hz=input_hz,
-            input_div=input_div,
-            feedback_div=feedback_div,
-            output_div=output_div,
-        )
 
 
-def drive_clock(m: Module, *, pll: PLL, clock_in: Signal, domain: ClockDomain) -> None:
+WORD_BITS = 7
+"""Bits of a divider in a configuration."""
+
+
+def retune(config: str, before: PLL, after: PLL) -> str:
+    """nextpnr's configuration with the PLL's dividers changed.
+
+    They are configuration bits that no route depends on, so a design can be given the clock it
+    turned out to be fast enough for without another place and route.
+
+    Raises ValueError when the configuration does not hold exactly one PLL with the dividers of
+    ``before``.
+    """
+    old, new = before._words(), after._words()
+    found = 0
+    sections = config.split("\n\n")
+    for i, section in enumerate(sections):
+        lines = section.splitlines()
+        if "enum: MODE EHXPLLL" not in lines:
+            continue
+        found += 1
+        for line, changed in zip(old, new, strict=True):
+            if lines.count(line) != 1:
+                raise ValueError(f"the PLL's configuration does not hold {line!r}")
+            lines[lines.index(line)] = changed
+        sections[i] = "\n".join(lines)
+    if found != 1:
+        raise ValueError(f"the configuration holds {found} PLLs instead of one")
+    return "\n\n".join(sections)
+
+
+def drive_clock(m: Module, *, pll: PLL, clock_in: Signal, domain: ClockDomain) -> Signal:
     """Drive a clock domain of ``m`` with an EHXPLLL fed by ``clock_in``.
 
-    The domain's reset holds until the PLL has locked and is released synchronously. The PLL
-    stands in ``m`` itself: so the net keeps the name of the domain's clock through synthesis,
-    which the timing constraint needs.
+    The domain needs no reset of its own: a net that reaches every register in one cycle would
+    limit the clock. Returned is a signal that is high until the PLL has locked, for those to use
+    that hand a reset on register by register. The PLL stands in ``m`` itself: so the net keeps the
+    name of the domain's clock through synthesis, which the timing constraint needs.
     """
     locked = Signal()
     m.submodules.pll = Instance(
@@ -120,7 +185,7 @@ def drive_clock(m: Module, *, pll: PLL, clock_in: Signal, domain: ClockDomain) -
         p_CLKFB_DIV=pll.feedback_div,
         p_CLKOP_ENABLE="ENABLED",
         p_CLKOP_DIV=pll.output_div,
-        p_CLKOP_CPHASE=pll.output_div // 2,
+        p_CLKOP_CPHASE=pll.phase,
         p_CLKOP_FPHASE=0,
         p_FEEDBK_PATH="CLKOP",
         i_CLKI=clock_in,
@@ -137,4 +202,6 @@ def drive_clock(m: Module, *, pll: PLL, clock_in: Signal, domain: ClockDomain) -
         o_CLKOP=domain.clk,
         o_LOCK=locked,
     )
-    m.submodules.reset = ResetSynchronizer(~locked, domain=domain.name)
+    hold = Signal(init=1)
+    m.submodules.locked = FFSynchronizer(~locked, hold, o_domain=domain.name, init=1)
+    return hold

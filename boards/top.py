@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Module, ResetInserter, Shape
+from amaranth.hdl import Module, ResetInserter, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.boards.link import Link
+from lichen.boards.link import RESET_CYCLES, Link
 from lichen.boards.uart import Receiver, Transmitter
 from lichen.hw.unit import Resources, Unit
 
@@ -24,7 +24,7 @@ class UARTTop(Unit):
     ----------
     pipeline : wiring.Component
         With streams ``i`` (lanes of unsigned(8)) and ``o`` (lanes of latents), ports ``width``
-        and ``height``, the attribute ``transform``, and ``resources()``.
+        and ``height``, perhaps ``restart``, the attribute ``transform``, and ``resources()``.
     max_width : int
         Widest frame the pipeline was generated for.
     clock_hz : float
@@ -40,6 +40,8 @@ class UARTTop(Unit):
     -------
     rx : In(1)
     tx : Out(1)
+    hold : In(1)
+        Everything stays in its initial state.
     lamps : Out(3)
         Bit 0: a frame is in flight. Bit 1: an error has stopped the device. Bit 2: the line
         is idle high, so a host is there.
@@ -74,17 +76,28 @@ class UARTTop(Unit):
             digest=digest[:4],
         )
         super().__init__(
-            wiring.Signature({"rx": In(1, init=1), "tx": Out(1, init=1), "lamps": Out(3)})
+            wiring.Signature(
+                {"rx": In(1, init=1), "tx": Out(1, init=1), "hold": In(1), "lamps": Out(3)}
+            )
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         receiver, transmitter, link = self._receiver, self._transmitter, self._link
         pipeline = self.pipeline
-        m.submodules.receiver = receiver
-        m.submodules.transmitter = transmitter
-        m.submodules.link = link
-        m.submodules.pipeline = ResetInserter(link.reset)(pipeline)
+        hold = ResetInserter(self.hold)
+        m.submodules.receiver = hold(receiver)
+        m.submodules.transmitter = hold(transmitter)
+        m.submodules.link = hold(link)
+        # A register of its own: the net is the largest of all, and nothing waits for it.
+        restart = Signal(init=1)
+        m.d.sync += restart.eq(link.reset | self.hold)
+        if "restart" in pipeline.signature.members:
+            assert pipeline.restart_cycles <= RESET_CYCLES
+            m.submodules.pipeline = pipeline
+            m.d.comb += pipeline.restart.eq(restart)
+        else:
+            m.submodules.pipeline = ResetInserter(restart)(pipeline)
 
         m.d.comb += [
             receiver.rx.eq(self.rx),

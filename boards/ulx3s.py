@@ -24,7 +24,7 @@ class Platform(ULX3S_85F_Platform):
 
 
 class ULX3STop(Elaboratable):
-    """Puts a link (ports ``rx``, ``tx``, ``lamps``) on the board's pins.
+    """Puts a link (ports ``rx``, ``tx``, ``hold``, ``lamps``) on the board's pins.
 
     LED 0 lights while a frame is in flight, LED 1 when an error has stopped the device, LED 2
     when the serial line is idle.
@@ -39,11 +39,12 @@ class ULX3STop(Elaboratable):
         oscillator = Signal()
         m.submodules.clock_pin = pin = io.Buffer("i", platform.request("clk25", dir="-"))
         m.d.comb += oscillator.eq(pin.i)
-        m.domains.sync = sync = ClockDomain()
-        drive_clock(m, pll=self.pll, clock_in=oscillator, domain=sync)
+        m.domains.sync = sync = ClockDomain(reset_less=True)
+        hold = drive_clock(m, pll=self.pll, clock_in=oscillator, domain=sync)
 
         link = self.link
         m.submodules.link = link
+        m.d.comb += link.hold.eq(hold)
         uart = platform.request("uart", dir={"rx": "-", "tx": "-", "rts": "-", "dtr": "-"})
         m.submodules.rx_pin = rx_pin = io.Buffer("i", uart.rx)
         m.submodules.tx_pin = tx_pin = io.FFBuffer("o", uart.tx)

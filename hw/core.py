@@ -228,7 +228,9 @@ class Core(Unit):
         with m.If(feed.step):
             m.d.sync += address.eq(here + 1)
         m.d.comb += self.rom.r_addr.eq(delayed(m, here, FEED_LATENCY - Ram.latency - 1, "rom_addr"))
-        m.d.sync += array.w.as_value().eq(self.rom.r_data)
+        weights = Signal(len(self.rom.r_data), reset_less=True)
+        m.d.sync += weights.eq(self.rom.r_data)
+        m.d.comb += array.w.as_value().eq(weights)
         m.d.comb += [
             array.a.as_value().eq(feed.a.as_value()),
             array.first.eq(feed.first),
@@ -292,7 +294,9 @@ class Core(Unit):
         for drain in self.drains:
             m.d.comb += drain.r_addr.eq(base + beat)
         source = delayed(m, pixel, Ram.latency, "source")
-        m.d.sync += self.o.as_value().eq(Array(d.r_data for d in self.drains)[source])
+        out = Signal(len(self.o.as_value()), reset_less=True)
+        m.d.sync += out.eq(Array(d.r_data for d in self.drains)[source])
+        m.d.comb += self.o.as_value().eq(out)
         return m
 
     def resources(self) -> Resources:

@@ -7,6 +7,9 @@ together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
 
 MULTIPLIER_BITS = 18
@@ -107,3 +110,116 @@ def and_add(
             **ports,
         )
     return result.as_signed() if signed else result
+
+
+BLOCK_ADDRESS_BITS = 14
+"""Address inputs of DP16KD: of its bits at width 1; wider words leave the lower ones out."""
+
+BLOCK_ROWS = 64
+"""Initial values of DP16KD come in so many parameters of 16 words of 18 bits."""
+
+BLOCK_LATENCY = 2
+"""Cycles from address to data through DP16KD's input and output registers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockWrite:
+    """A write port of `block_ram`: one bit, an address, a word."""
+
+    enable: Value
+    address: Value
+    data: Value
+
+
+def block_ram(
+    m: Module,
+    name: str,
+    *,
+    width: int,
+    init: Sequence[int],
+    address: Value,
+    data: Signal,
+    write: BlockWrite | None = None,
+) -> None:
+    """``data`` is the word at ``address`` `BLOCK_LATENCY` cycles later, out of one DP16KD.
+
+    Its output register is in use, which makes a block RAM as fast as the logic around it:
+    synthesis never finds that register by itself.
+
+    Parameters
+    ----------
+    width : int
+        Of the block's shape: 36, 18, 9, 4, 2 or 1. Words may be narrower.
+    init : sequence of int
+        Initial words from address 0; the rest is 0.
+    address : Value
+    data : Signal
+        At most ``width`` bits.
+    write : BlockWrite or None
+    """
+    free_bits = (width * 8 // 9 if width >= 9 else width).bit_length() - 1
+
+    def inputs(letter: str, value: Value) -> dict[str, Value]:
+        bits = Cat(Const(0, free_bits), value)
+        return {
+            f"i_AD{letter}{i}": bits[i] if i < len(bits) else Const(0, 1)
+            for i in range(BLOCK_ADDRESS_BITS)
+        }
+
+    enable = Const(0, 1) if write is None else write.enable
+    ports: dict[str, Value] = {}
+    ports |= inputs("A", Const(0, 1) if write is None else write.address)
+    ports |= inputs("B", address)
+    word = Const(0, 36) if write is None else Cat(write.data, Const(0, 36))[:36]
+    for i in range(18):
+        ports |= {f"i_DIA{i}": word[i], f"i_DIB{i}": word[18 + i] if width == 36 else Const(0, 1)}
+    out = Signal(36, name=f"{name}_out")
+    # At 36 bits both halves leave by the one read port.
+    low, high = ("DOA", "DOB") if width == 36 else ("DOB", "DOA")
+    for i in range(18):
+        ports |= {f"o_{low}{i}": out[i], f"o_{high}{i}": out[18 + i]}
+    if width >= 18:
+        # The lowest address bits are byte enables.
+        ports |= {f"i_ADA{i}": enable if width == 36 else Const(1, 1) for i in range(width // 9)}
+    for letter in "AB":
+        ports |= {
+            f"i_CLK{letter}": ClockSignal(),
+            f"i_CE{letter}": Const(1, 1),
+            f"i_OCE{letter}": Const(1, 1),
+            f"i_RST{letter}": Const(0, 1),
+            f"i_WE{letter}": Const(0, 1),
+        }
+        ports |= {f"i_CS{letter}{i}": Const(0, 1) for i in range(3)}
+    ports["i_WEA"] = Const(1, 1) if width == 36 else enable
+    ports["i_CEA"] = enable
+    parameters: dict[str, object] = {
+        f"p_INITVAL_{row:02X}": Const(value, 320)
+        for row, value in enumerate(_block_rows(init, width))
+    }
+    for letter in "AB":
+        parameters |= {
+            f"p_DATA_WIDTH_{letter}": width,
+            f"p_REGMODE_{letter}": "OUTREG",
+            f"p_WRITEMODE_{letter}": "NORMAL",
+            f"p_CSDECODE_{letter}": "0b000",
+            f"p_CLK{letter}MUX": f"CLK{letter}",
+        }
+    parameters |= {"p_RESETMODE": "SYNC", "p_ASYNC_RESET_RELEASE": "SYNC", "p_GSR": "DISABLED"}
+    m.submodules[name] = Instance("DP16KD", **parameters, **ports)
+    m.d.comb += data.eq(out)
+
+
+def _block_rows(init: Sequence[int], width: int) -> list[int]:
+    """The initial values' parameters. Words of 1, 2 and 4 bits leave every ninth bit out, and
+    every 18 bits take 20 of a parameter."""
+    bits = 0
+    for i, word in enumerate(init):
+        position = i * width if width >= 9 else i * width // 8 * 9 + i * width % 8
+        bits |= word << position
+    rows = []
+    for row in range(BLOCK_ROWS):
+        value = 0
+        for i in range(16):
+            value |= (bits >> ((row * 16 + i) * 18) & 0x3FFFF) << (20 * i)
+        rows.append(value)
+    return rows

@@ -16,6 +16,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2
 
+from lichen.hw import ecp5
 from lichen.hw.unit import Resources, Unit, check_positive, delayed
 from lichen.network.arithmetic import ceil_div
 
@@ -133,7 +134,7 @@ class Ram(Unit):
     r_data : Out
     """
 
-    latency = 2
+    latency = ecp5.BLOCK_LATENCY
 
     def __init__(
         self,
@@ -180,10 +181,33 @@ class Ram(Unit):
             slices: list[Value] = []
             for j in range(0, self.width, step):
                 bits = min(step, self.width - j)
+                part = [(word >> j) & ((1 << bits) - 1) for word in words]
+                write_enable = Const(0, 1)
+                if self.writable:
+                    write_enable = self.w_en & self._selected(self.w_addr, piece)
+                if piece.block and ecp5.on_ecp5(platform):
+                    data = Signal(bits, name=f"read_{i}_{j // step}")
+                    ecp5.block_ram(
+                        m,
+                        f"piece_{i}_{j // step}",
+                        width=piece.width,
+                        init=part,
+                        address=address,
+                        data=data,
+                        write=ecp5.BlockWrite(
+                            enable=write_enable,
+                            address=self.w_addr[:low_bits],
+                            data=self.w_data[j : j + bits],
+                        )
+                        if self.writable
+                        else None,
+                    )
+                    slices.append(data)
+                    continue
                 memory = Memory(
                     shape=unsigned(bits),
                     depth=piece.words,
-                    init=[(word >> j) & ((1 << bits) - 1) for word in words],
+                    init=part,
                     # Users keep colliding accesses apart: no logic to make them behave.
                     attrs={"ram_style": style, "no_rw_check": 1},
                 )
@@ -198,7 +222,7 @@ class Ram(Unit):
                     m.d.comb += [
                         write.addr.eq(self.w_addr[:low_bits]),
                         write.data.eq(self.w_data[j : j + bits]),
-                        write.en.eq(self.w_en & self._selected(self.w_addr, piece)),
+                        write.en.eq(write_enable),
                     ]
             outputs.append(Cat(*slices))
         value = outputs[-1]

@@ -67,9 +67,15 @@ class Normalize(Unit):
         )
 
     @property
+    def _distances(self) -> list[tuple[int, ...]]:
+        """By how much every stage that removes leading zeros may shift: a power of two costs a
+        comparison and a multiplexer, and two of them after wide comparisons are too many."""
+        return [(16,), (8,), (4, 2)] + ([] if self.normalization.kind.squares else [(1,)])
+
+    @property
     def latency(self) -> int:
         """Cycles from ``sum`` and ``x`` to ``y``."""
-        leading_zeros = 2 if self.normalization.kind.squares else 3
+        leading_zeros = len(self._distances)
         return 1 + leading_zeros + Ram.latency + 3 * PIPE_MULTIPLY + 1 + 2 + 3
 
     def elaborate(self, platform: object) -> Module:
@@ -86,8 +92,7 @@ class Normalize(Unit):
             pipe.put(x=self.x[lane], k=word[lane].k)
             pipe.step(n=(self.sum[lane] + word[lane].beta)[:NORM_BITS])
             pipe.put(z=Const(0, 5))
-            stages = [(16, 8), (4, 2)] if norm.kind.squares else [(16, 8), (4, 2), (1,)]
-            for distances in stages:
+            for distances in self._distances:
                 n, z = pipe["n"], pipe["z"]
                 for distance in distances:
                     small = n[NORM_BITS - distance :] == 0

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Shape, Signal
+from amaranth.hdl import Module, ResetInserter, Shape, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from lichen.hw import timing
 from lichen.hw.conv import ConvUnit
+from lichen.hw.core import Core
+from lichen.hw.feed import FEED_LATENCY
 from lichen.hw.folding import Folding
 from lichen.hw.norm import NormUnit
 from lichen.hw.unit import Resources, Unit, lanes_of
@@ -29,6 +31,8 @@ class Pipeline(Unit):
     folding : Folding
     debug : bool
         Adds an observer port ``tap_NAME`` for every stage's output stream.
+    restartable : bool
+        Adds the port ``restart``.
 
     Members
     -------
@@ -38,11 +42,22 @@ class Pipeline(Unit):
         Output likewise; lanes past the last channel are undefined.
     width, height : In(16)
         Of the input; width at most ``folding.max_width``.
+    restart : In(1), where there is one
+        Drops all frames in flight, if held for `restart_cycles`. It walks from unit to unit, a
+        register each, so that no net spans the device.
     """
 
-    def __init__(self, transform: Transform, folding: Folding, *, debug: bool = False):
+    def __init__(
+        self,
+        transform: Transform,
+        folding: Folding,
+        *,
+        debug: bool = False,
+        restartable: bool = False,
+    ):
         folding.check(transform)
         self.transform, self.folding, self.debug = transform, folding, debug
+        self.restartable = restartable
         self.in_lanes = folding.stages[0].convolution.lanes
         self.out_lanes = folding.stages[-1].chains
         self.units: list[ConvUnit | NormUnit] = []
@@ -92,6 +107,7 @@ class Pipeline(Unit):
                     "o": Out(stream.Signature(lanes_of(self._out_shape, self.out_lanes))),
                     "width": In(SIZE_BITS),
                     "height": In(SIZE_BITS),
+                    **({"restart": In(1)} if restartable else {}),
                     **ports,
                 }
             )
@@ -104,8 +120,16 @@ class Pipeline(Unit):
         m.d.sync += [size[0].eq(self.width), size[1].eq(self.height)]
         source = self.i
         stage = 0
+        restart = self.restart if self.restartable else None
         for unit in self.units:
-            m.submodules[next(names)] = unit
+            name = next(names)
+            if restart is None:
+                m.submodules[name] = unit
+            else:
+                here = Signal(name=f"restart_{name}")
+                m.d.sync += here.eq(restart)
+                m.submodules[name] = ResetInserter(here)(unit)
+                restart = here
             if source is self.i:
                 m.d.comb += [
                     unit.i.payload.eq(source.payload),
@@ -140,6 +164,15 @@ class Pipeline(Unit):
             if stage.normalization is not None:
                 names.append(f"{stage.name}_norm")
         return names
+
+    @property
+    def restart_cycles(self) -> int:
+        """How long ``restart`` must be high: registers without a reset have to run empty."""
+        longest = max(
+            FEED_LATENCY + unit.core.array.latency + Core.latency + unit.post.latency
+            for unit in self.units
+        )
+        return longest + len(self.units)
 
     def resources(self) -> Resources:
         return Resources.total(unit.resources() for unit in self.units)

@@ -16,6 +16,7 @@ from amaranth.hdl import Shape, signed
 from lichen.errors import UserError
 from lichen.hw import timing
 from lichen.hw.array import array_latency
+from lichen.hw.conv import ConvUnit
 from lichen.hw.core import Core, CoreShape, core_resources
 from lichen.hw.element import ELEMENTS, Backend, Element, packs
 from lichen.hw.folding import ArrayFolding, Folding, StageFolding, operand_shapes
@@ -51,6 +52,12 @@ LARGE_ARRAYS = 4
 
 DSP_PRICE = 0.25
 """What a share of the multipliers is worth, in equal shares of the other primitives."""
+
+TILE_COUNTS, TILE_COUNTS_MOST = 5, 14
+"""Numbers of tiles that are tried, and where none of them fits."""
+
+SCARCE = 0.97
+"""A primitive of which so large a share is used holds a plan back."""
 
 LEADS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.25)
 """By how much the stages behind the first few are tried to be faster than the slowest."""
@@ -459,6 +466,7 @@ class Plan:
         rows = []
         for unit, (name, cost), use in zip(self.pipeline.units, units, spent, strict=True):
             shape = unit.core.shape
+            lines = unit.window.banks if isinstance(unit, ConvUnit) else unit.buffer.rams
             rows.append(
                 {
                     "name": name,
@@ -472,10 +480,30 @@ class Plan:
                     "stall_drain": use["stall_drain"] / total,
                     "dsp": cost.dsp,
                     "bram": cost.bram,
+                    "bram_weights": unit.core.rom.resources().bram,
+                    "bram_lines": sum(bank.resources().bram for bank in lines),
                     "lut": cost.lut,
                 }
             )
         return rows
+
+    def bounds(self, budget: Budget) -> list[str]:
+        """What holds the plan back: a phrase for every primitive that is used up."""
+        rows = self.stages()
+        weights = sum(row["bram_weights"] for row in rows)
+        lines = sum(row["bram_lines"] for row in rows)
+        need = self.resources
+        phrases = {
+            "dsp": f"multipliers ({need.dsp} of {budget.dsp})",
+            "bram": f"block RAMs ({need.bram} of {budget.bram}: {weights} for weights, {lines} for "
+            f"rows, {need.bram - weights - lines} for other things)",
+            "lut": f"LUTs (about {need.lut} of {budget.lut} that a plan may use)",
+        }
+        return [
+            phrase
+            for name, phrase in phrases.items()
+            if getattr(need, name) >= SCARCE * getattr(budget, name)
+        ]
 
 
 def fits(resources: Resources, budget: Budget) -> bool:
@@ -552,12 +580,37 @@ def plan(
         found = _fastest(search, have, best)
         if found is not None and (best is None or found.cycles_per_frame < best.cycles_per_frame):
             best = found
-    if best is None:
-        best = evaluate(transform, searches[-1].smallest())
-    return best
+    if best is None and max_width is None:
+        # Narrow tiles waste much of the work on halos, but their rows need little memory.
+        for width in tile_widths(transform, TILE_COUNTS_MOST)[TILE_COUNTS:]:
+            search = _Search(transform, width, BACKENDS if multipliers is None else BACKENDS[:2])
+            searches.append(search)
+            best = _fastest(search, have, None)
+            if best is not None:
+                break
+    return best or evaluate(transform, _nearest(searches[-1], have))
 
 
-def tile_widths(transform: Transform) -> list[int]:
+def _nearest(search: _Search, budget: Resources) -> Folding:
+    """Where nothing fits: what would, with a little more of everything, else the smallest."""
+    slow = [search.most_cycles()] * len(search.arrays)
+    for percent in EXCESS:
+        more = Resources(
+            dsp=budget.dsp * percent // 100,
+            bram=budget.bram * percent // 100,
+            lut=budget.lut * percent // 100,
+        )
+        found = search.reach(slow, more)
+        if found is not None:
+            return found
+    return search.smallest()
+
+
+EXCESS = (102, 105, 110, 120, 140, 200)
+"""Shares of the budget, in percent, that are tried where nothing fits it."""
+
+
+def tile_widths(transform: Transform, counts: int = TILE_COUNTS) -> list[int]:
     """Widths worth trying, widest first: for every number of tiles the least that makes do."""
     step = transform.downsampling
     least: dict[int, int] = {}
@@ -566,11 +619,7 @@ def tile_widths(transform: Transform) -> list[int]:
             least[len(tiles(transform, PHOTO[1], width))] = width
         except ValueError:
             break
-    return sorted(least.values(), reverse=True)[:TILE_COUNTS]
-
-
-TILE_COUNTS = 5
-"""Numbers of tiles that are tried."""
+    return sorted(least.values(), reverse=True)[:counts]
 
 
 def _fastest(search: _Search, budget: Resources, best: Plan | None) -> Plan | None:

@@ -73,7 +73,7 @@ _STATE = (
     # regroup
     *("g_full", "g_slot", "g_beat"),
     # window: write side
-    *("w_beat", "wx", "wy", "written", "lead", "last_user", "user_sub"),
+    *("w_beat", "wx", "wy", "written", "lead", "last_user", "user_sub", "room"),
     # window: what is released, what comes next
     *("free_row", "free_x", "finished", "n_row", "n_x", "left", "exhausted", "available"),
     # pixel buffer
@@ -98,6 +98,7 @@ _STATE = (
     LEAD,
     LAST_USER,
     USER_SUB,
+    ROOM,
     FREE_ROW,
     FREE_X,
     FINISHED,
@@ -128,8 +129,12 @@ _STATE = (
 
 
 @numba.njit(cache=True)
-def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
-    """Step all units until ``out_beats`` have left; returns (cycles, beats that left)."""
+def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent, slice_cycles):
+    """Step all units until ``out_beats`` have left; returns (cycles, beats that left).
+
+    ``spent`` (units, slices) collects the busy cycles of every unit's array by the time they
+    fall into, in slices of ``slice_cycles`` from the first beat accepted.
+    """
     units = par.shape[0]
     accepted = 0
     left = 0
@@ -137,6 +142,7 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
     i_ready = np.zeros(units + 1, np.bool_)
     i_ready[units] = True
     w_ready = np.zeros(units, np.bool_)
+    room = np.zeros(units, np.bool_)  # of the next cycle
     o_valid = np.zeros(units, np.bool_)
     t = 0
     while True:
@@ -145,11 +151,12 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
         for u in range(units):
             p, s = par[u], state[u]
             if p[KIND] == 0:
-                w_ready[u] = s[WRITTEN] == 0 and (
+                w_ready[u] = s[ROOM] != 0
+                room[u] = s[WRITTEN] == 0 and (
                     s[LEAD] != 0
                     or s[FINISHED] != 0
                     or s[FREE_ROW] > s[LAST_USER]
-                    or (s[FREE_ROW] == s[LAST_USER] and s[WX] < s[FREE_X])
+                    or (s[FREE_ROW] == s[LAST_USER] and s[WX] + 1 < s[FREE_X])
                 )
             else:
                 w_ready[u] = s[USED] != 2
@@ -236,6 +243,7 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
                         s[W_BEAT] = 0
                         s[WX] += 1
                         if s[WX] == p[WIDTH] + p[PADDING]:
+                            room[u] = False
                             s[WX] = p[PADDING]
                             s[WY] += 1
                             s[WRITTEN] = s[WY] == p[HEIGHT] + p[PADDING]
@@ -248,6 +256,8 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
                                 s[USER_SUB] += 1
                     else:
                         s[W_BEAT] += 1
+                moved = moved or s[ROOM] != room[u]
+                s[ROOM] = room[u]
             else:
                 if done:
                     s[USED] -= 1
@@ -277,6 +287,12 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats):
             if start:
                 s[GROUPS] += 1
                 s[BUSY] = p[GROUP_CYCLES]
+                at, rest = t + 1 - max(first, 0), p[GROUP_CYCLES]
+                while rest > 0 and at // slice_cycles < spent.shape[1]:
+                    part = min(rest, slice_cycles - at % slice_cycles)
+                    spent[u, at // slice_cycles] += part
+                    at += part
+                    rest -= part
                 # the group's last cycle on the sequencer is t + GROUP_CYCLES
                 fills[u, s[F_TAIL] % QUEUE] = t + p[GROUP_CYCLES] + p[FILL_LATENCY]
                 s[F_TAIL] += 1
@@ -380,17 +396,38 @@ def cycles(pipeline: Pipeline, height: int, width: int) -> int:
     return int(simulate(pipeline, height, width)[0])
 
 
+def occupancy(
+    pipeline: Pipeline, height: int, width: int, slice_cycles: int
+) -> npt.NDArray[np.float64]:
+    """How busy every unit's array is over a frame: (units, slices), shares from 0 to 1.
+
+    Slices have ``slice_cycles`` cycles each; the last one reaches beyond the end of the frame.
+    """
+    slices = -(-cycles(pipeline, height, width) // slice_cycles)
+    spent = np.zeros((len(pipeline.units), slices), dtype=np.int64)
+    _simulate(pipeline, height, width, spent, slice_cycles)
+    return spent / slice_cycles
+
+
 def simulate(pipeline: Pipeline, height: int, width: int) -> tuple[int, list[dict[str, int]]]:
     """The cycle count, and per unit how its array spent the cycles.
 
     Each dictionary holds ``busy`` (cycles with a group on the array), ``stall_input`` and
     ``stall_drain`` (idle cycles waiting for pixels, and for a drain bank).
     """
+    nothing = np.zeros((len(pipeline.units), 0), dtype=np.int64)
+    return _simulate(pipeline, height, width, nothing, 1)
+
+
+def _simulate(
+    pipeline: Pipeline, height: int, width: int, slices: npt.NDArray[np.int64], slice_cycles: int
+) -> tuple[int, list[dict[str, int]]]:
     par = _parameters(pipeline, height, width)
     units = len(par)
     state = np.zeros((units, len(_STATE)), dtype=np.int64)
     state[:, WX] = state[:, WY] = par[:, PADDING]
     state[:, LEAD] = par[:, ROWS]
+    state[:, ROOM] = 1
     stride = np.maximum(par[:, STRIDE], 1)
     state[:, LAST_USER] = par[:, PADDING] // stride
     state[:, USER_SUB] = par[:, PADDING] % stride
@@ -402,7 +439,10 @@ def simulate(pipeline: Pipeline, height: int, width: int) -> tuple[int, list[dic
     (h, w) = pipeline.transform.sizes(height, width)[-1]
     in_beats = height * width * pipeline.units[0].regroup.i_beats
     out_beats = h * w * pipeline.units[-1].core.shape.beats
-    total, left = _run(par, state, queues[0], queues[1], queues[2], queues[3], in_beats, out_beats)
+    counts, fills, buffered, pushes = queues
+    total, left = _run(
+        par, state, counts, fills, buffered, pushes, in_beats, out_beats, slices, slice_cycles
+    )
     if total < 0:
         raise RuntimeError(f"the cycle model stopped after {left} of {out_beats} beats")
     spent = [

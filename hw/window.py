@@ -147,18 +147,25 @@ class Window(Unit):
         # Everything that depends on the frame size only.
         out_width, out_height = Signal(SIZE_BITS), Signal(SIZE_BITS)
         right, bottom = Signal(size), Signal(size)
+        x_end, y_end, last_row = Signal(size), Signal(size), Signal(size)
         m.d.comb += [self.out_width.eq(out_width), self.out_height.eq(out_height)]
         m.d.sync += [
             out_width.eq(_divide(self.width + 2 * pad - k, st) + 1),
             out_height.eq(_divide(self.height + 2 * pad - k, st) + 1),
             right.eq(self.width + pad),
             bottom.eq(self.height + pad),
+            x_end.eq(self.width + pad - 1),
+            y_end.eq(self.height + pad - 1),
+            last_row.eq(out_height - 1),
         ]
 
         # ---- Pointers shared by both sides, in padded coordinates -----------------------
         wx, wy = Signal(size, init=pad), Signal(size, init=pad)
         written = Signal()  # all of the frame has arrived
-        free_row, free_x = Signal(size), Signal(size)  # what is no longer needed
+        # What is no longer needed: what only output rows before `free_row` read, and columns
+        # that start before the next group of it. One less than its column is kept, which is
+        # compared without an addition.
+        free_row, free_before = Signal(size), Signal(size)
         finished = Signal()  # all of the frame has been read
         restart = Signal()
         m.d.comb += restart.eq(written & finished)
@@ -178,21 +185,26 @@ class Window(Unit):
         w_lead = Signal(range(self.rows + 1), init=self.rows)
         w_last_user = Signal(size, init=pad // st)
         w_user_sub = Signal(range(st), init=pad % st)
+        # Whether the next beat may be written, found a cycle ahead: it holds for the pixel after
+        # the present one as well, and a new row is looked at afresh.
+        room = Signal(init=1)
+        m.d.sync += room.eq(
+            ~(accept & beat_last & x_last)
+            & ~written
+            & (
+                (w_lead != 0)
+                | finished
+                | (free_row > w_last_user)
+                | ((free_row == w_last_user) & (wx < free_before))
+            )
+        )
         m.d.comb += [
-            self.i.ready.eq(
-                ~written
-                & (
-                    (w_lead != 0)
-                    | finished
-                    | (free_row > w_last_user)
-                    | ((free_row == w_last_user) & (wx < free_x))
-                )
-            ),
+            self.i.ready.eq(room),
             accept.eq(self.i.valid & self.i.ready),
             beat_last.eq(w_beat == cg - 1),
             sub_last.eq(w_sub == st - 1),
             bank_last.eq(w_bank == pixels - 1),
-            x_last.eq(wx + 1 == right),
+            x_last.eq(wx == x_end),
         ]
         with m.If(accept):
             m.d.sync += [w_beat.eq(w_beat + 1), w_offset.eq(w_offset + 1)]
@@ -209,7 +221,7 @@ class Window(Unit):
                         *(s.eq(s.init) for s in (wx, w_sub, w_bank, w_word, w_offset)),
                         wy.eq(wy + 1),
                         w_row.eq(Mux(w_row == ring - self.row_words, 0, w_row + self.row_words)),
-                        written.eq(wy + 1 == bottom),
+                        written.eq(wy == y_end),
                     ]
                     with m.If(w_lead != 0):
                         m.d.sync += w_lead.eq(w_lead - 1)
@@ -263,7 +275,7 @@ class Window(Unit):
         row_end, bottom_end = Signal(), Signal()
         m.d.comb += [
             row_end.eq(remaining <= pixels),
-            bottom_end.eq(nxt.row + 1 == out_height),
+            bottom_end.eq(nxt.row == last_row),
             self.feed.count.eq(Mux(row_end, remaining, pixels)),
         ]
         available = Signal()
@@ -297,7 +309,11 @@ class Window(Unit):
                     exhausted.eq(bottom_end),
                 ]
         with m.If(seq.done):
-            m.d.sync += [free_row.eq(nxt.row), free_x.eq(nxt.x), finished.eq(exhausted)]
+            m.d.sync += [
+                free_row.eq(nxt.row),
+                free_before.eq(Mux(nxt.x == 0, 0, nxt.x - 1)),
+                finished.eq(exhausted),
+            ]
 
         # ---- Steps of the group being read ----------------------------------------------
         now = Signal(group, reset_less=True)
@@ -372,9 +388,20 @@ class Window(Unit):
             m.d.sync += [
                 s.eq(s.init)
                 for s in (
-                    *(wx, wy, written, free_row, free_x, finished, w_beat, w_sub, w_bank, w_word),
+                    *(
+                        wx,
+                        wy,
+                        written,
+                        free_row,
+                        free_before,
+                        finished,
+                        w_beat,
+                        w_sub,
+                        w_bank,
+                        w_word,
+                    ),
                     *(w_offset, w_row, w_lead, w_last_user, w_user_sub, need_x, need_y),
-                    *(left_valid, exhausted, available),
+                    *(left_valid, exhausted, available, room),
                 )
             ]
             m.d.sync += nxt.as_value().eq(nxt.as_value().init)
@@ -389,7 +416,7 @@ class Window(Unit):
 def window_resources(bank_words: int, *, lanes: int, bits: int, pixels: int) -> Resources:
     """What a `Window` takes whose banks have so many words of ``lanes`` values."""
     word = lanes * bits
-    control = Resources(lut=420 + 70 * ceil_log2(pixels + 1))
+    control = Resources(lut=800 + 70 * ceil_log2(pixels + 1))
     rotate = Resources(lut=pixels * word * (1 + ceil_log2(pixels)))
     return ram_resources(bank_words, word, writable=True) * pixels + control + rotate
 

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 @_options.max_width
 @_options.multipliers
 @_options.folding
-@click.option("--clock", type=float, metavar="MHZ", help="System clock [default: the board's].")
+@click.option(
+    "--clock", type=float, metavar="MHZ",
+    help="System clock [default: the highest that place and route turns out to allow; it aims at "
+    "what builds of this device, as full as this one, have achieved].",
+)  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(min=0), default=1, show_default=True,
     help="Seed of place and route.",
@@ -75,17 +79,22 @@ def command(
     the Verilog it was made of and the logs of the tools, and appears only when all is there;
     after a failure the files are in DIR.part.
 
-    Exit status: 0 only when the bitstream meets timing; 1 when it does not (the bitstream is
-    written all the same), when a tool fails, or when synthesis makes another number of
+    Without --clock the PLL is set, after routing, to the fastest clock it can make that is no
+    faster than the design.
+
+    Exit status: 0 only when the bitstream meets timing; 1 when it does not meet --clock (the
+    bitstream is written all the same), when a tool fails, or when synthesis makes another number of
     multipliers or block RAMs than planned; 2 for unusable arguments.
     """
     from lichen.boards import board as boards
+    from lichen.boards.achieved import expected_clock
     from lichen.boards.build import BuildFailedError, build
     from lichen.boards.tools import Progress
 
     board = boards.find(board_name)
-    pll = board.pll(clock)
+    asked = None if clock is None else board.pll(clock)
     design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
+    pll = asked or board.pll_below(expected_clock(board, design.pipeline().resources()).limit_mhz)
     if unit is not None:
         _build_unit(design, unit, board, pll.output_mhz, output, seed, baseline, json_file)
         return
@@ -102,6 +111,7 @@ def command(
             folder=output,
             seed=seed,
             seeds=seeds,
+            any_clock=asked is None,
             cycles_per_frame=design.cycles_per_frame,
             details=design.describe(),
             progress=Progress(sys.stderr),
@@ -118,6 +128,13 @@ def command(
         f"{report.clock_mhz:g}{speed}; {report.dsp} of {have.dsp} multipliers, {report.bram} of "
         f"{have.bram} block RAMs, {report.lut} of {have.lut} LUTs",
     )
+    if asked is None and report.clock_mhz < report.target_mhz:
+        short = 100 * (1 - report.clock_mhz / report.target_mhz)
+        click.echo(
+            f"lichen: the clock is {short:.1f} % below the {report.target_mhz:g} MHz that place "
+            f"and route aimed at.",
+            err=True,
+        )
     shortfall = report.shortfall()
     if shortfall is not None:
         click.echo(f"lichen: {shortfall}", err=True)

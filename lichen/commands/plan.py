@@ -17,7 +17,14 @@ from lichen.commands import _options
 @_options.max_width
 @_options.multipliers
 @_options.folding
-@click.option("--clock", type=float, metavar="MHZ", help="System clock [default: the board's].")
+@click.option(
+    "--clock", type=float, metavar="MHZ",
+    help="System clock [default: what a build of this device, as full as this plan, has achieved].",
+)  # fmt: skip
+@click.option(
+    "--plot", "plot_file", metavar="FILE", type=click.Path(path_type=Path),
+    help="Draw which array works when over a frame (.svg, .png or .pdf).",
+)  # fmt: skip
 @_options.json_file
 def command(
     net: str,
@@ -27,35 +34,54 @@ def command(
     multipliers: int | None,
     folding_file: Path | None,
     clock: float | None,
+    plot_file: Path | None,
     json_file: str | None,
 ) -> None:
     """Fold a network onto a board: cycles, resources, frames per second.
 
     NET is a network file or the name of a shipped network. Cycles are those of one 768x512 image,
     with all tiles and their halos where it is wider than --max-width. Multipliers and block RAMs
-    are exact, LUTs an estimate.
+    are exact, LUTs an estimate. Without --clock the frame rate is that of a clock that place and
+    route has reached on this device; the last line says where.
 
     Exit status: 0 when the plan fits the board, 1 when it does not, 2 for unusable arguments.
     """
     from lichen.boards import board as boards
+    from lichen.boards.achieved import Clock, expected_clock
     from lichen.hw.planner import evaluate
 
     board = boards.find(board_name)
-    pll = board.pll(clock)
+    if plot_file is not None:
+        from lichen.hw.occupancy import check_kind
+
+        check_kind(plot_file)
+    asked = None if clock is None else board.pll(clock)
     design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
     plan = evaluate(design.transform, design.folding)
     overruns = board.pipeline_budget.overruns(plan.resources)
+    bounds = plan.bounds(board.pipeline_budget)
+    if asked is None:
+        known = expected_clock(board, plan.resources)
+        pll = board.pll_below(known.limit_mhz)
+    else:
+        pll, known = asked, Clock(limit_mhz=asked.output_mhz, source="as asked for")
     report = {
         "network": design.name,
         "transform": transform_name,
         "board": board.name,
         **plan.describe(pll.output_hz),
+        "clock_source": known.source,
         "fits": not overruns,
         "overruns": overruns,
+        "bound_by": bounds,
         "folding": plan.folding.model_dump(mode="json"),
     }
     if json_file != "-":
         _print_table(report["stages"])
+    if plot_file is not None:
+        from lichen.hw.occupancy import draw
+
+        draw(plan, pll.output_hz, f"{design.name} {transform_name} on {board.title}", plot_file)
     verdict = "fits" if not overruns else f"does not fit: {', '.join(overruns)}"
     have = board.budget
     _options.report(
@@ -64,7 +90,8 @@ def command(
         f"{design.name} {transform_name} on {board.title}: {plan.cycles_per_frame} cycles per "
         f"768x512 image, {report['fps']:.2f} frames/s at {report['clock_mhz']:g} MHz; "
         f"{plan.resources.dsp} of {have.dsp} multipliers, {plan.resources.bram} of {have.bram} "
-        f"block RAMs, about {plan.resources.lut} of {have.lut} LUTs; {verdict}",
+        f"block RAMs, about {plan.resources.lut} of {have.lut} LUTs; {verdict}\n"
+        f"clock: {known.source}" + (f"\nheld back by: {'; '.join(bounds)}" if bounds else ""),
     )
     click.get_current_context().exit(1 if overruns else 0)
 

@@ -20,7 +20,28 @@ cells = {"MULT18X18D": %(dsp)d, "DP16KD": %(bram)d, "LUT4": 7}
 text = json.dumps({"design": {"num_cells_by_type": cells}})
 pathlib.Path("logs/yosys.json").write_text("\\n" + text)
 """
-NEXTPNR = """
+CONFIG = """.device LFE5U-85F
+
+.tile R2C3:PLC2
+arc: A1 F1
+
+.tile_group MIB_R4C0:PLL0_UL MIB_R5C0:PLL1_UL
+word: CLKI_DIV 0000000
+word: CLKFB_DIV 0000001
+word: CLKOP_DIV 0001011
+word: CLKOP_CPHASE 0000110
+word: CLKOS_DIV 0000111
+enum: MODE EHXPLLL
+
+"""
+"""What nextpnr writes, its PLL set to the board's default."""
+
+NEXTPNR = f"""
+import pathlib, sys
+if "--textcfg" in sys.argv:
+    pathlib.Path(sys.argv[sys.argv.index("--textcfg") + 1]).write_text({CONFIG!r})
+"""
+NEXTPNR += """
 import json, pathlib, sys
 report = sys.argv[sys.argv.index("--report") + 1]
 used = {"MULT18X18D": %(dsp)d, "DP16KD": %(bram)d, "TRELLIS_COMB": 1234, "TRELLIS_FF": 567}

@@ -6,9 +6,11 @@ from __future__ import annotations
 import pytest
 
 from lichen.boards.board import BOARDS, ULX3S_85F, Budget, find
-from lichen.boards.pll import PFD_HZ, VCO_HZ
+from lichen.boards.pll import PFD_HZ, VCO_HZ, retune
 from lichen.errors import UserError
 from lichen.hw.unit import Resources
+
+from . import fakes
 
 
 def test_find_lists_what_there_is():
@@ -49,3 +51,36 @@ def test_pll_stays_in_its_limits(mhz):
 def test_impossible_clocks(mhz):
     with pytest.raises(UserError, match=r"no such clock on the ULX3S 85F: .* not "):
         ULX3S_85F.pll(mhz)
+
+
+@pytest.mark.parametrize(
+    ("limit", "mhz"), [(50, 50), (93.74, 92.857143), (93.75, 93.75), (110.4, 110), (99.99, 96.875)]
+)
+def test_the_fastest_clock_below_a_limit(limit, mhz):
+    pll = ULX3S_85F.pll_below(limit)
+    assert pll.output_mhz == pytest.approx(mhz)
+    assert VCO_HZ[0] <= pll.vco_hz <= VCO_HZ[1]
+    assert pll.input_hz / pll.input_div >= PFD_HZ[0]
+
+
+def test_a_limit_below_every_clock():
+    with pytest.raises(UserError, match="no PLL setting stays below 3 MHz"):
+        ULX3S_85F.pll_below(3)
+
+
+def test_the_clock_of_a_routed_design_changes_in_its_pll_alone():
+    before, after = ULX3S_85F.pll(), ULX3S_85F.pll(110)
+    changed = retune(fakes.CONFIG, before, after)
+    old, new = fakes.CONFIG.splitlines(), changed.splitlines()
+    assert len(old) == len(new)
+    assert [(a, b) for a, b in zip(old, new, strict=True) if a != b] == [
+        ("word: CLKI_DIV 0000000", "word: CLKI_DIV 0000100"),
+        ("word: CLKFB_DIV 0000001", "word: CLKFB_DIV 0010101"),
+        ("word: CLKOP_DIV 0001011", "word: CLKOP_DIV 0000100"),
+        ("word: CLKOP_CPHASE 0000110", "word: CLKOP_CPHASE 0000010"),
+    ]
+    assert retune(changed, after, before) == fakes.CONFIG
+    with pytest.raises(ValueError, match="does not hold"):
+        retune(changed, before, after)
+    with pytest.raises(ValueError, match="holds 0 PLLs"):
+        retune(fakes.CONFIG.replace("EHXPLLL", "NONE"), before, after)

@@ -108,6 +108,36 @@ def test_timing_missed_is_a_build_and_a_sentence(tmp_path, tools):
     assert (tmp_path / "out" / "top.bit").exists()
 
 
+@pytest.mark.parametrize(
+    ("fmax", "clock", "words"),
+    [
+        (79.5, 79.166667, ("0000101", "0010010")),
+        (40.0, 40.0, ("0000100", "0000111")),
+        (50.0, 50.0, ("0000000", "0000001")),
+    ],
+)
+def test_the_clock_follows_what_was_achieved(tmp_path, tools, fmax, clock, words):
+    check = (
+        "lines = pathlib.Path('top.config').read_text().splitlines()\n"
+        f"assert 'word: CLKI_DIV {words[0]}' in lines, lines\n"
+        f"assert 'word: CLKFB_DIV {words[1]}' in lines, lines\n"
+    )
+    tools(fmax=fmax, ecppack=fakes.ECPPACK.replace("\npathlib", "\n" + check + "pathlib"))
+    report = run(tmp_path / "out", any_clock=True, cycles_per_frame=1_000_000)
+    assert (report.target_mhz, report.fmax_mhz) == (50.0, fmax)
+    assert report.clock_mhz == pytest.approx(clock)
+    assert report.timing_met and report.shortfall() is None
+    assert report.fps == pytest.approx(clock, abs=1e-3)
+    assert report.baud == pytest.approx(ULX3S_85F.uart.baud * clock / 50, abs=1)
+
+
+def test_a_clock_that_cannot_be_set(tmp_path, tools):
+    tools(nextpnr_ecp5=(fakes.NEXTPNR % {"dsp": 3, "bram": 2, "fmax": 80}).replace("CPHASE", "X"))
+    with pytest.raises(BuildFailedError, match=r"the clock cannot be set: .*CPHASE"):
+        run(tmp_path / "out", any_clock=True)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("change", [{"dsp": 2}, {"bram": 9}])
 def test_another_count_than_planned_fails(tmp_path, tools, change):
     tools(**change, nextpnr_ecp5="raise SystemExit('must not run')")

@@ -9,11 +9,16 @@ import re
 import numpy as np
 import pytest
 
+from lichen.boards import achieved
 from lichen.boards import board as boards
+from lichen.boards.achieved import Achieved
 from lichen.boards.design import Design, read_folding
 from lichen.boards.generate import interface
 from lichen.cli import main
 from lichen.hw.folding import ArrayFolding, Folding, StageFolding
+from lichen.hw.occupancy import frame_occupancy
+from lichen.hw.planner import evaluate
+from lichen.hw.tiling import tiles
 from lichen.hw.unit import Resources
 from lichen.models import load_network
 from lichen.network.description import Activation, Network
@@ -115,12 +120,62 @@ def test_generate_does_not_write_into_strange_folders(tmp_path, capsys, files):
 
 @pytest.fixture
 def light(monkeypatch):
-    """`--board ulx3s-85f` without the cost of elaborating for it."""
+    """`--board ulx3s-85f` without the cost of elaborating for it, and nothing built before."""
+    monkeypatch.setattr(achieved, "records", lambda: ())
     monkeypatch.setitem(boards.BOARDS, "ulx3s-85f", fakes.LIGHT_BOARD)
 
 
 def planned(network: Network) -> Resources:
     return Design.make(network, "g_a", SMALL).pipeline().resources()
+
+
+def test_plan_takes_its_clock_from_a_build(tmp_path, capsys, files, network, monkeypatch):
+    net, folding = files
+    build = Achieved(design="x", device="LFE5U-85F-6", fmax_mhz=93.9, dsp=150, bram=200, lut=60_000)
+    monkeypatch.setattr(achieved, "records", lambda: (build,))
+    arguments = ("plan", net, "--board", "ulx3s-85f", "--folding", folding, "--json")
+    status, out, _ = lichen(capsys, *arguments, tmp_path / "plan.json")
+    assert status == 0
+    assert out.splitlines()[-1] == "clock: achieved by a build of x (93.9 MHz, 96% full)"
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert set(plan) >= {
+        *("stages", "clock_mhz", "tile_width", "cycles_per_frame", "fps", "dsp", "lut", "bram"),
+        *("fits", "clock_source", "bound_by", "folding"),
+    }
+    # The fastest clock that the PLL can make of 25 MHz below what was achieved.
+    assert plan["clock_mhz"] == pytest.approx(93.75)
+    assert plan["fps"] == pytest.approx(93.75e6 / plan["cycles_per_frame"])
+    assert [row["name"] for row in plan["stages"]] == ["conv1", "conv1_norm", "conv2"]
+    lichen(capsys, *arguments, tmp_path / "plan.json", "--clock", 60)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert (plan["clock_mhz"], plan["clock_source"]) == (60, "as asked for")
+
+
+def test_plan_draws_what_works_when(tmp_path, capsys, files, network):
+    net, folding = files
+    arguments = ("plan", net, "--board", "ulx3s-85f", "--folding", folding, "--plot")
+    for name in ("a.svg", "b.svg", "c.png"):
+        assert lichen(capsys, *arguments, tmp_path / name)[0] == 0
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    text = (tmp_path / "a.svg").read_text()
+    assert text.startswith("<?xml") and str(tmp_path) not in text
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    status, _, err = lichen(capsys, *arguments, tmp_path / "d.jpg")
+    assert status == 2
+    assert err.endswith("d.jpg must end in one of .svg, .png, .pdf to be drawn.\n")
+    assert not (tmp_path / "d.jpg").exists()
+
+    plan = evaluate(network.transform("g_a"), SMALL)
+    slice_cycles, busy, starts = frame_occupancy(plan)
+    assert busy.shape[0] == 3 and busy.max() <= 1 and starts[0] == 0 < len(starts)
+    # Over the whole frame every array is as busy as its groups take cycles.
+    for unit, spent in zip(plan.pipeline.units, busy.sum(axis=1) * slice_cycles, strict=True):
+        shape, total = unit.core.shape, 0
+        for tile in tiles(network.transform("g_a"), 768, 48):
+            sizes = network.transform("g_a").sizes(512, tile.stop - tile.start)
+            rows, columns = sizes[2 if unit is plan.pipeline.units[-1] else 1]
+            total += rows * -(-columns // shape.pixels) * shape.group_cycles
+        assert spent == pytest.approx(total)
 
 
 def test_build_reports(tmp_path, monkeypatch, capsys, files, network, light):
@@ -134,7 +189,8 @@ def test_build_reports(tmp_path, monkeypatch, capsys, files, network, light):
     assert report["network"]["sha256"] == digest(network)
     assert report["folding"] == SMALL.model_dump(mode="json")
     assert "nextpnr-ecp5: " in err
-    assert "80 MHz for a clock of 50" in err
+    assert "80 MHz for a clock of 80" in err
+    assert (report["target_mhz"], report["clock_mhz"]) == (50.0, 80.0)
     # The report itself is a folding to build with.
     assert read_folding(tmp_path / "out" / "report.json") == SMALL
 
@@ -190,11 +246,19 @@ def test_build_exit_statuses(tmp_path, monkeypatch, capsys, files, network, ligh
     arguments = ("build", net, "--board", "ulx3s-85f", "--folding", folding)
     arguments = (*arguments, "-o", tmp_path / "out")
     fakes.install(tmp_path / "tools", monkeypatch, dsp=plan.dsp, bram=plan.bram, fmax=45)
-    status, _, err = lichen(capsys, *arguments)
+    fixed = (*arguments, "--clock", 50)
+    status, _, err = lichen(capsys, *fixed)
     assert status == 1
     assert err.splitlines()[-1].startswith("lichen: timing is missed: 45.0 MHz of the 50 MHz")
     assert (tmp_path / "out" / "top.bit").exists()
-    assert lichen(capsys, *arguments, "--allow-timing-failure")[0] == 0
+    assert lichen(capsys, *fixed, "--allow-timing-failure")[0] == 0
+    # Free to choose, the build takes what it gets, and says how much less than hoped for that is.
+    status, out, err = lichen(capsys, *arguments)
+    assert status == 0
+    assert "45 MHz for a clock of 45" in out
+    assert err.splitlines()[-1] == (
+        "lichen: the clock is 10.0 % below the 50 MHz that place and route aimed at."
+    )
 
     fakes.install(tmp_path / "tools", monkeypatch, dsp=0, bram=plan.bram)
     status, _, err = lichen(capsys, *arguments)

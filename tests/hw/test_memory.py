@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 from amaranth.hdl import Elaboratable, Module
@@ -10,7 +13,11 @@ from amaranth.sim import Simulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lichen.hw import ecp5
 from lichen.hw.memory import BLOCK_SHAPES, Ram, pieces
+from lichen.hw.verilog import emit
+
+CELLS = Path(__file__).with_name("ecp5_cells.v")
 
 
 @settings(deadline=None)
@@ -70,3 +77,99 @@ def test_reads_follow_two_cycles_later(depth, width, writable):
     simulator.add_testbench(bench)
     simulator.run()
     assert read[Ram.latency - 1 :] == [words[a] for a in addresses[: -(Ram.latency - 1)]]
+
+
+SHAPES = [
+    *((depth, width, True) for depth, width in ((600, 36), (1000, 18), (2000, 9), (3000, 7))),
+    *((depth, width, True) for depth, width in ((5000, 2), (9000, 1), (4000, 4), (300, 80))),
+    *((depth, width, False) for depth, width in ((1600, 54), (500, 36), (4100, 4), (2300, 11))),
+]
+
+
+def _bench(ram: Ram, platform: object, folder: Path, steps: list[tuple[int, ...]]) -> list[str]:
+    """What Icarus reads from a memory: steps are (address, enable, address, data)."""
+    folder.mkdir()
+    (folder / "ram.v").write_text(emit(ram, "ram", platform))
+    address, width = max(1, (ram.depth - 1).bit_length()), ram.width
+    total = 2 * address + width + 1
+    rows = [
+        read | enable << address | target << address + 1 | word << 2 * address + 1
+        for read, enable, target, word in steps
+    ]
+    (folder / "steps.hex").write_text("".join(f"{row:x}\n" for row in rows))
+    writes = (
+        f", .w_en(now[{address}]), .w_addr(now[{2 * address}:{address + 1}]), "
+        f".w_data(now[{total - 1}:{2 * address + 1}])"
+        if ram.writable
+        else ""
+    )
+    (folder / "bench.v").write_text(f"""
+module bench;
+    reg clk = 0;
+    reg [{total - 1}:0] steps [0:{len(rows) - 1}], now = 0;
+    wire [{width - 1}:0] data;
+    integer i;
+    ram dut (.clk(clk), .rst(1'b0), .r_addr(now[{address - 1}:0]), .r_data(data){writes});
+    initial begin
+        $readmemh("steps.hex", steps);
+        for (i = 0; i < {len(rows)}; i = i + 1) begin
+            now = steps[i];
+            #4 clk = 1;
+            #5 clk = 0;
+            #1 $display("%h", data);
+        end
+        $finish(0);
+    end
+endmodule
+""")
+    files = ["ram.v", "bench.v"] + ([str(CELLS)] if platform is not None else [])
+    subprocess.run(
+        ["iverilog", "-g2012", "-s", "bench", "-o", "bench.vvp", *files], cwd=folder, check=True
+    )
+    done = subprocess.run(
+        ["vvp", "-n", "bench.vvp"], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(("depth", "width", "writable"), SHAPES)
+def test_block_ram_cells_and_their_twin_read_the_same(depth, width, writable, tmp_path):
+    """Both against what was stored, while other words are being written."""
+    rng = np.random.default_rng([depth, width])
+
+    def draw() -> int:
+        return int.from_bytes(rng.bytes(-(-width // 8)), "little") >> (-width % 8)
+
+    stored = [draw() for _ in range(depth)]
+
+    def ram() -> Ram:
+        return Ram(depth=depth, width=width, init=stored, writable=writable)
+
+    assert any(piece.block for piece in ram().pieces)
+    now, steps, wanted = list(stored), [], []
+    recent = rng.integers(0, depth, 8).tolist()
+    for _ in range(3000):
+        read = int(rng.choice(recent)) if rng.random() < 0.5 else int(rng.integers(depth))
+        target, enable = int(rng.integers(depth)), int(writable and rng.random() < 0.6)
+        if target == read:
+            enable = 0
+        word = draw()
+        steps.append((read, enable, target, word))
+        wanted.append(now[read])
+        if enable:
+            now[target] = word
+            recent[int(rng.integers(len(recent)))] = target
+    for name, platform in (("twin", None), ("cells", ecp5.Target())):
+        lines = _bench(ram(), platform, tmp_path / name, steps)
+        found = [int(line, 16) for line in lines[Ram.latency - 1 :]]
+        assert found == wanted[: len(found)], name
+
+
+def test_block_ram_cells_are_made_for_the_device_alone_and_use_their_registers():
+    def text(platform):
+        return emit(Ram(depth=1024, width=36, init=[5], writable=False), "ram", platform)
+
+    assert "DP16KD" not in text(None)
+    cells = text(ecp5.Target())
+    assert cells.count("DP16KD") == 2
+    assert cells.count('.REGMODE_B("OUTREG")') == 2

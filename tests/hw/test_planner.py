@@ -9,7 +9,7 @@ import pytest
 from lichen import models
 from lichen.boards.board import Budget
 from lichen.errors import UserError
-from lichen.hw.planner import PHOTO, evaluate, fits, frame_cycles, plan
+from lichen.hw.planner import PHOTO, evaluate, fits, frame_cycles, plan, tile_widths
 from lichen.hw.tiling import tiles
 from lichen.network.description import Activation, Transform
 from lichen.network.random import StageShape, random_factorized, random_transform
@@ -52,6 +52,28 @@ def test_what_does_not_fit_is_said(small: Transform) -> None:
     found = plan(small, budget, max_width=256)
     assert not fits(found.resources, budget)
     assert found.resources.dsp > budget.dsp and found.resources.lut > budget.lut
+
+
+def test_narrow_tiles_where_memory_is_short(small: Transform) -> None:
+    """Rows of wide tiles do not fit beside the weights, those of narrow ones do."""
+    budget = Budget(dsp=60, bram=7, lut=13_000)
+    found = plan(small, budget)
+    assert fits(found.resources, budget)
+    assert found.folding.max_width < min(tile_widths(small))
+    (bound,) = [phrase for phrase in found.bounds(budget) if phrase.startswith("block RAMs")]
+    rows = found.stages()
+    weights, lines = (sum(row[key] for row in rows) for key in ("bram_weights", "bram_lines"))
+    other = found.resources.bram - weights - lines
+    assert other >= 0 and bound == (
+        f"block RAMs (7 of 7: {weights} for weights, {lines} for rows, {other} for other things)"
+    )
+
+
+def test_what_almost_fits_is_close_to_the_budget(small: Transform) -> None:
+    budget = Budget(dsp=60, bram=5, lut=13_000)
+    found = plan(small, budget)
+    assert not fits(found.resources, budget)
+    assert found.resources.bram <= 7 and found.resources.lut <= 1.2 * budget.lut
 
 
 def test_what_cannot_be_planned_is_refused(small: Transform) -> None:

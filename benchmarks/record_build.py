@@ -1,0 +1,43 @@
+"""Put a build on record: plans take their clock from the builds kept here.
+
+Copies the report.json of `lichen build` to benchmarks/builds/NAME.json and writes
+boards/achieved.json anew from all of them.
+
+    python benchmarks/record_build.py small-w6 out/report.json
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from lichen.boards import board as boards
+from lichen.boards.achieved import FILE, Achieved
+
+HERE = Path(__file__).parent
+BUILDS = HERE / "builds"
+RECORDS = HERE.parent / "boards" / FILE
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.argument("report", required=False, type=click.Path(exists=True, path_type=Path))
+def main(name: str | None, report: Path | None) -> None:
+    """Keep REPORT as NAME, and write the records; without arguments the latter only."""
+    if name is not None and report is not None:
+        kept = json.loads(report.read_text())
+        Achieved.of_report(kept, boards.find(kept["board"]))
+        (BUILDS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+    entries = []
+    for path in sorted(BUILDS.glob("*.json")):
+        kept = json.loads(path.read_text())
+        entries.append(asdict(Achieved.of_report(kept, boards.find(kept["board"]))))
+    RECORDS.write_text(json.dumps(entries, indent=2) + "\n")
+    click.echo(f"{len(entries)} builds in {RECORDS.name}")
+
+
+if __name__ == "__main__":
+    main()
