@@ -79,18 +79,24 @@ def _quantization(name: str) -> list[str]:
     """The section on the integer network."""
     network = models.load_network(name)
     how = network.provenance["quantization"]
-    widths = {key.replace("_", " "): bits for key, bits in how["widths"].items()}
+    widths = how.get("quantization", how)["widths"]
     text = [
         "## Integer network\n",
-        f"`{name}.lichen`: method {how['method']}, bits "
-        + ", ".join(f"{key} {bits}" for key, bits in widths.items())
-        + f"; calibrated on {how['calibration']['images']} images.",
+        f"Method {how['method']}, calibrated on {how['calibration']['images']} images. Bits: "
+        + ", ".join(f"{key.replace('_', ' ')} {bits}" for key, bits in widths.items())
+        + ".",
     ]
-    draq = network.provenance.get("draq") or how.get("draq")
-    if draq:
+    if "tune" in how:
+        tune = how["tune"]
         text.append(
-            "Fine-tuned through its own integers; the header of the file has every setting "
-            "(`lichen.network.file.load(...).provenance`).",
+            f"Fine-tuned through its own integers for {how['steps_done']} steps of {tune['batch']} "
+            f"crops of {tune['patch']}x{tune['patch']}, {tune['optimizer']}, peak {tune['lr']:g} "
+            f"of full scale, scales {tune['lr_scales']:g} times that, on the same images:\n\n```\n"
+            f"lichen quantize {name} -o {name}.lichen --method draq --calibrate CALIBRATE \\\n"
+            f"    --train TRAIN --steps {how['steps_done']} --batch {tune['batch']} "
+            f"--patch {tune['patch']} --lr {tune['lr']:g} --lr-scales {tune['lr_scales']:g} \\\n"
+            f"    --penalty {tune['penalty']:g} --crop 256 "
+            f"--max-images {how['calibration']['images']}\n```"
         )
     return [*text, ""]
 
@@ -106,9 +112,10 @@ def card(name: str, checkpoint: Checkpoint, points: dict[str, dict[str, float]])
     history = meta.get("init", {}).get("history", [])
     text = [
         f"# {name}\n",
-        f"FP32 network (`{name}.safetensors`) of CompressAI's `{checkpoint.arch}` with "
-        f"N = {checkpoint.n} channels and M = {checkpoint.m} latent channels, GDN, at lambda "
-        f"{meta['lmbda']}, and the integer network made of it (`{name}.lichen`).\n",
+        f"FP32 network (`{name}.safetensors`, stored in float16) of CompressAI's\n"
+        f"`{checkpoint.arch}` with N = {checkpoint.n} channels and M = {checkpoint.m} latent "
+        f"channels, GDN,\nat lambda {meta['lmbda']}, and the integer network made of it "
+        f"(`{name}.lichen`).\n",
         "| | |",
         "|---|---|",
         f"| loss | {meta['lmbda']} * 255^2 * MSE + bits per pixel (optimised for MSE) |",

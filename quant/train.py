@@ -288,10 +288,10 @@ class Trainer:
         self.model = new_model(config.arch, config.n, config.m)
         # Channels last is a sixth faster on CPUs.
         self.model.train().to(self.device, memory_format=torch.channels_last)
-        bfloat16 = config.precision == "bfloat16" or (
+        self.bfloat16 = config.precision == "bfloat16" or (
             config.precision == "auto" and _bfloat16_pays(self.device)
         )
-        self.transforms = Transforms(self.model, bfloat16=bfloat16, compiled=config.compile)
+        self.transforms = Transforms(self.model, bfloat16=self.bfloat16, compiled=config.compile)
         # CompressAI's quantiles belong to its coder: they are solved for when a run is saved.
         self.named = {
             name: parameter
@@ -557,6 +557,7 @@ def save_run(trainer: Trainer, output: Path, half: bool = False) -> None:
     model = integer_grid(build_model(c.arch, c.n, c.m, average))
     metadata = {
         **asdict(c),
+        "precision": "bfloat16" if trainer.bfloat16 else "float32",
         "steps_done": trainer.step,
         "minutes_done": round(trainer.elapsed / 60, 2),
         "images_count": len(trainer.source.images),
