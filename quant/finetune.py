@@ -32,7 +32,11 @@ from lichen.quant.checkpoint import save_atomically
 from lichen.quant.data import CropSource
 from lichen.quant.fake import BIN_MARGIN, FakeTransform
 from lichen.quant.float_network import FloatNetwork
+from lichen.quant.quantize import scale_step
 from lichen.quant.train import deferred_interrupts
+
+BIAS_MAX = 1024
+"""Steps that count as the full scale of a bias, at most."""
 
 REAL, INTEGER = "regularize", "finetune"
 """The phases: real arithmetic with a growing penalty, integer arithmetic with a fading one."""
@@ -102,6 +106,7 @@ class TuneConfig:
             ),
             (self.batch >= 1, f"the batch must be at least 1, not {self.batch}"),
             (self.patch >= 16, f"the patch must be at least 16, not {self.patch}"),
+            (self.lr_scales >= 0, f"lr_scales must not be negative: {self.lr_scales}"),
             (self.lr > 0, f"the learning rate must be above 0, not {self.lr}"),
             (self.lmbda > 0, f"lambda must be above 0, not {self.lmbda}"),
             (0 <= self.distill <= 1, f"distill must lie in 0 .. 1, not {self.distill}"),
@@ -112,6 +117,11 @@ class TuneConfig:
         ):
             if not good:
                 raise UserError(what + ".")
+
+
+def _straight(value: Tensor, rounded: Tensor) -> Tensor:
+    """``rounded``, with the gradient of ``value``."""
+    return value + (rounded - value).detach()
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -134,12 +144,12 @@ class FineTuner:
     phase : str
         `REAL` computes with the shadows themselves, `INTEGER` through fake quantization.
     start : Network
-        Factorized; supplies the integers, and says the scales.
+        Supplies the integers, and says the scales.
     real : FloatNetwork or None
         Where the shadows start: whole in the real phase, as far as the starting integers
         allow in the other. None starts at the integers.
     bottleneck : dict of str to array
-        Parameters of the entropy bottleneck.
+        Parameters of the entropy bottleneck: of y, or with a hyperprior of z.
     source : CropSource
     """
 
@@ -153,8 +163,6 @@ class FineTuner:
         source: CropSource,
         device: torch.device | None = None,
     ) -> None:
-        if start.latent_fraction or "h_s" in start.transforms:
-            raise ValueError("only factorized networks, whose latents have no fraction")
         self.phase, self.start, self.config, self.source = phase, start, config, source
         self.device = device or torch.device("cpu")
         self.step, self.elapsed = 0, 0.0
@@ -165,7 +173,7 @@ class FineTuner:
                 None if real is None else real.transforms[key],
                 within=within,
             )
-            for key in ("g_a", "g_s")
+            for key in start.transforms
         }
         self.transforms: Any = nn.ModuleDict(transforms).to(self.device)
         # The parent, as shadows that nothing moves.
@@ -176,15 +184,19 @@ class FineTuner:
             self.teacher = nn.ModuleDict(
                 {
                     key: FakeTransform(start.transforms[key], real.transforms[key], within=None)
-                    for key in ("g_a", "g_s")
+                    for key in start.transforms
                 }
             ).to(self.device)
             self.teacher.requires_grad_(False)
-        self.bottleneck = rate.make_bottleneck(start.m, bottleneck).to(self.device)
-        # Channels last pays where there are channels enough to fill vectors with.
-        self.layout = torch.channels_last if start.n >= 32 else torch.contiguous_format
-        for stage in self.fake_stages():
-            stage.weight.data = stage.weight.data.contiguous(memory_format=self.layout)
+        coded = start.transforms["h_a" if start.hyper else "g_a"]
+        self.bottleneck = rate.make_bottleneck(coded.out_channels, bottleneck).to(self.device)
+        self.fraction = start.latent_fraction
+        # g_a rounds a latent with a fraction down (`lichen.quant.ptq.FixedOutput.floor`), but
+        # real shadows do not.
+        self.offset = 0.5 if self.fraction and phase == INTEGER else 0.0
+        if start.hyper:
+            # of one integer that h_s makes
+            self.scale_step = scale_step(start.transforms["h_s"].output)
         self.named: dict[str, nn.Parameter] = {}
         groups = []
         for name, parameter, scale in self._scaled_parameters():
@@ -193,7 +205,7 @@ class FineTuner:
         self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
 
     def fake_stages(self) -> list[Any]:
-        """The fake stages of both transforms, in order."""
+        """The fake stages of all transforms, in order."""
         return [stage for t in self.transforms.values() for stage in t.stages]
 
     def _scaled_parameters(self) -> list[tuple[str, nn.Parameter, float]]:
@@ -205,7 +217,8 @@ class FineTuner:
             if kind == "weight":
                 scale = float(stage.limit)
             elif kind == "bias":
-                scale = float(stage.start.requantizer.output.magnitude)
+                # the 16 bits of scales and means reach far beyond the usual ones
+                scale = float(min(stage.start.requantizer.output.magnitude, BIAS_MAX))
             elif kind == "gamma":
                 # most gammas are small, so a step of theirs is a greater part of them
                 scale = float(1 << (stage.start.normalization.gamma_bits - 2))
@@ -250,31 +263,66 @@ class FineTuner:
         together with ours so that a symbol on the edge does not count as an error.
         """
         torch.manual_seed(rng_seed)
-        g_a, g_s = self.transforms["g_a"], self.transforms["g_s"]
+        part = 0.0 if self.teacher is None else self.config.distill
+        read, soft, bits = self._code(x, part)
         if self.phase == REAL:
-            soft = symbols = g_a.forward_real(x)
-            x_hat = g_s.forward_real(soft + (torch.round(soft) - soft).detach())
+            x_hat = self.transforms["g_s"].forward_real(read)
             if not torch.is_grad_enabled():
                 x_hat = torch.round(x_hat).clamp(0, 255)
         else:
-            outputs, soft = g_a.run(x)
-            symbols = outputs[-1]
-            x_hat = g_s(symbols, pixels=True)
-        pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        part = 0.0 if self.teacher is None else self.config.distill
-        # The parent's own R and D are in balance; only their common part may move the latents.
-        rated = soft if not part else (1 - part) * soft + part * soft.detach()
-        bpp = rate.noisy_bits(self.bottleneck, rated.contiguous()) / pixels
+            x_hat = self.transforms["g_s"](read, inward=True).float()
+        bpp = bits / (x.shape[0] * x.shape[2] * x.shape[3])
         mse = torch.mean((x_hat - x) ** 2)
         distortion = mse
         if self.teacher is not None and torch.is_grad_enabled():
             with torch.no_grad():
                 y = self.teacher["g_a"].forward_real(x)
                 # the rounding error is ours, the latent is the parent's
-                y = y + (symbols - soft)
-                target = self.teacher["g_s"].forward_real(y).clamp(0, 255)
+                own = y if self.start.means else y * 0.5**self.fraction
+                target = self.teacher["g_s"].forward_real(own + (read - soft)).clamp(0, 255)
             distortion = (1 - part) * mse + part * torch.mean((x_hat - target) ** 2)
         return self.config.lmbda * distortion + bpp, bpp, mse
+
+    def _run(self, key: str, x: Tensor, inward: bool = False) -> tuple[Tensor, Tensor]:
+        """A transform's output, and the same before its rounding."""
+        if self.phase == REAL:
+            soft = self.transforms[key].forward_real(x)
+            return soft, soft
+        outputs, soft = self.transforms[key].run(x, inward=inward)
+        return outputs[-1].to(soft.dtype), soft
+
+    def _code(self, x: Tensor, part: float) -> tuple[Tensor, Tensor, Tensor]:
+        """What g_s reads, the same without the rounding to symbols, and the bits.
+
+        ``part`` of the gradient of the bits does not reach g_a: of the parent's R and D, which
+        are in balance, only their common part may move the latents.
+        """
+        start, f = self.start, self.fraction
+        y, y_soft = self._run("g_a", x)
+        if part:
+            y_soft = (1 - part) * y_soft + part * y_soft.detach()
+        real = (y_soft + self.offset) * 0.5**f
+        if not start.hyper:
+            symbols = _straight(y, torch.floor(y + 0.5))
+            return symbols, y_soft, rate.noisy_bits(self.bottleneck, real.contiguous())
+        source = start.transforms["h_a"].input
+        seen = y if source.signed else y.abs()
+        if self.phase == INTEGER:
+            seen = seen.clamp(source.lo, source.hi)
+        z, z_soft = self._run("h_a", seen)
+        bits = rate.noisy_bits(self.bottleneck, z_soft.contiguous())
+        parameters, _ = self._run("h_s", _straight(z, torch.floor(z + 0.5)), inward=True)
+        scales, mu = parameters, torch.zeros((), dtype=y.dtype, device=y.device)
+        if start.means:
+            scales, mu = parameters.chunk(2, dim=1)
+        bits = bits + rate.noisy_gaussian_bits(real, scales * self.scale_step, mu * 0.5**f)
+        symbols = torch.floor((y - mu) * 0.5**f + 0.5)
+        if not start.means:
+            return _straight(y * 0.5**f, symbols), real, bits
+        read = symbols * 2**f + mu
+        if self.phase == INTEGER:
+            read = read.clamp(start.transforms["g_s"].input.lo, start.transforms["g_s"].input.hi)
+        return _straight(y, read), y_soft, bits
 
     def penalty(self) -> Tensor:
         """The outlier penalty, mean over the stages."""
@@ -293,7 +341,7 @@ class FineTuner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
         crops = torch.from_numpy(self.source.batch(c.seed, self.step, c.batch))
-        x = crops.to(self.device, torch.float32).contiguous(memory_format=self.layout)
+        x = crops.to(self.device, torch.float32).contiguous(memory_format=torch.channels_last)
         # The noise depends on (seed, step) alone, as the crops do: no generator is saved.
         loss, bpp, mse = self.loss(x, (c.seed * 1_000_003 + self.step + 1) % 2**63)
         weight = self.penalty_weight()
@@ -317,7 +365,7 @@ class FineTuner:
         total = np.zeros(3)
         for i, crop in enumerate(crops):
             x = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].to(self.device, torch.float32)
-            x = x.contiguous(memory_format=self.layout)
+            x = x.contiguous(memory_format=torch.channels_last)
             total += [v.item() for v in self.loss(x, self.config.seed + i)]
         loss, bpp, mse = total / len(crops)
         return float(loss), float(bpp), float(mse)

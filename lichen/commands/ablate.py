@@ -88,7 +88,7 @@ def command(
 
     from lichen.network.file import save
     from lichen.quant.calibrate import load_calibration
-    from lichen.quant.draq import DraqOptions, check_tunable, draq, lambda_of
+    from lichen.quant.draq import DraqOptions, draq, lambda_of
     from lichen.quant.finetune import TuneConfig
     from lichen.quant.ptq import Options, Widths
     from lichen.quant.quantize import measure, measure_float, quantize
@@ -99,7 +99,6 @@ def command(
     if output is not None and not output.is_dir():
         raise UserError(f"{output} is not a folder; make it first.")
     network = _load(checkpoint)
-    check_tunable(network)
     weight = lambda_of(network) if lmbda is None else lmbda
     if weight is None:
         raise UserError(f"{checkpoint} does not say its lambda; give it with --lmbda.")

@@ -232,7 +232,7 @@ def command(
     from lichen.network.file import dumps, load, write_atomically
     from lichen.quant import outliers
     from lichen.quant.calibrate import load_calibration
-    from lichen.quant.draq import DraqOptions, DraqResult, check_tunable, draq, lambda_of
+    from lichen.quant.draq import DraqOptions, DraqResult, draq, lambda_of
     from lichen.quant.finetune import TuneConfig, state_path
     from lichen.quant.ptq import Options, Widths
     from lichen.quant.quantize import check_supported, measure, measure_float, quantize
@@ -244,8 +244,6 @@ def command(
     started = time.monotonic()
     network = _load(checkpoint)
     check_supported(network)
-    if method == "draq":
-        check_tunable(network)
     if calibrate is not None:
         source: str | list[Path] = calibrate
     else:
