@@ -30,7 +30,6 @@ from torch.nn import functional
 from lichen.network.arithmetic import NORM_BITS, ROOT_TABLES, NormKind
 from lichen.network.description import (
     Activation,
-    Convolution,
     Format,
     Normalization,
     Requantizer,
@@ -229,6 +228,7 @@ class _Compute(torch.autograd.Function):
         run = _fused_backward if plan.fused else _backward
         grads = run(rows, extra, acc, bias, gain, rest, ctx.norm_gain, plan)
         grad_acc, grad_bias, grad_gain, grad_gamma, grad_beta, grad_norm_gain = grads
+        assert grad_acc is not None
         grad_x, grad_weight = g.back(grad_acc, x.to(low), plain, ctx.needs_input_grad[0])
         if grad_x is not None:
             grad_x = grad_x.to(ctx.types[0])

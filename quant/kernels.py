@@ -350,9 +350,11 @@ class Geometry:
         batch, c, s = x.shape[0], self.channels, self.phases
         if s == 1:
             return rows.reshape(batch, height, width, c).permute(0, 3, 1, 2)
-        image = rows.reshape(batch, height, width, s, s, c).permute(0, 5, 1, 3, 2, 4)
-        image = image.reshape(batch, c, height * s, width * s)
+        pixels = rows.reshape(batch, height, width, s, s, c).permute(0, 1, 3, 2, 4, 5)
+        image = pixels.reshape(batch, height * s, width * s, c).permute(0, 3, 1, 2)
         rows_out, columns_out = self.size(x)
+        if image.shape[2:] == (rows_out, columns_out):
+            return image
         image = image[:, :, :rows_out, :columns_out]
         return image.contiguous(memory_format=torch.channels_last)
 
@@ -363,10 +365,10 @@ class Geometry:
         missing = (width * s - image.shape[3], height * s - image.shape[2])
         if any(missing):
             image = functional.pad(image, (0, missing[0], 0, missing[1]))
+        pixels = image.permute(0, 2, 3, 1)
         if s > 1:
-            image = image.reshape(batch, c, height, s, width, s).permute(0, 2, 4, 3, 5, 1)
-            return image.reshape(-1, c)
-        return image.permute(0, 2, 3, 1).reshape(-1, c)
+            pixels = pixels.reshape(batch, height, s, width, s, c).permute(0, 1, 3, 2, 4, 5)
+        return pixels.reshape(-1, c)
 
 
 def byte_norm_sums(u: Tensor, total: Tensor, gamma: Tensor) -> Tensor:

