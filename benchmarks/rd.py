@@ -4,8 +4,8 @@
 
 measures every shipped network (with --fp32 also its parent), JPEG, WebP and AVIF on a folder of
 images, all from bytes really coded, and writes a plot and tables. Where the folder is called
-kodak, CompressAI's published curves join them. With --redraw the measurements are read back
-from the JSON file.
+kodak, CompressAI's published curves join them. The JSON file grows point by point, and points
+in it whose network has not changed since are not measured again. With --redraw nothing is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import lichen  # noqa: F401
 # isort: split
 
 import json
+from collections.abc import Callable
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from lichen import models
 from lichen.codec.evaluate import (
     PILLOW_FORMATS,
     Codec,
+    Evaluation,
     NetworkCodec,
     PillowCodec,
     evaluate,
@@ -50,6 +53,14 @@ from lichen.sim.images import list_images
 
 PUBLISHED = ("bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")
 FORMATS = {"JPEG": ("#9a9a9a", "x"), "WebP": ("#777777", "+"), "AVIF": ("#444444", "1")}
+
+
+def digest(codec: Codec) -> str:
+    """What a codec's figures depend on: the file of a shipped network, or its description."""
+    path = models.shipped_parent(codec.name)
+    if not codec.name.endswith(models.PARENT_SUFFIX):
+        path = models.shipped_network(codec.name)
+    return codec.description if path is None else sha256(path.read_bytes()).hexdigest()
 
 
 def open_codecs(names: list[str], fp32: bool) -> list[tuple[str, list[Codec]]]:
@@ -76,26 +87,46 @@ def open_codecs(names: list[str], fp32: bool) -> list[tuple[str, list[Codec]]]:
     return curves
 
 
-def measure(images: str, names: list[str], fp32: bool) -> dict[str, Any]:
-    """All curves in the format of `lichen evaluate`."""
+def measure(
+    images: str,
+    names: list[str],
+    fp32: bool,
+    before: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] = lambda report: None,
+) -> dict[str, Any]:
+    """All curves in the format of `lichen evaluate`, as far as ``before`` does not have them.
+
+    ``save`` gets the report after every point.
+    """
     try:
         from lichen.quant.evaluate import ms_ssim
     except ImportError:
         ms_ssim = None  # type: ignore[assignment]
     files = list_images(images)
+    report: dict[str, Any] = {"set": Path(images).resolve().name, "images": len(files)}
+    known: dict[tuple[str, str], Evaluation] = {}
+    if before is not None and all(before[key] == report[key] for key in report):
+        for curve in before["curves"]:
+            for point in curve["points"]:
+                found = Evaluation.from_json(point)
+                known[found.name, before["digests"][found.name]] = found
     curves = open_codecs(names, fp32)
-    measured = []
-    total = len(files) * sum(len(codecs) for _, codecs in curves)
-    with tqdm(total=total, unit="image") as bar:
+    digests = {codec.name: digest(codec) for _, codecs in curves for codec in codecs}
+    report |= {"curves": [], "digests": digests}
+    todo = [pair for pair in digests.items() if pair not in known]
+    with tqdm(total=len(files) * len(todo), unit="image") as bar:
         for title, codecs in curves:
-            points = []
+            points: list[Evaluation] = []
+            report["curves"].append({})
             for codec in codecs:
-                bar.set_description(codec.name)
-                points.append(
-                    evaluate(codec, files, ms_ssim=ms_ssim, progress=lambda _: bar.update())
-                )
-            measured.append(to_json(points, title))
-    return {"set": Path(images).resolve().name, "images": len(files), "curves": measured}
+                point = known.get((codec.name, digests[codec.name]))
+                if point is None:
+                    bar.set_description(codec.name)
+                    point = evaluate(codec, files, ms_ssim=ms_ssim, progress=lambda _: bar.update())
+                points.append(point)
+                report["curves"][-1] = to_json(points, title)
+                save(report)
+    return report
 
 
 def to_curve(measured: dict[str, Any]) -> Curve:
@@ -164,7 +195,7 @@ def tables(report: dict[str, Any], curves: list[Curve], published: list[Curve]) 
 @click.option("--fp32", is_flag=True, help="Measure the networks' FP32 parents, too.")
 @click.option("--plot", "plot_file", metavar="FILE", help="Plot to write (.png, .svg, .pdf).")
 @click.option("--table", metavar="FILE", help="Markdown to write.")
-@click.option("--json", "json_file", metavar="FILE", help="Measurements to write, or to redraw.")
+@click.option("--json", "json_file", metavar="FILE", help="Measurements to write or add to.")
 @click.option("--redraw", is_flag=True, help="Measure nothing; take what --json holds.")
 def command(
     names: tuple[str, ...],
@@ -183,12 +214,18 @@ def command(
     elif images is None:
         raise click.UsageError("Missing option '--images'.")
     else:
+        before = None
+        if json_file is not None and Path(json_file).exists():
+            before = json.loads(Path(json_file).read_text())
+
+        def save(report: dict[str, Any]) -> None:
+            if json_file is not None:
+                write_atomically(json_file, (json.dumps(report, indent=1) + "\n").encode())
+
         try:
-            report = measure(images, list(names) or models.names(), fp32)
+            report = measure(images, list(names) or models.names(), fp32, before, save)
         except UserError as error:
             raise click.UsageError(str(error)) from None
-        if json_file is not None:
-            write_atomically(json_file, (json.dumps(report, indent=1) + "\n").encode())
     curves = [to_curve(curve) for curve in report["curves"]]
     known = references()
     published = [known[name] for name in PUBLISHED] if report["set"] == "kodak" else []

@@ -227,6 +227,16 @@ class Evaluation:
             ],
         }
 
+    @classmethod
+    def from_json(cls, point: dict[str, Any]) -> Evaluation:
+        """Undo `to_json`; KeyError or TypeError where that did not write it."""
+        fields = {value: key for key, value in _JSON_NAMES.items()}
+        images = [
+            ImageResult(**{fields.get(key, key): value for key, value in image.items()})
+            for image in point["images"]
+        ]
+        return cls(point["name"], point["description"], images)
+
 
 _JSON_NAMES = {"psnr": "psnr-rgb", "ms_ssim": "ms-ssim-rgb"}
 

@@ -110,11 +110,17 @@ def save_checkpoint(
     m: int,
     state_dict: Mapping[str, Tensor],
     metadata: dict[str, Any],
+    *,
+    half: bool = False,
 ) -> None:
-    """Write the project's FP32 checkpoint: safetensors, JSON under the header key `lichen`."""
+    """Write the project's FP32 checkpoint: safetensors, JSON under the header key `lichen`.
+
+    `half` stores float16 (relative error 2^-11); reading makes float32 of it again.
+    """
+    dtype = torch.float16 if half else torch.float32
     header = {"format": FP32_FORMAT, "version": VERSION, **metadata, "arch": arch, "n": n, "m": m}
     save_atomically(
-        {k: v.detach().to("cpu", torch.float32) for k, v in state_dict.items()},
+        {k: v.detach().to("cpu", dtype) for k, v in state_dict.items()},
         Path(path),
         {"lichen": json.dumps(header)},
     )
@@ -278,10 +284,10 @@ def _first_line(error: Exception) -> str:
 
 
 def zoo_checkpoint(name: str) -> Path | None:
-    """Download (or find in torch's cache) CompressAI's pretrained `ARCH-Q`, e.g.
-    `bmshj2018-factorized-3` or `mbt2018-mean-q5`, trained for MSE; None for other names.
+    """Download (or find in torch's cache) CompressAI's pretrained `ARCH:Q`, e.g.
+    `bmshj2018-hyperprior:3` or `mbt2018-mean-q5`, trained for MSE; None for other names.
     """
-    match = re.fullmatch(r"(.+?)-q?(\d)", name)
+    match = re.fullmatch(r"(.+?)(?::|-)q?(\d)", name)
     if not match or match[1] not in ARCHS:
         return None
     with warnings.catch_warnings():
@@ -297,11 +303,15 @@ def zoo_checkpoint(name: str) -> Path | None:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(file), progress=False)
+            # The name ends with the start of the file's digest, as in all of torch's archives.
+            digest = re.search(r"-([0-9a-f]{8,})\.", file.name)
+            torch.hub.download_url_to_file(
+                url, str(file), hash_prefix=digest[1] if digest else None, progress=False
+            )
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"{name} could not be downloaded from CompressAI's zoo ({_first_line(error)}); "
-                "give a checkpoint file instead."
+                f"fetch {url} where there is a network and put it at {file}."
             ) from None
     return file
 

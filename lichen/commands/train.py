@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
+from tqdm import tqdm
 
 from lichen.errors import UserError
 
@@ -44,7 +46,23 @@ def _import_quant() -> Any:
 @click.option("--minutes", type=float, help="Length of the run in minutes of training.")
 @click.option("--batch", default=8, show_default=True, help="Crops per step.")
 @click.option("--patch", default=128, show_default=True, help="Size of a crop in pixels.")
-@click.option("--lr", default=1e-3, show_default=True, help="Peak learning rate.")
+@click.option(
+    "--optimizer", default="soap", show_default=True,
+    help="soap (for the transforms' weights, Adam for the rest) or adam.",
+)  # fmt: skip
+@click.option(
+    "--precision", default="auto", show_default=True,
+    help="bfloat16, float32, or auto: bfloat16 where the processor multiplies matrices of it.",
+)  # fmt: skip
+@click.option(
+    "--compile", is_flag=True,
+    help="Compile the transforms first: half a minute for a third less time per step.",
+)  # fmt: skip
+@click.option("--lr", default=2e-3, show_default=True, help="Peak learning rate.")
+@click.option(
+    "--lr-adam", default=1e-3, show_default=True,
+    help="Peak learning rate of what Adam optimizes beside soap.",
+)  # fmt: skip
 @click.option("--warmup", default=200, show_default=True, help="Steps of linear warm-up.")
 @click.option(
     "--ema", default=0.0, show_default=True,
@@ -67,6 +85,9 @@ def _import_quant() -> Any:
 @click.option("--resume", is_flag=True, help="Go on from the saved state of this run.")
 @click.option("--overwrite", is_flag=True, help="Start anew though a saved state exists.")
 @click.option("--save-every", default=60.0, show_default=True, help="Seconds between saves.")
+@click.option("--half", is_flag=True, help="Store the checkpoint in float16, half the size.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--tensorboard", metavar="DIR", help="Write TensorBoard's event files there.")
 @click.option("--threads", default=0, help="Threads to compute with (0: torch's choice).")
 @click.option(
     "--validate", metavar="DIR",
@@ -83,6 +104,9 @@ def command(
     resume: bool,
     overwrite: bool,
     save_every: float,
+    half: bool,
+    device: str,
+    tensorboard: str | None,
     threads: int,
     validate: str | None,
     json_file: str | None,
@@ -133,7 +157,13 @@ def command(
         resume=resume,
         save_every=save_every,
         progress=not quiet,
+        device=device,
+        half=half,
+        tensorboard=tensorboard,
+        log=None if quiet else lambda line: tqdm.write(line, file=sys.stderr),
     )
+    if trainer.processes.rank:
+        return
     checkpoint = load_checkpoint(target)
     result = evaluate_fp32(build_model(*checkpoint[:4]), measured)
     click.echo(

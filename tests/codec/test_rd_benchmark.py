@@ -12,6 +12,7 @@ from PIL import Image
 from lichen import models
 from lichen.codec.evaluate import PILLOW_FORMATS
 from lichen.codec.rd import MS_SSIM, PSNR, Curve, bd_rate, bd_rate_table, points_table, references
+from lichen.sim import golden
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/rd.py"
 
@@ -44,6 +45,18 @@ def test_from_networks_to_docs(tmp_path, photo, monkeypatch):
     assert plot.stat().st_size > 50000
     drawn = plot.read_bytes()
     plot.unlink()
+    # what has been measured is not measured again
+    with monkeypatch.context() as patch:
+        patch.setattr(golden, "analysis", None)
+        patch.setattr(Image.Image, "save", None)
+        result = run("--images", folder, "--table", table, "--json", data)
+        assert result.exit_code == 0, result.output
+        assert json.loads(data.read_text()) == report
+    report["digests"]["tiny"] = "another file"
+    data.write_text(json.dumps(report))
+    result = run("--images", folder, "--table", table, "--json", data)
+    assert result.exit_code == 0, result.output
+    assert json.loads(data.read_text())["digests"]["tiny"] != "another file"
     again = run("--redraw", "--plot", plot, "--table", table, "--json", data)
     assert again.exit_code == 0
     assert table.read_text() == page

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import pickle
+import re
+import subprocess
+import sys
 from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +21,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
+from lichen import models  # noqa: E402
 from lichen.commands.train import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.quant.checkpoint import (  # noqa: E402
@@ -27,11 +34,21 @@ from lichen.quant.checkpoint import (  # noqa: E402
 )
 from lichen.quant.data import CropSource, load_rgb  # noqa: E402
 from lichen.quant.evaluate import evaluate_fp32, integer_grid  # noqa: E402
-from lichen.quant.train import TrainConfig, Trainer, load_state, state_path, train  # noqa: E402
+from lichen.quant.train import (  # noqa: E402
+    TrainConfig,
+    Trainer,
+    Transforms,
+    forward_train,
+    load_state,
+    state_path,
+    train,
+)
 from lichen.sim.golden import psnr  # noqa: E402
 from lichen.sim.images import list_images, pad_image  # noqa: E402
 
-START = Path(__file__).resolve().parents[3] / "shared/data/start/factorized-n64-m96-l0.013.pth"
+DATA = Path(__file__).resolve().parents[3] / "shared/data"
+START = DATA / "start/factorized-n64-m96-l0.013.pth"
+TRAIN = DATA / "train"
 SMALL = {"n": 4, "m": 6, "batch": 2, "patch": 64, "warmup": 5}
 
 
@@ -74,23 +91,39 @@ def one_sentence(error: pytest.ExceptionInfo[UserError]) -> str:
 # Training
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("optimizer", "lr"), [("adam", 3e-3), ("soap", 1e-2)])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_a_few_steps_lower_the_loss(arch, images):
+def test_a_few_steps_lower_the_loss(arch, optimizer, lr, precision, images):
     source = CropSource(list_images(images), patch=64)
-    trainer = Trainer(TrainConfig(arch=arch, steps=24, **SMALL, lr=3e-3, round_from=0.7), source)
+    config = TrainConfig(
+        arch=arch,
+        steps=24,
+        **SMALL,
+        optimizer=optimizer,
+        precision=precision,
+        lr=lr,
+        lr_adam=3e-3,
+        round_from=0.7,
+    )
+    trainer = Trainer(config, source)
     losses = [trainer.train_step()[0] for _ in range(24)]
     assert np.isfinite(losses).all()
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(images, tmp_path):
-    config = TrainConfig(steps=9, **SMALL, downscale=0.5, seed=7, ema=0.9)
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_a_resumed_run_equals_an_uninterrupted_one(optimizer, images, tmp_path):
+    # more steps than soap lets pass between two changes of its basis
+    config = TrainConfig(
+        steps=13, **SMALL, optimizer=optimizer, downscale=0.5, seed=7, ema=0.9, precision="auto"
+    )
     whole = train(config, images, tmp_path / "whole.safetensors", progress=False)
     parts = tmp_path / "parts.safetensors"
     train(config, images, parts, progress=False, stop_after=3)
     train(config, images, parts, progress=False, stop_after=4, resume=True)
     resumed = train(config, images, parts, progress=False, resume=True)
-    assert resumed.step == whole.step == 9
+    assert resumed.step == whole.step == 13
     (a, _), (b, _) = whole.state(), resumed.state()
     assert a.keys() == b.keys()
     for key, value in a.items():
@@ -98,6 +131,107 @@ def test_a_resumed_run_equals_an_uninterrupted_one(images, tmp_path):
     first, second = (load_checkpoint(tmp_path / f"{n}.safetensors") for n in ("whole", "parts"))
     for key, value in first.state_dict.items():
         assert torch.equal(value, second.state_dict[key]), key
+
+
+def test_rounding_noise_and_precision(images, model):
+    """What mixed precision may change: the transforms' outputs a little, latents' fractions not."""
+    torch.manual_seed(1)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        exact, half = Transforms(model), Transforms(model, bfloat16=True)
+        y = exact("g_a", x)
+        assert torch.equal(y, model.g_a(x))
+        assert half("g_a", x).dtype == torch.float32
+        error = (half("g_a", x) - y).abs().max()
+        assert 0 < error < 0.05 * y.abs().max()
+        # the last layer's output is no bfloat16: 8 bits of mantissa do not hold it
+        z = half("g_a", x)
+        assert not torch.equal(z, z.bfloat16().float())
+
+
+def test_noisy_training_passes_are_compressais(images):
+    for arch in ARCHS:
+        torch.manual_seed(3)
+        model = new_model(arch, 4, 6).train()
+        x = torch.rand(1, 3, 64, 64)
+        torch.manual_seed(5)
+        expected = model(x)
+        torch.manual_seed(5)
+        found = forward_train(model, arch, x, rounded=False)
+        assert torch.equal(found["x_hat"], expected["x_hat"])
+        assert found["likelihoods"].keys() == expected["likelihoods"].keys()
+        for name, likelihood in expected["likelihoods"].items():
+            assert torch.equal(found["likelihoods"][name], likelihood)
+
+
+TOGETHER = """
+import sys, torch
+from lichen.quant.data import CropSource
+from lichen.quant.train import TrainConfig, Trainer
+from lichen.sim.images import list_images
+torch.set_num_threads(1)
+source = CropSource(list_images(sys.argv[1]), patch=64)
+config = TrainConfig(n=4, m=6, batch=4, patch=64, warmup=5, steps=3)
+trainer = Trainer(config, source, "cpu")
+losses = [trainer.train_step()[0] for _ in range(3)]
+weights = torch.cat([p.detach().flatten() for p in trainer.named.values()])
+torch.save((losses, weights), f"{sys.argv[2]}/{trainer.processes.rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_processes_train_together(images, tmp_path):
+    """Under torchrun: the same weights everywhere, and not those of one process alone."""
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        subprocess.run(
+            [*torchrun, f"--nproc-per-node={count}", str(script), str(images), str(folder)],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    alone = torch.load(tmp_path / "1/0.pt", weights_only=True)
+    first, second = (torch.load(tmp_path / f"2/{i}.pt", weights_only=True) for i in range(2))
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[1], alone[1])
+    # the same crops, other noise
+    assert first[0][0] == pytest.approx(alone[0][0], rel=0.05)
+
+
+def test_batches_are_shared_out_evenly(images, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError) as error:
+        Trainer(TrainConfig(steps=4, **SMALL), CropSource(list_images(images), patch=64))
+    assert "multiple of the 3 processes" in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("device", "word"), [("tpu", "auto, cpu or cuda"), ("cuda", "needs a GPU")]
+)
+def test_devices_that_are_not_there(device, word, images, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError) as error:
+        Trainer(TrainConfig(steps=4, **SMALL), CropSource(list_images(images), patch=64), device)
+    assert word in one_sentence(error)
+
+
+def test_tensorboard_reads_the_logs(images, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = tmp_path / "logs"
+    config = TrainConfig(steps=3, **SMALL)
+    train(config, images, tmp_path / "run.safetensors", progress=False, tensorboard=logs)
+    events = EventAccumulator(str(logs))
+    events.Reload()
+    assert {"loss", "bpp", "psnr", "learning rate"} <= set(events.Tags()["scalars"])
+    (scalar,) = events.Scalars("loss")
+    assert scalar.step == 3
+    assert scalar.value > 0
 
 
 def test_runs_are_seeded(images):
@@ -111,10 +245,12 @@ def test_minutes_set_the_schedule(images):
     source = CropSource(list_images(images), patch=64)
     trainer = Trainer(TrainConfig(minutes=1.0, **SMALL), source)
     trainer.elapsed, trainer.step = 60.0, 1000
+    trainer.restore(*trainer.state())
     assert trainer.progress == 1
-    assert trainer.learning_rate() == pytest.approx(1e-3 * 0.01)
+    assert trainer.schedule() == pytest.approx(0.01)
     trainer.elapsed = 30.0
-    assert trainer.learning_rate() == pytest.approx(1e-3 * 0.505)
+    trainer.restore(*trainer.state())
+    assert trainer.schedule() == pytest.approx(0.505)
 
 
 def test_a_diverging_run_stops_with_a_sentence_and_keeps_its_weights(images):
@@ -139,6 +275,9 @@ def test_a_diverging_run_stops_with_a_sentence_and_keeps_its_weights(images):
         ({"lmbda": -1.0}, "--lmbda"),
         ({"arch": "cheng2020-anchor"}, "cheng2020-anchor"),
         ({"n": 0}, "at least 1"),
+        ({"optimizer": "sgd"}, "soap, adam"),
+        ({"precision": "int8"}, "bfloat16"),
+        ({"lr_adam": 0.0}, "--lr-adam"),
     ],
 )
 def test_unusable_options(change, word, images):
@@ -153,7 +292,7 @@ def test_warm_start_from_a_factorized_model(arch, images, tmp_path, model):
     start = tmp_path / "start.safetensors"
     save_checkpoint(start, "bmshj2018-factorized", 4, 6, parameters_of(model), {})
     source = CropSource(list_images(images), patch=64)
-    config = TrainConfig(arch=arch, steps=24, **SMALL, lr=3e-3)
+    config = TrainConfig(arch=arch, steps=24, **SMALL, optimizer="adam", lr=3e-3)
     warm, cold = Trainer(config, source), Trainer(config, source)
     warm.initialise(load_checkpoint(start))
     given, fresh = parameters_of(model), parameters_of(cold.model)
@@ -404,7 +543,8 @@ def test_zoo_names(monkeypatch, model, tmp_path):
     monkeypatch.setattr(
         torch.hub, "download_url_to_file", lambda url, dst, **_: torch.save(model.state_dict(), dst)
     )
-    assert load_checkpoint("bmshj2018-factorized-3")[:3] == ("bmshj2018-factorized", 4, 6)
+    for name in ("bmshj2018-factorized-3", "bmshj2018-factorized:4"):
+        assert load_checkpoint(name)[:3] == ("bmshj2018-factorized", 4, 6)
     with pytest.raises(UserError, match="qualities 1 to 8"):
         load_checkpoint("bmshj2018-factorized-q9")
 
@@ -414,6 +554,67 @@ def test_zoo_names(monkeypatch, model, tmp_path):
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(UserError, match="no network"):
         load_checkpoint("mbt2018-mean-1")
+    with pytest.raises(UserError) as error:
+        load_checkpoint("bmshj2018-hyperprior:3")
+    assert re.search(
+        rf"fetch https://\S+/(bmshj2018-hyperprior-3-\w+\.pth\.tar) .* "
+        rf"put it at {re.escape(str(tmp_path))}/checkpoints/\1\.$",
+        one_sentence(error),
+    )
+
+
+def test_half_precision_checkpoints(images, tmp_path):
+    config = TrainConfig(steps=2, **SMALL)
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    train(config, images, whole, progress=False)
+    train(config, images, half, progress=False, half=True)
+    assert half.stat().st_size < 0.7 * whole.stat().st_size
+    a, b = (load_checkpoint(path).state_dict for path in (whole, half))
+    for key, value in a.items():
+        assert b[key].dtype == torch.float32
+        assert torch.allclose(b[key], value, rtol=2**-11, atol=2**-24), key
+    # the state is whole: going on from it is going on from the other
+    for path in (whole, half):
+        train(
+            TrainConfig(**{**asdict(config), "steps": 3}), images, path, progress=False, resume=True
+        )
+    assert all(
+        torch.equal(value, load_state(half)[0][key]) for key, value in load_state(whole)[0].items()
+    )
+
+
+def test_a_checkpoint_says_which_runs_it_comes_from(images, tmp_path):
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    config = TrainConfig(steps=2, **SMALL)
+    train(config, images, files[0], progress=False)
+    for before, after in itertools.pairwise(files):
+        train(config, images, after, init=load_checkpoint(before), progress=False)
+    history = load_checkpoint(files[2]).metadata["init"]["history"]
+    assert [run["steps_done"] for run in history] == [2, 2]
+    assert {"arch", "lmbda", "lr", "optimizer"} <= history[0].keys()
+
+
+@pytest.mark.slow
+def test_two_minutes_of_the_recipe(tmp_path):
+    """docs/training.md's first command, cut short: from noise to recognizable photographs."""
+    before = new_model("bmshj2018-factorized", 64, 96)
+    output = tmp_path / "run.safetensors"
+    recipe = ["--arch", "bmshj2018-factorized", "--n", "64", "--m", "96", "--lmbda", "0.013"]
+    images = TRAIN if TRAIN.is_dir() else models.folder() / "calibration"
+    result = CliRunner().invoke(
+        command,
+        [*recipe, "--images", str(images), "-o", str(output), "--minutes", "2", "--quiet"],
+    )
+    assert result.exit_code == 0, result.output
+    photograph = [models.photograph()]
+    start = evaluate_fp32(before, photograph)
+    end = evaluate_fp32(build_model(*load_checkpoint(output)[:4]), photograph)
+
+    def loss(result):
+        return result.bpp + 0.013 * 255**2 * 10 ** (-result.psnr / 10)
+
+    assert loss(end) < 0.2 * loss(start)
+    assert end.psnr > 22
 
 
 @pytest.mark.skipif(not START.exists(), reason="the starting weights are not here")

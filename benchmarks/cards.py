@@ -1,0 +1,158 @@
+"""Model cards of the trained networks, from what their files and measurements say.
+
+    python benchmarks/cards.py small-q1 small-q2 --rd docs/rd.json
+
+writes models/NAME.md: training from the header of models/NAME.safetensors, quantization from that
+of models/NAME.lichen, rates and distortions from the measurements that benchmarks/rd.py made.
+"""
+
+from __future__ import annotations
+
+# First, as in the command line: it chooses the kernels that NumPy will use.
+import lichen  # noqa: F401
+
+# isort: split
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lichen import models
+from lichen.errors import UserError
+from lichen.network.file import write_atomically
+from lichen.quant.checkpoint import Checkpoint, load_checkpoint
+
+IMAGES = "073e0d7b7f5db68ea865eaade37549ad042d9cc625a7f18a589c2fc9ca9b5fd0"
+"""Digest of the decoded training images that the licences below are of."""
+
+DATA = f"""## Data and licences
+
+- 209 images of the CID22-512 training set: Cloudinary Image Dataset '22, (c) Cloudinary,
+  [CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/).
+- 26 photographs of the CLIC 2025 validation set, halved in size with a Lanczos filter:
+  [Unsplash License](https://unsplash.com/license).
+- Calibrated and validated on the CID22-512 validation set (41 images, CC BY-SA 4.0). Kodak's
+  images were used for the figures above only.
+
+The 235 training images' decoded pixels have the SHA-256 `{IMAGES[:16]}...` that the checkpoint's
+header states.
+"""
+
+
+def _run(run: dict[str, Any]) -> str:
+    """One training run in words."""
+    arch = f"{run['arch']}, " if run.get("arch") else ""
+    minutes = f" in {run['minutes_done']:.0f} minutes" if "minutes_done" in run else ""
+    return (
+        f"{arch}lambda {run['lmbda']}: {run['steps_done']} steps of {run['batch']} crops of "
+        f"{run['patch']}x{run['patch']}{minutes}, {run.get('optimizer', 'adam')}, peak "
+        f"{run['lr']:g}, {run.get('precision', 'float32')}"
+    )
+
+
+def _command(name: str, meta: dict[str, Any]) -> str:
+    """The command of a checkpoint's last run."""
+    length = ("minutes", meta["minutes"]) if meta["steps"] is None else ("steps", meta["steps"])
+    parts = ["lichen train --images TRAIN", f"-o {name}.safetensors"]
+    if "init" in meta and "source" in meta["init"]:
+        parts.append(f"--init {meta['init']['source']}")
+    parts.append(f"--arch {meta['arch']} --n {meta['n']} --m {meta['m']}")
+    parts.append(f"--lmbda {meta['lmbda']} --{length[0]} {length[1]:g}")
+    for option in ("batch", "patch", "lr", "warmup", "round_from", "optimizer"):
+        parts.append(f"--{option.replace('_', '-')} {meta[option]}")
+    if meta["ema"]:
+        parts.append(f"--ema {meta['ema']}")
+    if meta["compile"]:
+        parts.append("--compile")
+    lines = [""]
+    for part in parts:
+        if len(lines[-1]) + len(part) > 90:
+            lines[-1] += "\\"
+            lines.append("    ")
+        lines[-1] += part + " "
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _quantization(name: str) -> list[str]:
+    """The section on the integer network."""
+    network = models.load_network(name)
+    how = network.provenance["quantization"]
+    widths = {key.replace("_", " "): bits for key, bits in how["widths"].items()}
+    text = [
+        "## Integer network\n",
+        f"`{name}.lichen`: method {how['method']}, bits "
+        + ", ".join(f"{key} {bits}" for key, bits in widths.items())
+        + f"; calibrated on {how['calibration']['images']} images.",
+    ]
+    draq = network.provenance.get("draq") or how.get("draq")
+    if draq:
+        text.append(
+            "Fine-tuned through its own integers; the header of the file has every setting "
+            "(`lichen.network.file.load(...).provenance`).",
+        )
+    return [*text, ""]
+
+
+def card(name: str, checkpoint: Checkpoint, points: dict[str, dict[str, float]]) -> str:
+    """The text of models/NAME.md.
+
+    Raises UserError when the training images are not those whose licences the card repeats.
+    """
+    meta = checkpoint.metadata
+    if meta["images_sha256"] != IMAGES:
+        raise UserError(f"{name} was trained on other images than the card's licences are of.")
+    history = meta.get("init", {}).get("history", [])
+    text = [
+        f"# {name}\n",
+        f"FP32 network (`{name}.safetensors`) of CompressAI's `{checkpoint.arch}` with "
+        f"N = {checkpoint.n} channels and M = {checkpoint.m} latent channels, GDN, at lambda "
+        f"{meta['lmbda']}, and the integer network made of it (`{name}.lichen`).\n",
+        "| | |",
+        "|---|---|",
+        f"| loss | {meta['lmbda']} * 255^2 * MSE + bits per pixel (optimised for MSE) |",
+        "| crops | random, flipped; gradient norm clipped to 1 |",
+        *(f"| run {i} | {_run(run)} |" for i, run in enumerate([*history, meta], 1)),
+        "",
+        "Measured from really coded bytes, symbols on the integer grid, 8-bit pixels, means "
+        "over Kodak's 24 images (`benchmarks/rd.py`):\n",
+        "| network | bpp | PSNR | MS-SSIM |",
+        "|---|---|---|---|",
+    ]
+    for which, title in ((f"{name}.fp32", "FP32"), (name, f"`{name}.lichen`")):
+        if which in points:
+            p = points[which]
+            text.append(
+                f"| {title} | {p['bpp']:.4f} | {p['psnr-rgb']:.2f} dB | {p['ms-ssim-rgb']:.4f} |"
+            )
+    text += ["", *_quantization(name)]
+    text += ["## Command\n", "The last run:\n", "```", _command(name, meta), "```\n", DATA]
+    return "\n".join(text)
+
+
+def measured(rd: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Figures by network name, from the report of benchmarks/rd.py."""
+    points = {}
+    for curve in rd["curves"]:
+        for i, point in enumerate(curve["points"]):
+            points[point["name"]] = {key: values[i] for key, values in curve["results"].items()}
+    return points
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--rd", "rd_file", required=True, type=click.Path(path_type=Path, exists=True))
+def main(names: tuple[str, ...], rd_file: Path) -> None:
+    """Write the cards of shipped networks."""
+    points = measured(json.loads(rd_file.read_text()))
+    for name in names:
+        try:
+            text = card(name, load_checkpoint(f"{name}{models.PARENT_SUFFIX}"), points)
+        except UserError as error:
+            raise click.UsageError(str(error)) from None
+        write_atomically(models.folder() / f"{name}.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()
