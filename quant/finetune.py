@@ -33,7 +33,7 @@ from lichen.quant.data import CropSource
 from lichen.quant.fake import BIN_MARGIN, FakeTransform
 from lichen.quant.float_network import FloatNetwork
 from lichen.quant.quantize import scale_step
-from lichen.quant.train import deferred_interrupts
+from lichen.quant.train import deferred_interrupts, flatten, unflatten
 
 BIAS_MAX = 1024
 """Steps that count as the full scale of a bias, at most."""
@@ -52,8 +52,11 @@ class TuneConfig:
         Length; exactly one of them.
     batch, patch : int
         Crops per step and their side in pixels.
+    optimizer : str
+        ``soap`` (Vyas et al., "SOAP: Improving and stabilizing Shampoo using Adam", 2024) for
+        weights and gammas, or ``adam``; everything else takes Adam in any case.
     lr : float
-        Peak learning rate of Adam, relative to full scale: a weight of b bits moves about
+        Peak learning rate, relative to full scale: a weight of b bits moves about
         ``lr * 2**(b - 1)`` integer steps per optimizer step.
     lr_end : float
         Where the cosine ends, relative to the peak.
@@ -83,7 +86,8 @@ class TuneConfig:
     minutes: float | None = None
     batch: int = 8
     patch: int = 128
-    lr: float = 5e-5
+    optimizer: str = "soap"
+    lr: float = 5e-4
     lr_end: float = 0.01
     warmup: int = 50
     lr_scales: float = 0.0
@@ -107,6 +111,10 @@ class TuneConfig:
             (self.batch >= 1, f"the batch must be at least 1, not {self.batch}"),
             (self.patch >= 16, f"the patch must be at least 16, not {self.patch}"),
             (self.lr_scales >= 0, f"lr_scales must not be negative: {self.lr_scales}"),
+            (
+                self.optimizer in ("soap", "adam"),
+                f"the optimizer must be soap or adam, not {self.optimizer!r}",
+            ),
             (self.lr > 0, f"the learning rate must be above 0, not {self.lr}"),
             (self.lmbda > 0, f"lambda must be above 0, not {self.lmbda}"),
             (0 <= self.distill <= 1, f"distill must lie in 0 .. 1, not {self.distill}"),
@@ -198,11 +206,41 @@ class FineTuner:
             # of one integer that h_s makes
             self.scale_step = scale_step(start.transforms["h_s"].output)
         self.named: dict[str, nn.Parameter] = {}
-        groups = []
+        self.optimizers = self._make_optimizers()
+
+    def _make_optimizers(self) -> dict[str, tuple[Any, list[str]]]:
+        """Optimizers, and the names of their parameters in the order of the groups."""
+        groups: dict[str, list[dict[str, Any]]] = {"soap": [], "adam": []}
+        names: dict[str, list[str]] = {"soap": [], "adam": []}
         for name, parameter, scale in self._scaled_parameters():
             self.named[name] = parameter
-            groups.append({"params": [parameter], "scale": scale})
-        self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
+            kind = name.rpartition(".")[2]
+            matrix = self.config.optimizer == "soap" and kind in ("weight", "gamma")
+            owner = "soap" if matrix else "adam"
+            group: dict[str, Any] = {"params": [parameter], "scale": scale}
+            if matrix:
+                # With its greatest dimension as the limit, the rows and columns of a kernel
+                # merge: a weight has three factors, which the kernel's taps are one of.
+                shape = parameter.shape
+                group["max_precondition_dim"] = max(*shape, math.prod(shape[2:]))
+            groups[owner].append(group)
+            names[owner].append(name)
+        result: dict[str, tuple[Any, list[str]]] = {}
+        if groups["adam"]:
+            adam = torch.optim.Adam(groups["adam"], betas=(0.9, 0.99), fused=True)
+            result["adam"] = (adam, names["adam"])
+        if groups["soap"]:
+            from pytorch_optimizer import SOAP
+
+            soap = SOAP(
+                groups["soap"],
+                betas=(0.95, 0.95),
+                weight_decay=0.0,
+                precondition_frequency=10,
+                merge_dims=True,
+            )
+            result["soap"] = (soap, names["soap"])
+        return result
 
     def fake_stages(self) -> list[Any]:
         """The fake stages of all transforms, in order."""
@@ -338,22 +376,25 @@ class FineTuner:
         c = self.config
         started = time.perf_counter()
         lr = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
+        for optimizer, _ in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["scale"]
         crops = torch.from_numpy(self.source.batch(c.seed, self.step, c.batch))
         x = crops.to(self.device, torch.float32).contiguous(memory_format=torch.channels_last)
         # The noise depends on (seed, step) alone, as the crops do: no generator is saved.
         loss, bpp, mse = self.loss(x, (c.seed * 1_000_003 + self.step + 1) % 2**63)
         weight = self.penalty_weight()
         total = loss + weight * self.penalty() if weight else loss
-        self.optimizer.zero_grad()
+        for optimizer, _ in self.optimizers.values():
+            optimizer.zero_grad()
         total.backward()
         if not torch.isfinite(total):
             raise UserError(
                 f"the loss is {total.item()} at step {self.step}; lower the learning rate "
                 "(the last saved state is intact)."
             )
-        self.optimizer.step()
+        for optimizer, _ in self.optimizers.values():
+            optimizer.step()
         self.step += 1
         result = loss.item(), bpp.item(), mse.item()
         self.elapsed += time.perf_counter() - started
@@ -375,10 +416,15 @@ class FineTuner:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to go on: tensors, and JSON values."""
         tensors = {f"model.{k}": v.detach().cpu().clone() for k, v in self._everything().items()}
-        for name, parameter in self.named.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{key}.{name}"] = value.detach().cpu().clone()
+        values: dict[str, Any] = {}
+        for kind, (optimizer, names) in self.optimizers.items():
+            values[kind] = {"step": [g.get("step") for g in optimizer.param_groups], "state": {}}
+            for name in names:
+                found, rest = flatten(optimizer.state.get(self.named[name], {}))
+                tensors |= {f"{kind}.{name}/{key}": value for key, value in found.items()}
+                values[kind]["state"][name] = rest
         info = {
+            "optimizers": values,
             "phase": self.phase,
             "config": asdict(self.config),
             "step": self.step,
@@ -405,16 +451,22 @@ class FineTuner:
         with torch.no_grad():
             for name, value in self._everything().items():
                 value.copy_(tensors[f"model.{name}"])
-        for name, parameter in self.named.items():
-            if f"adam.step.{name}" not in tensors:
-                continue
-            self.optimizer.state[parameter] = {"step": tensors[f"adam.step.{name}"].clone()}
-            if parameter.is_cuda:  # where the fused optimizer keeps it
-                self.optimizer.state[parameter]["step"] = tensors[f"adam.step.{name}"].cuda()
-            for key in ("exp_avg", "exp_avg_sq"):
-                # In the parameter's memory layout, which the fused optimizer relies on.
-                moment = torch.empty_like(parameter).copy_(tensors[f"adam.{key}.{name}"])
-                self.optimizer.state[parameter][key] = moment.detach()
+        for kind, (optimizer, names) in self.optimizers.items():
+            saved = info["optimizers"][kind]
+            for group, step in zip(optimizer.param_groups, saved["step"], strict=True):
+                if step is not None:
+                    group["step"] = step
+            for name in names:
+                prefix = f"{kind}.{name}/"
+                found = {
+                    key.removeprefix(prefix): value
+                    for key, value in tensors.items()
+                    if key.startswith(prefix)
+                }
+                if found:
+                    parameter = self.named[name]
+                    rest = saved["state"][name]
+                    optimizer.state[parameter] = unflatten(found, rest, parameter)
         self.step, self.elapsed = int(info["step"]), float(info["elapsed"])
 
 
@@ -470,6 +522,8 @@ def run(
 
     ``stop_after`` ends it after so many steps of this call, whatever the schedule.
     """
+    # Gradients run into denormal numbers, which are several times slower.
+    torch.set_flush_denormal(True)
     first = tuner.step
     saved = logged = time.monotonic()
     sums, count = np.zeros(3), 0
