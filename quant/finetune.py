@@ -91,7 +91,7 @@ class TuneConfig:
     lr_end: float = 0.01
     warmup: int = 50
     lr_scales: float = 0.0
-    lr_entropy: float = 10.0
+    lr_entropy: float = 1.0
     lmbda: float = 0.013
     distill: float = 0.0
     penalty: float = 0.01

@@ -49,7 +49,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 @click.option("--patch", type=click.IntRange(min=16), default=128, show_default=True,
               help="Size of a crop in pixels.")  # fmt: skip
 @click.option("--crop", type=click.IntRange(min=16),
-              help="Pixels a side used of each calibration image [default: as quantize].")  # fmt: skip
+              help="Pixels a side of each calibration image [default: as quantize].")  # fmt: skip
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=TUNE["lr"],
               show_default=True, help="Peak learning rate, of full scale.")  # fmt: skip
 @click.option("--max-images", type=click.IntRange(min=1), metavar="N",
