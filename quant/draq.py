@@ -48,9 +48,10 @@ from lichen.sim.golden import (
 
 CLIP_CANDIDATES = (
     ClipRule("mse"),
-    ClipRule("mse", factor=0.8),
     ClipRule("mse", factor=1.25),
-    ClipRule("percentile", 99.9),
+    ClipRule("mse", factor=1.5),
+    ClipRule("mse", factor=1.9),
+    ClipRule("mse", factor=2.4),
     ClipRule("percentile", 99.99),
     ClipRule("percentile", 100.0),
 )

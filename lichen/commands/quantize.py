@@ -114,6 +114,10 @@ TUNE = {
     "estimator loses the least rate and distortion, tensor by tensor.",
 )  # fmt: skip
 @click.option(
+    "--clip-factor", type=click.FloatRange(0, 4, min_open=True), default=1.5, show_default=True,
+    help="What the ranges of --clip mse (and rd's start) are multiplied with.",
+)  # fmt: skip
+@click.option(
     "--percentile", type=click.FloatRange(50, 100), default=99.99, show_default=True,
     help="Of the magnitudes, for --clip percentile.",
 )  # fmt: skip
@@ -199,6 +203,7 @@ def command(
     latent_fraction: int | None,
     clip: str,
     percentile: float,
+    clip_factor: float,
     rounding: str,
     refit: bool,
     crop: int | None,
@@ -283,6 +288,7 @@ def command(
         latent_fraction=latent_fraction,
         clip="mse" if clip == "rd" else clip,
         percentile=percentile,
+        clip_factor=clip_factor,
         rounding=rounding,
         seed=seed,
     )
