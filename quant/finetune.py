@@ -64,8 +64,7 @@ class TuneConfig:
         Steps of linear warm-up.
     lr_scales : float
         Learning rate of the (logarithmic) scales, relative to ``lr``; 0 leaves them as they
-        were calibrated. A scale that moves rounds all weights that it folds into anew, and the
-        roundings fitted to each other are lost.
+        were calibrated.
     lr_entropy : float
         The same of the entropy bottleneck.
     lmbda : float
@@ -87,10 +86,10 @@ class TuneConfig:
     batch: int = 8
     patch: int = 128
     optimizer: str = "soap"
-    lr: float = 5e-4
+    lr: float = 3e-4
     lr_end: float = 0.01
     warmup: int = 50
-    lr_scales: float = 0.0
+    lr_scales: float = 3.0
     lr_entropy: float = 1.0
     lmbda: float = 0.013
     distill: float = 0.0
@@ -318,7 +317,7 @@ class FineTuner:
                 # the rounding error is ours, the latent is the parent's
                 own = y if self.start.means else y * 0.5**self.fraction
                 target = self.teacher["g_s"].forward_real(own + (read - soft)).clamp(0, 255)
-            distortion = (1 - part) * mse + part * torch.mean((x_hat - target) ** 2)
+            distortion = (1 - part) * distortion + part * torch.mean((x_hat - target) ** 2)
         return self.config.lmbda * distortion + bpp, bpp, mse
 
     def _run(self, key: str, x: Tensor, inward: bool = False) -> tuple[Tensor, Tensor]:

@@ -52,8 +52,8 @@ def _load(checkpoint: str) -> Any:
 # Defaults of `lichen.quant.finetune.TuneConfig` (a test compares them), which cannot be
 # imported before the extra is known to be there.
 TUNE = {
-    "lr": 5e-4,
-    "lr_scales": 0.0,
+    "lr": 3e-4,
+    "lr_scales": 3.0,
     "distill": 0.0,
     "penalty": 0.01,
     "sigmas": 4.0,
@@ -114,7 +114,7 @@ TUNE = {
     "estimator loses the least rate and distortion, tensor by tensor.",
 )  # fmt: skip
 @click.option(
-    "--clip-factor", type=click.FloatRange(0, 4, min_open=True), default=1.5, show_default=True,
+    "--clip-factor", type=click.FloatRange(0, 4, min_open=True), default=1.3, show_default=True,
     help="What the ranges of --clip mse (and rd's start) are multiplied with.",
 )  # fmt: skip
 @click.option(

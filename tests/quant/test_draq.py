@@ -585,8 +585,9 @@ def test_bytes_compute_what_floats_do(activation):
             {name: p.grad.double() for name, p in fake.named_parameters()} | {"x": x.grad.double()},
         )
     (exact, slopes), (fast, fast_slopes) = found[torch.float64], found[torch.float32]
+    assert (exact[0] - fast[0]).abs().max() <= 1
     for a, b in zip(exact, fast, strict=True):
-        assert (a != b).double().mean() < 5e-3 and (a - b).abs().max() <= 3
+        assert (a != b).double().mean() < 5e-3
     for name, a in slopes.items():
         # a scale's gradients from its consumer and from its producer cancel, but for roundings
         if not name.rpartition(".")[2].startswith("log_"):
