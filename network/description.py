@@ -338,8 +338,9 @@ class Normalization(_Model):
 
     def norm_max(self, source: Format) -> int:
         """Greatest norm ``n`` that inputs of this format can cause."""
-        rows = self.gamma.astype(object).sum(axis=1) * self.u_max(source)
-        return int((rows + self.beta.astype(object)).max())
+        # at most 12 + 16 + 32 bits for as many as 2**20 channels
+        rows = self.gamma.astype(np.int64).sum(axis=1) * self.u_max(source)
+        return int((rows + self.beta.astype(np.int64)).max())
 
     def exponent_max(self, source: Format) -> int:
         """Greatest exponent ``e`` of `arithmetic.normalized_root` for these norms."""

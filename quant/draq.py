@@ -2,7 +2,7 @@
 
 After Fang and Chen, "A multi-stage optimization framework for deploying learned image
 compression on FPGAs" (2025), whose names for the parts are kept; the estimators, the penalty
-and the schedule are ours. Experimental, and for factorized networks only:
+and the schedule are ours:
 
 1. *Calibrated clipping.* `lichen.quant.ptq` with per-channel ranges; with ``clip="rd"``, the
    estimator of each tensor is the one with the least ``R + lambda D`` (`choose_clips`).
@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 
 from lichen.errors import UserError
+from lichen.network.arithmetic import latent_symbol
 from lichen.network.description import Network
 from lichen.quant import finetune, outliers, rate
 from lichen.quant.calibrate import CalibrationImages
@@ -36,13 +37,21 @@ from lichen.quant.float_network import FloatNetwork, FloatStage
 from lichen.quant.latents import fit_latent_range
 from lichen.quant.ptq import ClipRule, Options, slope_weights
 from lichen.quant.quantize import Quantized, assemble, check_supported, quantize
-from lichen.sim.golden import analysis, reconstruct, run_transform
+from lichen.sim.golden import (
+    analysis,
+    entropy_parameters,
+    hyper_input,
+    reconstruct,
+    run_transform,
+    synthesis_input,
+)
 
 CLIP_CANDIDATES = (
     ClipRule("mse"),
-    ClipRule("mse", factor=0.8),
     ClipRule("mse", factor=1.25),
-    ClipRule("percentile", 99.9),
+    ClipRule("mse", factor=1.5),
+    ClipRule("mse", factor=1.9),
+    ClipRule("mse", factor=2.4),
     ClipRule("percentile", 99.99),
     ClipRule("percentile", 100.0),
 )
@@ -133,22 +142,22 @@ def lambda_of(network: FloatNetwork) -> float | None:
     return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
-def check_tunable(network: FloatNetwork) -> None:
-    """Raise UserError for a network that `draq` cannot do."""
-    check_supported(network)
-    if network.hyper:
-        raise UserError(
-            f"DRAQ cannot fine-tune networks with a hyperprior such as {network.architecture} "
-            "yet; quantize it with --method ptq."
-        )
+def coded_key(network: FloatNetwork) -> str:
+    """The symbols that an entropy bottleneck codes: of z with a hyperprior, otherwise of y."""
+    return "z" if network.hyper else "y"
 
 
 def bottleneck_of(
     network: FloatNetwork, images: CalibrationImages, seed: int
 ) -> dict[str, npt.NDArray]:
-    """The network's entropy bottleneck, or one fitted to its latents where it has none."""
-    if "y" in network.bottlenecks:
-        return network.bottlenecks["y"]
+    """The network's entropy bottleneck, or one fitted to its latents where it has none.
+
+    Raises UserError for a hyperprior without one.
+    """
+    if coded_key(network) in network.bottlenecks:
+        return network.bottlenecks[coded_key(network)]
+    if network.hyper:
+        raise UserError("the network has a hyperprior without an entropy bottleneck.")
     return rate.fit_bottleneck([network.analyze(image) for image in images.crops], seed)
 
 
@@ -174,8 +183,13 @@ def _tensor_samples(
         return network.transforms[key](x, observe)
 
     for image in images.crops:
-        x = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]
-        run("g_s", torch.round(run("g_a", x)))
+        y = run("g_a", torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None])
+        mu: torch.Tensor | float = 0.0
+        if network.hyper:
+            parameters = run("h_s", torch.round(run("h_a", y)))
+            if network.means:
+                mu = parameters.chunk(2, dim=1)[1]
+        run("g_s", torch.round(y - mu) + mu)
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
@@ -203,6 +217,9 @@ def choose_clips(
     for key, transform in tuner.transforms.items():
         for stage, real in zip(transform.stages, network.transforms[key].stages, strict=True):
             stage.approach(real, within=None)
+    with torch.no_grad():  # g_a rounds latents with a fraction down, as it did
+        last = tuner.transforms["g_a"].stages[-1]
+        last.start_bias -= tuner.offset / last.start_gain
     chosen = {}
     for key, transform in tuner.transforms.items():
         for stage in transform.stages:
@@ -240,7 +257,7 @@ def _folded(network: FloatNetwork, start: Network) -> dict[str, npt.NDArray]:
     """Each layer's real weights as they are quantized: the input's scales folded in."""
     return {
         f"{key}.{real.name}": real.weight * stage.scales["input"][None, :, None, None]
-        for key in ("g_a", "g_s")
+        for key in start.transforms
         for real, stage in zip(
             network.transforms[key].stages, start.transforms[key].stages, strict=True
         )
@@ -251,7 +268,7 @@ def outlier_report(parent: FloatNetwork, start: Network, final: Network) -> list
     """Per layer: outliers of the parent's weights and of the final integers."""
     before = _folded(parent, start)
     report = []
-    for key in ("g_a", "g_s"):
+    for key in final.transforms:
         for stage in final.transforms[key].stages:
             name = f"{key}.{stage.name}"
             weight = stage.convolution.weight
@@ -274,8 +291,8 @@ def _real_network(tuner: FineTuner, network: FloatNetwork) -> FloatNetwork:
         for key, transform in tuner.transforms.items()
     }
     bottlenecks = dict(network.bottlenecks)
-    if "y" in bottlenecks:
-        bottlenecks["y"] = rate.parameters_of(tuner.bottleneck)
+    if bottlenecks:
+        bottlenecks[coded_key(network)] = rate.parameters_of(tuner.bottleneck)
     return replace(
         network, transforms=dict(network.transforms) | transforms, bottlenecks=bottlenecks
     )
@@ -306,7 +323,7 @@ def draq(
     Parameters
     ----------
     network : FloatNetwork
-        Factorized; with or without an entropy bottleneck.
+        A factorized one may lack its entropy bottleneck.
     images : CalibrationImages
     train : sequence of path
         Training images.
@@ -317,9 +334,9 @@ def draq(
     log : callable
         Gets a line of figures now and then.
 
-    Raises UserError for networks with a hyperprior and for unusable options, images or states.
+    Raises UserError for unusable networks, options, images or states.
     """
-    check_tunable(network)
+    check_supported(network)
     tune = options.tune
     device = finetune.choose_device(options.device)
     source = CropSource(train, patch=tune.patch, downscale=tune.downscale)
@@ -330,10 +347,14 @@ def draq(
         saved = finetune.load_state(state)
         _check_same_run(options, images, saved[1]["extra"])
 
-    bits = options.quantization.latent_bits or options.quantization.widths.activation
-    latents = [network.analyze(image) for image in images.crops]
-    parent, _ = fit_latent_range(network, latents, bits)
-    quantization = replace(options.quantization, latent_bits=bits)
+    parent, quantization = network, options.quantization
+    if not network.hyper:
+        bits = quantization.latent_bits or quantization.widths.activation
+        latents = [network.analyze(image) for image in images.crops]
+        parent, _ = fit_latent_range(network, latents, bits)
+        quantization = replace(quantization, latent_bits=bits)
+    if tune.patch % network.factor:
+        raise UserError(f"the patch must be a multiple of {network.factor}, not {tune.patch}.")
     extra: dict[str, Any] = {"options": _settings(options), "calibration": images.digest}
 
     def calibrated(real: FloatNetwork, rules: Mapping[str, ClipRule]) -> Quantized:
@@ -399,13 +420,7 @@ def draq(
     final = _measured(
         network, images, tuned, rate.parameters_of(tuner.bottleneck), settings, name, refit
     )
-    crops = images.crops[:2]
-    symbols = [run_transform(tuned.transforms["g_a"], crop) for crop in crops]
-    mismatches = {}
-    for key, inputs in (("g_a", crops), ("g_s", symbols)):
-        shares = mismatch_rate(tuner.transforms[key], inputs)
-        for stage, share in zip(tuned.transforms[key].stages, shares, strict=True):
-            mismatches[f"{key}.{stage.name}"] = share
+    mismatches = float32_mismatches(tuner, tuned, images)
     return DraqResult(
         start,
         final,
@@ -415,6 +430,31 @@ def draq(
         tuner.elapsed / max(tuner.step, 1),
         tuner.step,
     )
+
+
+def float32_mismatches(
+    tuner: FineTuner, tuned: Network, images: CalibrationImages
+) -> dict[str, float]:
+    """Share of each layer's outputs at which training's float32 differs from the integers."""
+    inputs: dict[str, list[npt.NDArray]] = {key: [] for key in tuned.transforms}
+    for crop in images.crops[:2]:
+        inputs["g_a"].append(crop)
+        y = run_transform(tuned.transforms["g_a"], crop)
+        means = None
+        if tuned.hyper:
+            h_a = tuned.transforms["h_a"]
+            inputs["h_a"].append(hyper_input(y, h_a.input))
+            inputs["h_s"].append(run_transform(h_a, inputs["h_a"][-1]))
+            means = entropy_parameters(tuned, inputs["h_s"][-1]).means
+        f = tuned.latent_fraction
+        symbols = latent_symbol(y, 0 if means is None else means, f)
+        inputs["g_s"].append(synthesis_input(symbols, means, f, tuned.transforms["g_s"].input))
+    mismatches = {}
+    for key, values in inputs.items():
+        shares = mismatch_rate(tuner.transforms[key], values)
+        for stage, share in zip(tuned.transforms[key].stages, shares, strict=True):
+            mismatches[f"{key}.{stage.name}"] = share
+    return mismatches
 
 
 def _measured(
@@ -438,7 +478,7 @@ def _measured(
         settings=settings,
         stages=[],
         refit=refit,
-        bottlenecks={"y": bottleneck},
+        bottlenecks={coded_key(network): bottleneck},
     )
 
 

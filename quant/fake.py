@@ -30,14 +30,13 @@ from torch.nn import functional
 from lichen.network.arithmetic import NORM_BITS, ROOT_TABLES, NormKind
 from lichen.network.description import (
     Activation,
-    Convolution,
     Format,
     Normalization,
     Requantizer,
     Stage,
     Transform,
 )
-from lichen.quant import constants
+from lichen.quant import constants, fused, kernels
 from lichen.quant.float_network import FloatStage, FloatTransform, convolve
 
 BIN_MARGIN = 0.0
@@ -46,15 +45,6 @@ BIN_MARGIN = 0.0
 Roundings that were fitted to each other (`lichen.quant.rounding`) must not be undone by noise:
 from the middle, only a gradient that keeps its direction moves an integer.
 """
-
-
-def _channels(values: npt.NDArray | Tensor, like: Tensor) -> Tensor:
-    """Constants per channel, shaped and typed to meet (B, C, H, W)."""
-    return torch.as_tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
-
-
-def _sum_channels(values: Tensor) -> Tensor:
-    return values.sum(dim=(0, 2, 3))
 
 
 class _Round(torch.autograd.Function):
@@ -71,135 +61,371 @@ class _Round(torch.autograd.Function):
         return grad * inside, None, None
 
 
-class _Requantize(torch.autograd.Function):
-    """`arithmetic.requantize` (and its leaky form) on floats that hold integers.
+@dataclass(frozen=True)
+class _NormConstants:
+    """The constants of a normalization as tensors; see `lichen.quant.kernels`."""
 
-    ``gain`` (C,) is the real factor that the constants stand for; it takes a gradient.
-    ``inward`` lets gradients through at clipped values that they would bring back.
+    u_scale: Tensor
+    table: Tensor
+    product: Tensor
+    scale: Tensor
+    lo: Tensor
+    hi: Tensor
+
+
+@dataclass(frozen=True)
+class _Constants:
+    """What a stage computes with, as tensors; see `lichen.quant.kernels`."""
+
+    pre: Tensor
+    positive: Tensor
+    negative: Tensor
+    lo: Tensor
+    hi: Tensor
+    slope: Tensor
+    norm: _NormConstants | None
+
+    @classmethod
+    def of(
+        cls,
+        r: Requantizer,
+        norm: Normalization | None,
+        slope: float,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> _Constants:
+        def real(values: Any) -> Tensor:
+            return torch.as_tensor(values, dtype=dtype, device=device)
+
+        # powers of two times 17 bits: exact in float32, too
+        positive = real(r.multiplier * 0.5**r.shift)
+        negative = positive
+        if r.negative_multiplier is not None:
+            negative = real(r.negative_multiplier * 0.5**r.shift)
+        n = None
+        if norm is not None:
+            n = _NormConstants(
+                u_scale=real(0.5**norm.u_shift),
+                table=torch.as_tensor(ROOT_TABLES[norm.kind], dtype=torch.int32, device=device),
+                product=real(0.5**norm.product_shift),
+                scale=real(norm.multiplier * 0.5**norm.shift),
+                lo=real(float(norm.output.lo)),
+                hi=real(float(norm.output.hi)),
+            )
+        return cls(
+            real(0.5 ** r.pre_shift.astype(np.float64)),
+            positive,
+            negative,
+            real(float(r.output.lo)),
+            real(float(r.output.hi)),
+            real(slope),
+            n,
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a stage computes.
+
+    Attributes
+    ----------
+    geometry : Geometry
+    constants : _Constants
+    kind : NormKind or None
+    low : dtype
+        In which gradients are multiplied.
+    bytes_in : bool
+        The convolution's operands are bytes.
+    fused : bool
+        Those of the norm as well, outputs fit bfloat16, and the loops of
+        `lichen.quant.fused` compute what is elementwise.
+    signed, signed_out : bool
+        Input and output have a sign.
+    inward : bool
+        Let gradients through at clipped outputs that they would bring back.
+    soft : bool
+        Return the output before its rounding as well.
+    """
+
+    geometry: kernels.Geometry
+    constants: _Constants
+    kind: NormKind | None
+    low: torch.dtype
+    bytes_in: bool
+    fused: bool
+    signed: bool
+    signed_out: bool
+    inward: bool
+    soft: bool
+
+
+def _tiles(rows: int, channels: int) -> int:
+    """How many rows to take as one, so that loops over channels are worth vectorizing."""
+    tiles = 1
+    while channels * tiles < 48 and rows % (2 * tiles) == 0:
+        tiles *= 2
+    return tiles
+
+
+class _Compute(torch.autograd.Function):
+    """A stage on floats that hold integers, and its straight-through gradients.
+
+    ``weight``, ``bias``, ``gamma`` and ``beta`` hold integers; ``gain`` and ``norm_gain`` (C,)
+    are the real factors that the multipliers stand for. All of them take gradients. ``codes``
+    is the input as bytes, if it is known.
+
+    Returns the output, the output before its rounding or None, and the output as bytes or None.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, acc: Tensor, gain: Tensor, requantizer: Requantizer, slope: float, inward: bool
-    ) -> Tensor:
-        r, out = requantizer, requantizer.output
-        a = torch.floor(acc * _channels(0.5 ** r.pre_shift.astype(np.float64), acc) + 0.5)
-        a.clamp_(-131072, 131071)
-        # a power of two times 17 bits: exact in float32, too
-        positive = _channels(r.multiplier * 0.5**r.shift, acc)
-        if r.negative_multiplier is None:
-            before = a * positive
+        ctx: Any,
+        x: Tensor,
+        codes: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        gain: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        norm_gain: Tensor | None,
+        plan: _Plan,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        g, c = plan.geometry, plan.constants
+        dtype = c.pre.dtype
+        plain = g.plain_weight(weight.to(dtype))
+        bias, gain = bias.to(dtype), gain.to(dtype)
+        if plan.bytes_in:
+            if codes is None:
+                codes = kernels.to_bytes(x, plan.signed)
+            acc = g.byte_sums(codes, 128 if plan.signed else 0, plain)
         else:
-            negative = _channels(r.negative_multiplier * 0.5**r.shift, acc)
-            before = a * torch.where(a < 0, negative, positive)
-        ctx.save_for_backward(before, gain, a < 0 if r.negative_multiplier is not None else None)
-        ctx.limits, ctx.slope, ctx.inward = (out.lo, out.hi), slope, inward
-        return torch.floor(before + 0.5).clamp_(out.lo, out.hi)
+            acc = g.sums(x, plain)
+        saved = [x, plain, bias, gain, acc]
+        soft = g.to_image((acc + bias) * gain, x) if plan.soft else None
+        if plan.kind is not None:
+            assert gamma is not None and beta is not None and norm_gain is not None
+            gamma, beta, norm_gain = gamma.to(dtype), beta.to(dtype), norm_gain.to(dtype)
+        run = _fused_forward if plan.fused else _forward
+        y, out_codes, more = run(acc, bias, gamma, beta, plan)
+        ctx.save_for_backward(*saved, *more, *(() if plan.kind is None else (gamma, beta)))
+        ctx.norm_gain = None if norm_gain is None else norm_gain.to(dtype)
+        ctx.plan, ctx.types = plan, (x.dtype, weight.dtype)
+        ctx.set_materialize_grads(False)
+        if out_codes is not None:
+            out_codes = g.to_image(out_codes, x)
+            ctx.mark_non_differentiable(out_codes)
+        return g.to_image(y, x), soft, out_codes
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        before, gain, negative = ctx.saved_tensors
-        grad = _stop_clipped(grad, before, ctx.limits, ctx.inward)
-        grad_gain = _sum_channels(grad * before).to(gain.dtype) / gain
-        grad_acc = grad * _channels(gain, grad)
-        if negative is not None:
-            grad_acc = torch.where(negative, grad_acc * ctx.slope, grad_acc)
-        return grad_acc, grad_gain, None, None, None
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_soft: Tensor | None, _: Tensor | None
+    ) -> tuple[Any, ...]:
+        x, plain, bias, gain, acc, *rest = ctx.saved_tensors
+        plan: _Plan = ctx.plan
+        g, low = plan.geometry, plan.low
+        rows = torch.zeros_like(acc) if grad is None else g.to_rows(grad, x)
+        extra = None if grad_soft is None else g.to_rows(grad_soft, x)
+        run = _fused_backward if plan.fused else _backward
+        grads = run(rows, extra, acc, bias, gain, rest, ctx.norm_gain, plan)
+        grad_acc, grad_bias, grad_gain, grad_gamma, grad_beta, grad_norm_gain = grads
+        assert grad_acc is not None
+        grad_x, grad_weight = g.back(grad_acc, x.to(low), plain, ctx.needs_input_grad[0])
+        if grad_x is not None:
+            grad_x = grad_x.to(ctx.types[0])
+        return (
+            grad_x,
+            None,
+            g.weight_gradient(grad_weight.to(ctx.types[1])),
+            grad_bias,
+            grad_gain,
+            grad_gamma,
+            grad_beta,
+            grad_norm_gain,
+            None,
+        )
 
 
-def _stop_clipped(
-    grad: Tensor, before: Tensor, limits: tuple[int, int], inward: bool = False
-) -> Tensor:
-    lo, hi = limits
-    below, above = before < lo - 0.5, before > hi + 0.5
-    if inward:
-        below, above = below & (grad > 0), above & (grad < 0)
-    return grad.masked_fill(below | above, 0.0)
+Rows = tuple[Tensor, Tensor | None, list[Tensor]]
+"""A stage's output in rows, the same as bytes or None, and what its gradient needs."""
 
 
-class _NormInput(torch.autograd.Function):
-    """`arithmetic.norm_input`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, squares: bool, t: int) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.squares, ctx.t = squares, t
-        return torch.floor((x * x if squares else x.abs()) * 0.5**t)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        slope = x * (2 * 0.5**ctx.t) if ctx.squares else x.sign() * 0.5**ctx.t
-        return grad * slope, None, None
-
-
-def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    """``2.0**exponent`` of int32 exponents, exactly."""
-    if dtype == torch.float64:
-        return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)
-    return ((exponent + 127) << 23).view(torch.float32)
+def _forward(
+    acc: Tensor, bias: Tensor, gamma: Tensor | None, beta: Tensor | None, plan: _Plan
+) -> Rows:
+    """What follows the sums of products."""
+    c = plan.constants
+    y = kernels.requantize(acc, bias, c.pre, c.positive, c.negative, c.lo, c.hi)
+    if plan.kind is None:
+        return y, None, []
+    assert gamma is not None and beta is not None and c.norm is not None
+    squares, inverse = plan.kind.squares, plan.kind.inverse
+    u = kernels.norm_input(y, c.norm.u_scale, squares=squares)
+    sums = u @ gamma.T
+    n = c.norm
+    out = kernels.normalize(
+        y, sums, beta, n.table, n.product, n.scale, n.lo, n.hi, squares=squares, inverse=inverse
+    )
+    return out, None, [y, u, sums]
 
 
-def normalized_root(n: Tensor, kind: NormKind) -> tuple[Tensor, Tensor]:
-    """`arithmetic.normalized_root` on floats that hold integers; the exponent as int32."""
-    even = int(kind.squares)
-    mantissa, length = torch.frexp(n)  # length: the bits of n
-    odd = length & even
-    # the top bit, or the top two where the exponent must be even, of an 8-bit index
-    position = mantissa * torch.where(odd.bool(), 128.0, 256.0).to(n.dtype)
-    index = torch.floor(position)
-    fraction = torch.floor((position - index) * 65536)
-    table = torch.as_tensor(ROOT_TABLES[kind], dtype=n.dtype, device=n.device)
-    where = index.reshape(-1).to(torch.int32)
-    value = table[:, 0].index_select(0, where).view_as(n)
-    slope = table[:, 1].index_select(0, where).view_as(n)
-    return value + torch.floor(slope * fraction * 2.0**-16 + 0.5), (length - 1) >> even
+def _backward(
+    grad: Tensor,
+    soft: Tensor | None,
+    acc: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    saved: Sequence[Tensor],
+    norm_gain: Tensor | None,
+    plan: _Plan,
+) -> list[Tensor | None]:
+    """Gradients of the accumulator, of bias, gain, gamma, beta and norm gain."""
+    c = plan.constants
+    norm: list[Tensor | None] = [None, None, None]
+    if plan.kind is not None:
+        assert c.norm is not None and norm_gain is not None
+        y, u, sums, gamma, beta = saved
+        squares, inverse = plan.kind.squares, plan.kind.inverse
+        direct, grad_n, grad_beta, along = kernels.normalize_back(
+            grad, y, sums, beta, c.norm.lo, c.norm.hi, norm_gain, squares=squares, inverse=inverse
+        )
+        grad = direct + kernels.norm_input_back(grad_n @ gamma, y, c.norm.u_scale, squares=squares)
+        norm = [grad_n.T @ u, grad_beta, along / norm_gain]
+    grad_acc, grad_bias, along = kernels.requantize_back(
+        grad, acc, bias, c.pre, c.positive, c.negative, c.lo, c.hi, gain, c.slope, soft,
+        inward=plan.inward,
+    )  # fmt: skip
+    return [grad_acc, grad_bias, along / gain, *norm]
 
 
-class _Normalize(torch.autograd.Function):
-    """`arithmetic.normalize`, from x and its norm; ``gain`` (C,) is what the constants stand for.
+def _constants_for(c: _Constants, bias: Tensor, tiles: int) -> tuple[Any, ...]:
+    """Arguments of the loops for `requantize`, for so many rows taken as one."""
+    channels = (bias, c.pre, c.positive, c.negative)
+    return (
+        *(t.repeat(tiles).numpy() for t in channels),
+        np.float32(c.lo.item()),
+        np.float32(c.hi.item()),
+    )
 
-    The result is ``x n**p gain`` but for the roundings, and that is what the gradients are of.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, n: Tensor, gain: Tensor, norm: Normalization) -> Tensor:
-        r, e = normalized_root(n, norm.kind)
-        power = _power_of_two(e if norm.kind.inverse else -e, x.dtype)
-        p = torch.floor(x * r * 0.5**norm.product_shift + 0.5).clamp_(-131072, 131071)
-        scale = _channels(norm.multiplier * 0.5**norm.shift, x)
-        before = p * scale * power
-        lo, hi = norm.output.lo, norm.output.hi
-        ctx.save_for_backward(n, gain, before)
-        ctx.limits, ctx.power = (lo, hi), constants.norm_exponent(norm.kind)
-        return torch.floor(before + 0.5).clamp_(lo, hi)
+def _fused_forward(
+    acc: Tensor, bias: Tensor, gamma: Tensor | None, beta: Tensor | None, plan: _Plan
+) -> Rows:
+    c, loops = plan.constants, fused.loops()
+    zero = np.float32(128 if plan.signed_out else 0)
+    y = torch.empty(acc.shape, dtype=torch.bfloat16)
+    codes = torch.empty(acc.shape, dtype=torch.uint8)
+    rows, channels = acc.shape
+    if plan.kind is None:
+        tiles = _tiles(rows, channels)
+        shape = (rows // tiles, channels * tiles)
+        fused.over_rows(
+            loops.requantize, shape[0], acc.reshape(shape).numpy(),
+            *_constants_for(c, bias, tiles), zero, fused.bits_of(y).reshape(shape),
+            codes.numpy().reshape(shape),
+        )  # fmt: skip
+        return y, codes, []
+    assert gamma is not None and beta is not None and c.norm is not None
+    n = c.norm
+    x = torch.empty(acc.shape, dtype=torch.int16)
+    u = torch.empty(acc.shape, dtype=torch.uint8)
+    total = torch.empty((rows, 1))
+    squares, inverse = plan.kind.squares, plan.kind.inverse
+    fused.over_rows(
+        loops.requantize_norm, rows, acc.numpy(), *_constants_for(c, bias, 1), squares,
+        np.float32(n.u_scale.item()), x.numpy(), u.numpy(), total.numpy(),
+    )  # fmt: skip
+    sums = kernels.byte_norm_sums(u, total, gamma)
+    value, slope = (np.ascontiguousarray(v) for v in n.table.numpy().T)
+    fused.over_rows(
+        loops.normalize, rows, x.numpy(), sums.numpy(), beta.numpy(), squares, inverse, value,
+        slope, np.float32(n.product.item()), n.scale.numpy(), np.float32(n.lo.item()),
+        np.float32(n.hi.item()), zero, fused.bits_of(y), codes.numpy(),
+    )  # fmt: skip
+    return y, codes, [x, u, sums]
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        n, gain, before = ctx.saved_tensors
-        grad = _stop_clipped(grad, before, ctx.limits)
-        product = grad * before
-        factor = n.sqrt() if ctx.power in (0.5, -0.5) else n
-        root = factor if ctx.power > 0 else 1 / factor
-        grad_x = grad * root * _channels(gain, grad)
-        grad_n = product * ctx.power / n
-        return grad_x, grad_n, _sum_channels(product).to(gain.dtype) / gain, None
+
+def _fused_backward(
+    grad: Tensor,
+    soft: Tensor | None,
+    acc: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    saved: Sequence[Tensor],
+    norm_gain: Tensor | None,
+    plan: _Plan,
+) -> list[Tensor | None]:
+    assert soft is None
+    c, loops = plan.constants, fused.loops()
+    rows, channels = acc.shape
+    norm: list[Tensor | None] = [None, None, None]
+    grad = grad.to(torch.bfloat16).contiguous()
+    # what the loop reads only behind a normalization
+    more: tuple[Any, ...] = (
+        fused.bits_of(grad[:1]), np.zeros((1, 1), np.int16), False, np.float32(0), False,
+    )  # fmt: skip
+    if plan.kind is not None:
+        assert c.norm is not None and norm_gain is not None
+        n = c.norm
+        x, u, sums, gamma, beta = saved
+        squares, inverse = plan.kind.squares, plan.kind.inverse
+        direct, grad_n = torch.empty_like(grad), torch.empty_like(grad)
+        grad_beta, along = fused.over_rows(
+            loops.normalize_back, rows, fused.bits_of(grad), x.numpy(), sums.numpy(),
+            beta.numpy(), squares, inverse, np.float32(n.lo.item()), np.float32(n.hi.item()),
+            norm_gain.numpy(), fused.bits_of(direct), fused.bits_of(grad_n),
+            sums=(2, channels),
+        )  # fmt: skip
+        grad_u = grad_n @ gamma.to(torch.bfloat16)
+        norm = [
+            (grad_n.T @ u.to(torch.bfloat16)).float(),
+            torch.from_numpy(grad_beta).float(),
+            torch.from_numpy(along).float() / norm_gain,
+        ]
+        grad = direct
+        scale = np.float32(n.u_scale.item())
+        more = (fused.bits_of(grad_u), x.numpy(), squares, scale, True)
+    tiles = 1 if plan.kind is not None else _tiles(rows, channels)
+    shape = (rows // tiles, channels * tiles)
+    grad_acc = torch.empty(acc.shape, dtype=torch.bfloat16)
+    grad_bias, along = fused.over_rows(
+        loops.requantize_back, shape[0], fused.bits_of(grad).reshape(shape), *more,
+        acc.numpy().reshape(shape), *_constants_for(c, bias, tiles),
+        gain.repeat(tiles).numpy(), np.float32(c.slope.item()), plan.inward,
+        fused.bits_of(grad_acc).reshape(shape), sums=(2, shape[1]),
+    ).reshape(2, tiles, channels).sum(axis=1)  # fmt: skip
+    return [
+        grad_acc,
+        torch.from_numpy(grad_bias).float(),
+        torch.from_numpy(along).float() / gain,
+        *norm,
+    ]
 
 
 @dataclass(frozen=True)
 class _Integers:
-    """A stage of the integer network, and the same integers as tensors that take gradients.
+    """A stage's integers as tensors that take gradients, and the constants that go with them.
 
     ``gain`` and ``norm_gain`` (C,) are the real factors that the multipliers come closest to.
     """
 
-    stage: Stage
     weight: Tensor
     bias: Tensor
+    requantizer: Requantizer
     gain: Tensor
     gamma: Tensor | None
     beta: Tensor | None
+    normalization: Normalization | None
     norm_gain: Tensor | None
+
+    @property
+    def output(self) -> Format:
+        """Format of the stage's output."""
+        return (self.normalization or self.requantizer).output
+
+
+def _fits_a_byte(values: Format) -> bool:
+    """Whether integers of the format are bytes, with 128 for zero if they have a sign."""
+    return values.lo >= -128 and values.hi <= (127 if values.lo < 0 else 255)
 
 
 class FakeStage(nn.Module):
@@ -239,6 +465,7 @@ class FakeStage(nn.Module):
         super().__init__()
         conv, r, norm = stage.convolution, stage.requantizer, stage.normalization
         self.start, self.source, self.fixed = stage, source, fixed
+        self.geometry = kernels.Geometry(conv)
         self.limit = (1 << (conv.weight_bits - 1)) - 1
         self.slope = 1.0
         if r.negative_multiplier is not None:
@@ -306,56 +533,96 @@ class FakeStage(nn.Module):
 
     def integers(self, source: Format, log_input: Tensor) -> _Integers:
         """The exact `Stage` of the shadows as they are, and its tensors with gradients."""
-        start = self.start
         weight = _Round.apply(self.folded_weight(log_input), -self.limit, self.limit)
         bias = _Round.apply(self._bias(), -(2.0**44), 2.0**44)
         gain = self._gain()
-        convolution = start.convolution.model_copy(
-            update={
-                "weight": weight.detach().cpu().numpy().astype(np.int16),
-                "bias": bias.detach().cpu().numpy().astype(np.int64),
-            }
-        )
-        requantizer = self._requantizer(convolution, source, gain)
+        requantizer = self._requantizer(weight, bias, source, gain)
         gamma, beta, norm_gain, normalization = None, None, None, None
         if self.kind is not None:
             gamma, beta = self._norm_integers(requantizer.output)
             norm_gain = self._norm_gain()
             normalization = self._normalization(requantizer.output, gamma, beta, norm_gain)
-        stage = Stage(
+        return _Integers(weight, bias, requantizer, gain, gamma, beta, normalization, norm_gain)
+
+    def to_stage(self, source: Format, log_input: Tensor) -> Stage:
+        """The exact stage of the shadows as they are."""
+        integers, start = self.integers(source, log_input), self.start
+        convolution = start.convolution.model_copy(
+            update={
+                "weight": integers.weight.detach().cpu().numpy().astype(np.int16),
+                "bias": integers.bias.detach().cpu().numpy().astype(np.int64),
+            }
+        )
+        return Stage(
             name=start.name,
             convolution=convolution,
-            requantizer=requantizer,
+            requantizer=integers.requantizer,
             activation=start.activation,
-            normalization=normalization,
+            normalization=integers.normalization,
             scales=self._scales(log_input),
             kept_channels=start.kept_channels,
         )
-        return _Integers(stage, weight, bias, gain, gamma, beta, norm_gain)
 
     def forward(
-        self, x: Tensor, integers: _Integers, *, pixels: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Run on integers (B, in, H, W); returns the output, and x before its rounding.
+        self,
+        x: Tensor,
+        integers: _Integers,
+        source: Format,
+        dtype: torch.dtype,
+        *,
+        codes: Tensor | None = None,
+        inward: bool = False,
+        soft: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Run on integers (B, in, H, W).
 
-        ``pixels`` lets gradients bring clipped outputs back (see `_Requantize`).
+        Parameters
+        ----------
+        dtype : float32 or float64
+            To compute in. On CPUs with 8-bit multipliers, float32 means them
+            (`lichen.quant.kernels`), and outputs are bfloat16 where that holds their integers.
+        codes : uint8 tensor or None
+            The input as bytes.
+        inward : bool
+            Gradients bring clipped outputs back.
+        soft : bool
+            Return the requantized values before their rounding and clipping as well (stages
+            without a normalization).
+
+        Returns the output, ``soft`` or None, and the output as bytes, if it is known as such.
         """
-        stage = integers.stage
-        acc = self.convolve(x, integers.weight, integers.bias)
-        y = _Requantize.apply(acc, integers.gain, stage.requantizer, self.slope, pixels)
-        if stage.normalization is not None:
-            assert integers.gamma is not None and integers.beta is not None
-            norm = stage.normalization
-            u = _NormInput.apply(y, norm.kind.squares, norm.u_shift)
-            gamma = integers.gamma[:, :, None, None].to(u.dtype)
-            n = functional.conv2d(u, gamma, integers.beta.to(u.dtype))
-            y = _Normalize.apply(y, n, integers.norm_gain, norm)
-        return y, acc * _channels(integers.gain, acc)
+        r, norm, conv = integers.requantizer, integers.normalization, self.start.convolution
+        fast = dtype == torch.float32 and x.device.type == "cpu" and kernels.fast_cpu()
+        out = integers.output
+        norm_in_bytes = norm is None or (norm.u_max(r.output) <= 255 and norm.gamma_bits <= 8)
+        plan = _Plan(
+            geometry=self.geometry,
+            constants=_Constants.of(r, norm, self.slope, dtype, x.device),
+            kind=self.kind,
+            low=torch.bfloat16 if fast else dtype,
+            bytes_in=fast and conv.weight_bits <= 8 and _fits_a_byte(source),
+            fused=fast and not soft and norm_in_bytes and _fits_a_byte(out),
+            signed=source.lo < 0,
+            signed_out=out.lo < 0,
+            inward=inward,
+            soft=soft,
+        )
+        return _Compute.apply(
+            x,
+            codes,
+            integers.weight,
+            integers.bias,
+            integers.gain,
+            integers.gamma,
+            integers.beta,
+            integers.norm_gain,
+            plan,
+        )
 
     def forward_real(self, x: Tensor, log_input: Tensor) -> Tensor:
         """The same function without rounding and clipping."""
         acc = self.convolve(x, self.folded_weight(log_input), self._bias())
-        y = acc * _channels(self._gain(), acc)
+        y = acc * self._gain()[:, None, None].to(acc.dtype)
         if self.start.activation is Activation.RELU:
             return functional.relu(y)
         if self.start.activation is Activation.LEAKY_RELU:
@@ -369,24 +636,38 @@ class FakeStage(nn.Module):
         n = functional.conv2d(u, gamma[:, :, None, None].to(u.dtype), beta.to(u.dtype))
         root = n.sqrt() if kind.squares else n
         y = y * root if kind.inverse else y / root
-        return y * _channels(self._norm_gain(), y)
+        return y * self._norm_gain()[:, None, None].to(y.dtype)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Sums of products (B, out, H', W') in the precision of ``x``."""
         conv = self.start.convolution
         return convolve(conv, x, weight.to(x.dtype), bias.to(x.dtype))
 
-    def _requantizer(self, conv: Convolution, source: Format, gain: Tensor) -> Requantizer:
+    def _requantizer(
+        self, weight: Tensor, bias: Tensor, source: Format, gain: Tensor
+    ) -> Requantizer:
         start, out = self.start, self.start.requantizer.output
-        least, most = (v.astype(np.float64) for v in conv.accumulator_range(source))
-        factors = gain.detach().cpu().numpy()
+        # `Convolution.accumulator_range`, in float64 and so exactly
+        with torch.no_grad():
+            rows = weight.flatten(1).double()
+            positive, negative = rows.clamp(min=0).sum(1), rows.clamp(max=0).sum(1)
+            lo, hi = min(source.lo, 0), max(source.hi, 0)
+            b = bias.double()
+            reach = torch.stack(
+                [
+                    lo * positive + hi * negative + b.clamp(max=0),
+                    hi * positive + lo * negative + b.clamp(min=0),
+                    gain.double(),
+                ]
+            )
+        least, most, factors = reach.cpu().numpy()
         leaky = start.activation is Activation.LEAKY_RELU
         if not leaky:
             return constants.make_requantizer(factors, least, most, out)[0]
         # All that the starting format holds of the negative side is to come through.
-        reach = out.lo / factors / max(self.slope, 1e-9) / 1.25
+        seen = out.lo / factors / max(self.slope, 1e-9) / 1.25
         return constants.make_requantizer(
-            factors, least, most, out, slope=self.slope, observed_least=reach
+            factors, least, most, out, slope=self.slope, observed_least=seen
         )[0]
 
     def _norm_integers(self, x_format: Format) -> tuple[Tensor, Tensor]:
@@ -541,29 +822,38 @@ class FakeTransform(nn.Module):
         inputs = [torch.zeros(first.shape[1], device=first.device)]
         return inputs + [stage.log_output for stage in list(self.stages)[:-1]]
 
-    def integers(self) -> list[_Integers]:
-        """The stages as they are; one pass over the weights, none over any image."""
-        result, source = [], self.input
-        for fake, log_input in zip(self.stages, self.log_inputs(), strict=True):
-            result.append(fake.integers(source, log_input))
-            source = result[-1].stage.output
-        return result
+    def run(
+        self, x: Tensor, *, inward: bool = False, soft: bool = True
+    ) -> tuple[list[Tensor], Tensor]:
+        """Outputs (B, C, H, W) of all stages on integers ``x``, and the last one before rounding.
 
-    def run(self, x: Tensor, *, pixels: bool = False) -> tuple[list[Tensor], Tensor]:
-        """Outputs (B, C, H, W) of all stages on integers ``x``, and ``soft``.
-
-        ``soft`` is the last output before its rounding and clipping. The precision is that of
-        ``x``.
+        The precision is that of ``x``, at least float32; outputs may be bfloat16 where that
+        holds them exactly. ``inward`` lets gradients bring clipped outputs of the last stage
+        back. Without ``soft``, the second value is the last output itself.
         """
-        outputs, soft, last = [], x, len(self.stages) - 1
-        for i, (fake, integers) in enumerate(zip(self.stages, self.integers(), strict=True)):
-            x, soft = fake(x, integers, pixels=pixels and i == last)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        outputs: list[Tensor] = []
+        before: Tensor | None = None
+        codes: Tensor | None = None
+        source, last = self.input, len(self.stages) - 1
+        for i, (fake, log_input) in enumerate(zip(self.stages, self.log_inputs(), strict=True)):
+            integers = fake.integers(source, log_input)
+            x, before, codes = fake(
+                x,
+                integers,
+                source,
+                dtype,
+                codes=codes,
+                inward=inward and i == last,
+                soft=soft and i == last and fake.kind is None,
+            )
             outputs.append(x)
-        return outputs, soft
+            source = integers.output
+        return outputs, x if before is None else before
 
-    def forward(self, x: Tensor, *, pixels: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, inward: bool = False) -> Tensor:
         """The integers that the transform makes of integers (B, in, H, W)."""
-        return self.run(x, pixels=pixels)[0][-1]
+        return self.run(x, inward=inward, soft=False)[0][-1]
 
     def forward_real(self, x: Tensor) -> Tensor:
         """The same function without rounding and clipping."""
@@ -574,7 +864,11 @@ class FakeTransform(nn.Module):
     @torch.no_grad()
     def to_transform(self) -> Transform:
         """The integer transform; golden's results equal a float64 forward pass bit for bit."""
-        return Transform(input=self.input, stages=[part.stage for part in self.integers()])
+        stages, source = [], self.input
+        for fake, log_input in zip(self.stages, self.log_inputs(), strict=True):
+            stages.append(fake.to_stage(source, log_input))
+            source = stages[-1].output
+        return Transform(input=self.input, stages=stages)
 
     def to_float(self, real: FloatTransform) -> FloatTransform:
         """The real transform that the shadows describe."""
@@ -600,7 +894,7 @@ def mismatch_rate(transform: FakeTransform, inputs: Sequence[npt.NDArray]) -> li
         with torch.no_grad():
             outputs = transform.run(x)[0]
         for i, (ours, golden) in enumerate(zip(outputs, run_stages(exact, values), strict=True)):
-            values_here = ours[0].permute(1, 2, 0).cpu().numpy()
+            values_here = ours[0].permute(1, 2, 0).float().cpu().numpy()
             wrong[i] += int((values_here != golden).sum())
             total[i] += golden.size
     return [float(v) for v in wrong / np.maximum(total, 1)]

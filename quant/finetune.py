@@ -32,7 +32,11 @@ from lichen.quant.checkpoint import save_atomically
 from lichen.quant.data import CropSource
 from lichen.quant.fake import BIN_MARGIN, FakeTransform
 from lichen.quant.float_network import FloatNetwork
-from lichen.quant.train import deferred_interrupts
+from lichen.quant.quantize import scale_step
+from lichen.quant.train import deferred_interrupts, flatten, unflatten
+
+BIAS_MAX = 1024
+"""Steps that count as the full scale of a bias, at most."""
 
 REAL, INTEGER = "regularize", "finetune"
 """The phases: real arithmetic with a growing penalty, integer arithmetic with a fading one."""
@@ -48,8 +52,11 @@ class TuneConfig:
         Length; exactly one of them.
     batch, patch : int
         Crops per step and their side in pixels.
+    optimizer : str
+        ``soap`` (Vyas et al., "SOAP: Improving and stabilizing Shampoo using Adam", 2024) for
+        weights and gammas, or ``adam``; everything else takes Adam in any case.
     lr : float
-        Peak learning rate of Adam, relative to full scale: a weight of b bits moves about
+        Peak learning rate, relative to full scale: a weight of b bits moves about
         ``lr * 2**(b - 1)`` integer steps per optimizer step.
     lr_end : float
         Where the cosine ends, relative to the peak.
@@ -57,8 +64,7 @@ class TuneConfig:
         Steps of linear warm-up.
     lr_scales : float
         Learning rate of the (logarithmic) scales, relative to ``lr``; 0 leaves them as they
-        were calibrated. A scale that moves rounds all weights that it folds into anew, and the
-        roundings fitted to each other are lost.
+        were calibrated.
     lr_entropy : float
         The same of the entropy bottleneck.
     lmbda : float
@@ -79,11 +85,12 @@ class TuneConfig:
     minutes: float | None = None
     batch: int = 8
     patch: int = 128
-    lr: float = 5e-5
+    optimizer: str = "soap"
+    lr: float = 3e-4
     lr_end: float = 0.01
     warmup: int = 50
-    lr_scales: float = 0.0
-    lr_entropy: float = 10.0
+    lr_scales: float = 3.0
+    lr_entropy: float = 1.0
     lmbda: float = 0.013
     distill: float = 0.0
     penalty: float = 0.01
@@ -102,6 +109,11 @@ class TuneConfig:
             ),
             (self.batch >= 1, f"the batch must be at least 1, not {self.batch}"),
             (self.patch >= 16, f"the patch must be at least 16, not {self.patch}"),
+            (self.lr_scales >= 0, f"lr_scales must not be negative: {self.lr_scales}"),
+            (
+                self.optimizer in ("soap", "adam"),
+                f"the optimizer must be soap or adam, not {self.optimizer!r}",
+            ),
             (self.lr > 0, f"the learning rate must be above 0, not {self.lr}"),
             (self.lmbda > 0, f"lambda must be above 0, not {self.lmbda}"),
             (0 <= self.distill <= 1, f"distill must lie in 0 .. 1, not {self.distill}"),
@@ -112,6 +124,11 @@ class TuneConfig:
         ):
             if not good:
                 raise UserError(what + ".")
+
+
+def _straight(value: Tensor, rounded: Tensor) -> Tensor:
+    """``rounded``, with the gradient of ``value``."""
+    return value + (rounded - value).detach()
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -134,12 +151,12 @@ class FineTuner:
     phase : str
         `REAL` computes with the shadows themselves, `INTEGER` through fake quantization.
     start : Network
-        Factorized; supplies the integers, and says the scales.
+        Supplies the integers, and says the scales.
     real : FloatNetwork or None
         Where the shadows start: whole in the real phase, as far as the starting integers
         allow in the other. None starts at the integers.
     bottleneck : dict of str to array
-        Parameters of the entropy bottleneck.
+        Parameters of the entropy bottleneck: of y, or with a hyperprior of z.
     source : CropSource
     """
 
@@ -153,8 +170,6 @@ class FineTuner:
         source: CropSource,
         device: torch.device | None = None,
     ) -> None:
-        if start.latent_fraction or "h_s" in start.transforms:
-            raise ValueError("only factorized networks, whose latents have no fraction")
         self.phase, self.start, self.config, self.source = phase, start, config, source
         self.device = device or torch.device("cpu")
         self.step, self.elapsed = 0, 0.0
@@ -165,7 +180,7 @@ class FineTuner:
                 None if real is None else real.transforms[key],
                 within=within,
             )
-            for key in ("g_a", "g_s")
+            for key in start.transforms
         }
         self.transforms: Any = nn.ModuleDict(transforms).to(self.device)
         # The parent, as shadows that nothing moves.
@@ -176,24 +191,58 @@ class FineTuner:
             self.teacher = nn.ModuleDict(
                 {
                     key: FakeTransform(start.transforms[key], real.transforms[key], within=None)
-                    for key in ("g_a", "g_s")
+                    for key in start.transforms
                 }
             ).to(self.device)
             self.teacher.requires_grad_(False)
-        self.bottleneck = rate.make_bottleneck(start.m, bottleneck).to(self.device)
-        # Channels last pays where there are channels enough to fill vectors with.
-        self.layout = torch.channels_last if start.n >= 32 else torch.contiguous_format
-        for stage in self.fake_stages():
-            stage.weight.data = stage.weight.data.contiguous(memory_format=self.layout)
+        coded = start.transforms["h_a" if start.hyper else "g_a"]
+        self.bottleneck = rate.make_bottleneck(coded.out_channels, bottleneck).to(self.device)
+        self.fraction = start.latent_fraction
+        # g_a rounds a latent with a fraction down (`lichen.quant.ptq.FixedOutput.floor`), but
+        # real shadows do not.
+        self.offset = 0.5 if self.fraction and phase == INTEGER else 0.0
+        if start.hyper:
+            # of one integer that h_s makes
+            self.scale_step = scale_step(start.transforms["h_s"].output)
         self.named: dict[str, nn.Parameter] = {}
-        groups = []
+        self.optimizers = self._make_optimizers()
+
+    def _make_optimizers(self) -> dict[str, tuple[Any, list[str]]]:
+        """Optimizers, and the names of their parameters in the order of the groups."""
+        groups: dict[str, list[dict[str, Any]]] = {"soap": [], "adam": []}
+        names: dict[str, list[str]] = {"soap": [], "adam": []}
         for name, parameter, scale in self._scaled_parameters():
             self.named[name] = parameter
-            groups.append({"params": [parameter], "scale": scale})
-        self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
+            kind = name.rpartition(".")[2]
+            matrix = self.config.optimizer == "soap" and kind in ("weight", "gamma")
+            owner = "soap" if matrix else "adam"
+            group: dict[str, Any] = {"params": [parameter], "scale": scale}
+            if matrix:
+                # With its greatest dimension as the limit, the rows and columns of a kernel
+                # merge: a weight has three factors, which the kernel's taps are one of.
+                shape = parameter.shape
+                group["max_precondition_dim"] = max(*shape, math.prod(shape[2:]))
+            groups[owner].append(group)
+            names[owner].append(name)
+        result: dict[str, tuple[Any, list[str]]] = {}
+        if groups["adam"]:
+            adam = torch.optim.Adam(groups["adam"], betas=(0.9, 0.99), fused=True)
+            result["adam"] = (adam, names["adam"])
+        if groups["soap"]:
+            from pytorch_optimizer import SOAP
+
+            soap = SOAP(
+                groups["soap"],
+                betas=(0.95, 0.95),
+                weight_decay=0.0,
+                precondition_frequency=10,
+                merge_dims=True,
+            )
+            result["soap"] = (soap, names["soap"])
+        return result
 
     def fake_stages(self) -> list[Any]:
-        """The fake stages of both transforms, in order."""
+        """The fake stages of all transforms, in order."""
         return [stage for t in self.transforms.values() for stage in t.stages]
 
     def _scaled_parameters(self) -> list[tuple[str, nn.Parameter, float]]:
@@ -205,7 +254,8 @@ class FineTuner:
             if kind == "weight":
                 scale = float(stage.limit)
             elif kind == "bias":
-                scale = float(stage.start.requantizer.output.magnitude)
+                # the 16 bits of scales and means reach far beyond the usual ones
+                scale = float(min(stage.start.requantizer.output.magnitude, BIAS_MAX))
             elif kind == "gamma":
                 # most gammas are small, so a step of theirs is a greater part of them
                 scale = float(1 << (stage.start.normalization.gamma_bits - 2))
@@ -250,31 +300,66 @@ class FineTuner:
         together with ours so that a symbol on the edge does not count as an error.
         """
         torch.manual_seed(rng_seed)
-        g_a, g_s = self.transforms["g_a"], self.transforms["g_s"]
+        part = 0.0 if self.teacher is None else self.config.distill
+        read, soft, bits = self._code(x, part)
         if self.phase == REAL:
-            soft = symbols = g_a.forward_real(x)
-            x_hat = g_s.forward_real(soft + (torch.round(soft) - soft).detach())
+            x_hat = self.transforms["g_s"].forward_real(read)
             if not torch.is_grad_enabled():
                 x_hat = torch.round(x_hat).clamp(0, 255)
         else:
-            outputs, soft = g_a.run(x)
-            symbols = outputs[-1]
-            x_hat = g_s(symbols, pixels=True)
-        pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        part = 0.0 if self.teacher is None else self.config.distill
-        # The parent's own R and D are in balance; only their common part may move the latents.
-        rated = soft if not part else (1 - part) * soft + part * soft.detach()
-        bpp = rate.noisy_bits(self.bottleneck, rated.contiguous()) / pixels
+            x_hat = self.transforms["g_s"](read, inward=True).float()
+        bpp = bits / (x.shape[0] * x.shape[2] * x.shape[3])
         mse = torch.mean((x_hat - x) ** 2)
         distortion = mse
         if self.teacher is not None and torch.is_grad_enabled():
             with torch.no_grad():
                 y = self.teacher["g_a"].forward_real(x)
                 # the rounding error is ours, the latent is the parent's
-                y = y + (symbols - soft)
-                target = self.teacher["g_s"].forward_real(y).clamp(0, 255)
-            distortion = (1 - part) * mse + part * torch.mean((x_hat - target) ** 2)
+                own = y if self.start.means else y * 0.5**self.fraction
+                target = self.teacher["g_s"].forward_real(own + (read - soft)).clamp(0, 255)
+            distortion = (1 - part) * distortion + part * torch.mean((x_hat - target) ** 2)
         return self.config.lmbda * distortion + bpp, bpp, mse
+
+    def _run(self, key: str, x: Tensor, inward: bool = False) -> tuple[Tensor, Tensor]:
+        """A transform's output, and the same before its rounding."""
+        if self.phase == REAL:
+            soft = self.transforms[key].forward_real(x)
+            return soft, soft
+        outputs, soft = self.transforms[key].run(x, inward=inward)
+        return outputs[-1].to(soft.dtype), soft
+
+    def _code(self, x: Tensor, part: float) -> tuple[Tensor, Tensor, Tensor]:
+        """What g_s reads, the same without the rounding to symbols, and the bits.
+
+        ``part`` of the gradient of the bits does not reach g_a: of the parent's R and D, which
+        are in balance, only their common part may move the latents.
+        """
+        start, f = self.start, self.fraction
+        y, y_soft = self._run("g_a", x)
+        if part:
+            y_soft = (1 - part) * y_soft + part * y_soft.detach()
+        real = (y_soft + self.offset) * 0.5**f
+        if not start.hyper:
+            symbols = _straight(y, torch.floor(y + 0.5))
+            return symbols, y_soft, rate.noisy_bits(self.bottleneck, real.contiguous())
+        source = start.transforms["h_a"].input
+        seen = y if source.signed else y.abs()
+        if self.phase == INTEGER:
+            seen = seen.clamp(source.lo, source.hi)
+        z, z_soft = self._run("h_a", seen)
+        bits = rate.noisy_bits(self.bottleneck, z_soft.contiguous())
+        parameters, _ = self._run("h_s", _straight(z, torch.floor(z + 0.5)), inward=True)
+        scales, mu = parameters, torch.zeros((), dtype=y.dtype, device=y.device)
+        if start.means:
+            scales, mu = parameters.chunk(2, dim=1)
+        bits = bits + rate.noisy_gaussian_bits(real, scales * self.scale_step, mu * 0.5**f)
+        symbols = torch.floor((y - mu) * 0.5**f + 0.5)
+        if not start.means:
+            return _straight(y * 0.5**f, symbols), real, bits
+        read = symbols * 2**f + mu
+        if self.phase == INTEGER:
+            read = read.clamp(start.transforms["g_s"].input.lo, start.transforms["g_s"].input.hi)
+        return _straight(y, read), y_soft, bits
 
     def penalty(self) -> Tensor:
         """The outlier penalty, mean over the stages."""
@@ -290,22 +375,25 @@ class FineTuner:
         c = self.config
         started = time.perf_counter()
         lr = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
+        for optimizer, _ in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["scale"]
         crops = torch.from_numpy(self.source.batch(c.seed, self.step, c.batch))
-        x = crops.to(self.device, torch.float32).contiguous(memory_format=self.layout)
+        x = crops.to(self.device, torch.float32).contiguous(memory_format=torch.channels_last)
         # The noise depends on (seed, step) alone, as the crops do: no generator is saved.
         loss, bpp, mse = self.loss(x, (c.seed * 1_000_003 + self.step + 1) % 2**63)
         weight = self.penalty_weight()
         total = loss + weight * self.penalty() if weight else loss
-        self.optimizer.zero_grad()
+        for optimizer, _ in self.optimizers.values():
+            optimizer.zero_grad()
         total.backward()
         if not torch.isfinite(total):
             raise UserError(
                 f"the loss is {total.item()} at step {self.step}; lower the learning rate "
                 "(the last saved state is intact)."
             )
-        self.optimizer.step()
+        for optimizer, _ in self.optimizers.values():
+            optimizer.step()
         self.step += 1
         result = loss.item(), bpp.item(), mse.item()
         self.elapsed += time.perf_counter() - started
@@ -317,7 +405,7 @@ class FineTuner:
         total = np.zeros(3)
         for i, crop in enumerate(crops):
             x = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].to(self.device, torch.float32)
-            x = x.contiguous(memory_format=self.layout)
+            x = x.contiguous(memory_format=torch.channels_last)
             total += [v.item() for v in self.loss(x, self.config.seed + i)]
         loss, bpp, mse = total / len(crops)
         return float(loss), float(bpp), float(mse)
@@ -327,10 +415,15 @@ class FineTuner:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to go on: tensors, and JSON values."""
         tensors = {f"model.{k}": v.detach().cpu().clone() for k, v in self._everything().items()}
-        for name, parameter in self.named.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{key}.{name}"] = value.detach().cpu().clone()
+        values: dict[str, Any] = {}
+        for kind, (optimizer, names) in self.optimizers.items():
+            values[kind] = {"step": [g.get("step") for g in optimizer.param_groups], "state": {}}
+            for name in names:
+                found, rest = flatten(optimizer.state.get(self.named[name], {}))
+                tensors |= {f"{kind}.{name}/{key}": value for key, value in found.items()}
+                values[kind]["state"][name] = rest
         info = {
+            "optimizers": values,
             "phase": self.phase,
             "config": asdict(self.config),
             "step": self.step,
@@ -357,16 +450,22 @@ class FineTuner:
         with torch.no_grad():
             for name, value in self._everything().items():
                 value.copy_(tensors[f"model.{name}"])
-        for name, parameter in self.named.items():
-            if f"adam.step.{name}" not in tensors:
-                continue
-            self.optimizer.state[parameter] = {"step": tensors[f"adam.step.{name}"].clone()}
-            if parameter.is_cuda:  # where the fused optimizer keeps it
-                self.optimizer.state[parameter]["step"] = tensors[f"adam.step.{name}"].cuda()
-            for key in ("exp_avg", "exp_avg_sq"):
-                # In the parameter's memory layout, which the fused optimizer relies on.
-                moment = torch.empty_like(parameter).copy_(tensors[f"adam.{key}.{name}"])
-                self.optimizer.state[parameter][key] = moment.detach()
+        for kind, (optimizer, names) in self.optimizers.items():
+            saved = info["optimizers"][kind]
+            for group, step in zip(optimizer.param_groups, saved["step"], strict=True):
+                if step is not None:
+                    group["step"] = step
+            for name in names:
+                prefix = f"{kind}.{name}/"
+                found = {
+                    key.removeprefix(prefix): value
+                    for key, value in tensors.items()
+                    if key.startswith(prefix)
+                }
+                if found:
+                    parameter = self.named[name]
+                    rest = saved["state"][name]
+                    optimizer.state[parameter] = unflatten(found, rest, parameter)
         self.step, self.elapsed = int(info["step"]), float(info["elapsed"])
 
 
@@ -422,6 +521,8 @@ def run(
 
     ``stop_after`` ends it after so many steps of this call, whatever the schedule.
     """
+    # Gradients run into denormal numbers, which are several times slower.
+    torch.set_flush_denormal(True)
     first = tuner.step
     saved = logged = time.monotonic()
     sums, count = np.zeros(3), 0

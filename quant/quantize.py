@@ -188,6 +188,11 @@ def steps(network: FloatNetwork) -> int:
     return sum(len(transform.stages) for transform in network.transforms.values()) + 1
 
 
+def scale_step(parameters: Format) -> float:
+    """What one step of the scales that h_s makes in this format stands for."""
+    return SCALE_MAX / 2.0 ** (parameters.bits - parameters.signed)
+
+
 def _hyper_format(network: FloatNetwork, options: Options) -> Format:
     """What h_a reads."""
     bits = options.widths.activation
@@ -372,7 +377,7 @@ def quantize(
         zs = hyper_encoder.ints
         last = network.transforms["h_s"].stages[-1]
         signed = last.activation is not Activation.RELU
-        step = SCALE_MAX / 2.0 ** (PARAMETER_BITS - signed)
+        step = scale_step(symmetric(PARAMETER_BITS) if signed else unsigned(PARAMETER_BITS))
         parameter_steps = np.full(last.out_channels, step)
         if network.means:
             parameter_steps[last.out_channels // 2 :] = 2.0**-f

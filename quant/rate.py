@@ -1,7 +1,9 @@
-"""The rate that fine-tuning sees: CompressAI's entropy bottleneck, its own or one fitted."""
+"""The rate that fine-tuning sees: CompressAI's entropy bottleneck, its own or one fitted, and
+its Gaussians."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lichen.quant.entropy import LIKELIHOOD_MIN
+from lichen.quant.entropy import LIKELIHOOD_MIN, SCALE_MIN
 
 with warnings.catch_warnings():
     # compressai's import decorates functions with the deprecated torch.jit.script.
     warnings.simplefilter("ignore")
-    from compressai.entropy_models import EntropyBottleneck
+    from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 
 FIT_STEPS = 600
 FIT_BATCH = 1024
@@ -42,7 +44,18 @@ def parameters_of(module: Any) -> dict[str, npt.NDArray]:
 
 def noisy_bits(module: Any, y: Tensor) -> Tensor:
     """Bits of latents (B, C, h, w) with uniform noise in place of rounding, summed."""
-    _, likelihood = module(y)
+    _, likelihood = module(y.float())
+    return -torch.log2(likelihood.clamp(min=LIKELIHOOD_MIN)).sum()
+
+
+@functools.cache
+def _gaussian(device: torch.device) -> Any:
+    return GaussianConditional(None, scale_bound=SCALE_MIN).to(device).train()
+
+
+def noisy_gaussian_bits(y: Tensor, scales: Tensor, means: Tensor) -> Tensor:
+    """The same under Gaussians; scales below CompressAI's bound count as that."""
+    _, likelihood = _gaussian(y.device)(y.float(), scales.float(), means=means.float())
     return -torch.log2(likelihood.clamp(min=LIKELIHOOD_MIN)).sum()
 
 

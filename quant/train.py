@@ -454,7 +454,7 @@ class Trainer:
             ]
             values[kind] = {"groups": groups, "state": {}}
             for name in names:
-                found, rest = _flatten(optimizer.state.get(self.named[name], {}))
+                found, rest = flatten(optimizer.state.get(self.named[name], {}))
                 tensors |= {f"{kind}.{name}/{key}": value for key, value in found.items()}
                 values[kind]["state"][name] = rest
         info = {
@@ -489,14 +489,14 @@ class Trainer:
                 }
                 if found:
                     parameter = self.named[name]
-                    optimizer.state[parameter] = _unflatten(found, saved["state"][name], parameter)
+                    optimizer.state[parameter] = unflatten(found, saved["state"][name], parameter)
         self.step = int(info["step"])
         self.elapsed = float(info["elapsed"])
         self.init = info.get("init", {})
         self.progress = self._progress()
 
 
-def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state of one parameter as tensors, and JSON values.
 
     An item i of a list of tensors is called KEY/i; an empty list in its place is left out, and
@@ -516,10 +516,10 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, values
 
 
-def _unflatten(
+def unflatten(
     tensors: dict[str, Tensor], values: dict[str, Any], parameter: Tensor
 ) -> dict[str, Any]:
-    """Undo `_flatten`, on the parameter's device."""
+    """Undo `flatten`, on the parameter's device."""
     state: dict[str, Any] = dict(values)
     for key in {k.split("/")[0] for k in tensors if "/" in k}:
         state[key] = [[] for _ in range(values[key])]

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from lichen.commands import _options
+from lichen.commands.quantize import TUNE
 from lichen.errors import UserError
 
 ROWS = ("minmax", "calibrated clipping", "+ regularization", "+ fine-tuning")
@@ -29,7 +30,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-@click.command(name="ablate", help="Measure what each part of DRAQ (experimental) changes.")
+@click.command(name="ablate", help="Measure what each part of DRAQ changes.")
 @click.argument("checkpoint", metavar="CKPT")
 @click.option("--calibrate", required=True, metavar="DIR", help="Photographs to calibrate on.")
 @click.option("--train", "train_folder", required=True, metavar="DIR",
@@ -47,8 +48,10 @@ def table(rows: list[dict[str, Any]]) -> str:
               help="Crops per step.")  # fmt: skip
 @click.option("--patch", type=click.IntRange(min=16), default=128, show_default=True,
               help="Size of a crop in pixels.")  # fmt: skip
-@click.option("--crop", type=click.IntRange(min=16), default=256, show_default=True,
-              help="Pixels a side used of each calibration image.")  # fmt: skip
+@click.option("--crop", type=click.IntRange(min=16),
+              help="Pixels a side of each calibration image [default: as quantize].")  # fmt: skip
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=TUNE["lr"],
+              show_default=True, help="Peak learning rate, of full scale.")  # fmt: skip
 @click.option("--max-images", type=click.IntRange(min=1), metavar="N",
               help="Calibrate on N images at even distances [default: all].")  # fmt: skip
 @click.option("--gdn-input-bits", type=click.IntRange(2, 16), default=8, show_default=True,
@@ -71,7 +74,8 @@ def command(
     lmbda: float | None,
     batch: int,
     patch: int,
-    crop: int,
+    crop: int | None,
+    lr: float,
     max_images: int | None,
     gdn_input_bits: int,
     device: str,
@@ -88,7 +92,7 @@ def command(
 
     from lichen.network.file import save
     from lichen.quant.calibrate import load_calibration
-    from lichen.quant.draq import DraqOptions, check_tunable, draq, lambda_of
+    from lichen.quant.draq import DraqOptions, draq, lambda_of
     from lichen.quant.finetune import TuneConfig
     from lichen.quant.ptq import Options, Widths
     from lichen.quant.quantize import measure, measure_float, quantize
@@ -99,16 +103,18 @@ def command(
     if output is not None and not output.is_dir():
         raise UserError(f"{output} is not a folder; make it first.")
     network = _load(checkpoint)
-    check_tunable(network)
     weight = lambda_of(network) if lmbda is None else lmbda
     if weight is None:
         raise UserError(f"{checkpoint} does not say its lambda; give it with --lmbda.")
-    crops = load_calibration(calibrate, network.factor, size=crop, limit=max_images)
+    size = crop or (512 if network.hyper else 256)
+    crops = load_calibration(calibrate, network.factor, size=size, limit=max_images)
     train = list_images(train_folder)
     photos = [read_image(file) for file in list_images(images)]
-    # the latent as wide as the other activations, in every row
-    options = Options(widths=Widths(gdn_input=gdn_input_bits), latent_bits=8, seed=seed)
-    tune = TuneConfig(steps=steps, batch=batch, patch=patch, lmbda=weight, seed=seed)
+    # the latent as wide as the other activations, in every row; that of a hyperprior has a
+    # fraction, and bits of its own
+    latent_bits = None if network.hyper else 8
+    options = Options(widths=Widths(gdn_input=gdn_input_bits), latent_bits=latent_bits, seed=seed)
+    tune = TuneConfig(steps=steps, batch=batch, patch=patch, lmbda=weight, lr=lr, seed=seed)
 
     def tuned(regularize: int, fine_tune: int) -> Any:
         return draq(

@@ -51,7 +51,14 @@ def _load(checkpoint: str) -> Any:
 
 # Defaults of `lichen.quant.finetune.TuneConfig` (a test compares them), which cannot be
 # imported before the extra is known to be there.
-TUNE = {"lr": 5e-5, "distill": 0.0, "penalty": 0.01, "sigmas": 4.0}
+TUNE = {
+    "lr": 3e-4,
+    "lr_scales": 3.0,
+    "distill": 0.0,
+    "penalty": 0.01,
+    "sigmas": 4.0,
+    "optimizer": "soap",
+}
 
 
 @click.command(name="quantize", help="Turn an FP32 checkpoint into an integer network.")
@@ -64,8 +71,7 @@ TUNE = {"lr": 5e-5, "distill": 0.0, "penalty": 0.01, "sigmas": 4.0}
     "--method", type=click.Choice(["draq", "ptq", "minmax"]), default="ptq", show_default=True,
     help="ptq: per-channel scales, error-minimizing clipping and rounding. "
     "minmax: the greatest magnitudes, rounded to nearest; the baseline. "
-    "draq (experimental): ptq, then regularization of outlying weights and fine-tuning; "
-    "factorized networks only, needs --train.",
+    "draq: ptq, then regularization of outlying weights and fine-tuning; needs --train.",
 )  # fmt: skip
 @click.option("--train", "train_folder", metavar="DIR",
               help="Folder of photographs that draq trains on.")  # fmt: skip
@@ -108,6 +114,10 @@ TUNE = {"lr": 5e-5, "distill": 0.0, "penalty": 0.01, "sigmas": 4.0}
     "estimator loses the least rate and distortion, tensor by tensor.",
 )  # fmt: skip
 @click.option(
+    "--clip-factor", type=click.FloatRange(0, 4, min_open=True), default=1.3, show_default=True,
+    help="What the ranges of --clip mse (and rd's start) are multiplied with.",
+)  # fmt: skip
+@click.option(
     "--percentile", type=click.FloatRange(50, 100), default=99.99, show_default=True,
     help="Of the magnitudes, for --clip percentile.",
 )  # fmt: skip
@@ -142,6 +152,11 @@ TUNE = {"lr": 5e-5, "distill": 0.0, "penalty": 0.01, "sigmas": 4.0}
               help="draq: weight of the distortion [default: the checkpoint's].")  # fmt: skip
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=TUNE["lr"],
               show_default=True, help="draq: peak learning rate, of full scale.")  # fmt: skip
+@click.option("--lr-scales", type=click.FloatRange(min=0), default=TUNE["lr_scales"],
+              show_default=True,
+              help="draq: learning rate of the scales, relative to --lr.")  # fmt: skip
+@click.option("--optimizer", type=click.Choice(["soap", "adam"]), default=TUNE["optimizer"],
+              show_default=True, help="draq: what moves weights and gammas.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
               help="draq: crops per step.")  # fmt: skip
 @click.option("--patch", type=click.IntRange(min=16), default=128, show_default=True,
@@ -188,6 +203,7 @@ def command(
     latent_fraction: int | None,
     clip: str,
     percentile: float,
+    clip_factor: float,
     rounding: str,
     refit: bool,
     crop: int | None,
@@ -198,6 +214,8 @@ def command(
     regularize_steps: int,
     lmbda: float | None,
     lr: float,
+    lr_scales: float,
+    optimizer: str,
     batch: int,
     patch: int,
     distill: float,
@@ -232,7 +250,7 @@ def command(
     from lichen.network.file import dumps, load, write_atomically
     from lichen.quant import outliers
     from lichen.quant.calibrate import load_calibration
-    from lichen.quant.draq import DraqOptions, DraqResult, check_tunable, draq, lambda_of
+    from lichen.quant.draq import DraqOptions, DraqResult, draq, lambda_of
     from lichen.quant.finetune import TuneConfig, state_path
     from lichen.quant.ptq import Options, Widths
     from lichen.quant.quantize import check_supported, measure, measure_float, quantize
@@ -244,8 +262,6 @@ def command(
     started = time.monotonic()
     network = _load(checkpoint)
     check_supported(network)
-    if method == "draq":
-        check_tunable(network)
     if calibrate is not None:
         source: str | list[Path] = calibrate
     else:
@@ -272,6 +288,7 @@ def command(
         latent_fraction=latent_fraction,
         clip="mse" if clip == "rd" else clip,
         percentile=percentile,
+        clip_factor=clip_factor,
         rounding=rounding,
         seed=seed,
     )
@@ -300,6 +317,8 @@ def command(
                     batch=batch,
                     patch=patch,
                     lr=lr,
+                    lr_scales=lr_scales,
+                    optimizer=optimizer,
                     lmbda=weight,
                     distill=distill,
                     penalty=penalty,

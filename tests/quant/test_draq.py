@@ -25,16 +25,19 @@ from lichen.network.random import (  # noqa: E402
     random_transform,
 )
 from lichen.quant import draq as draq_module  # noqa: E402
-from lichen.quant import outliers, rate  # noqa: E402
+from lichen.quant import kernels, outliers, rate  # noqa: E402
 from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
 from lichen.quant.checkpoint import new_model, parameters_of, save_checkpoint  # noqa: E402
 from lichen.quant.data import CropSource  # noqa: E402
 from lichen.quant.draq import DraqOptions, choose_clips, draq, tuned_network  # noqa: E402
-from lichen.quant.fake import FakeTransform, mismatch_rate, normalized_root  # noqa: E402
+from lichen.quant.fake import FakeTransform, mismatch_rate  # noqa: E402
 from lichen.quant.finetune import INTEGER, REAL, FineTuner, TuneConfig, run  # noqa: E402
+from lichen.quant.float_network import convolve  # noqa: E402
+from lichen.quant.kernels import normalized_root  # noqa: E402
 from lichen.quant.latents import fit_latent_range  # noqa: E402
 from lichen.quant.ptq import ClipRule, Options, Widths  # noqa: E402
 from lichen.quant.quantize import Quantized, quantize  # noqa: E402
+from lichen.sim import golden  # noqa: E402
 from lichen.sim.golden import run_stages  # noqa: E402
 
 
@@ -46,7 +49,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def _disturb(fake: FakeTransform, seed: int) -> None:
+def _disturb(fake: FakeTransform, seed: int, size: float = 1.0) -> None:
     """Move every shadow and scale, as training would."""
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -54,22 +57,22 @@ def _disturb(fake: FakeTransform, seed: int) -> None:
             kind = name.rpartition(".")[2]
             noise = torch.randn_like(parameter)
             if kind.startswith("log_"):
-                parameter.add_(0.1 * noise)
+                parameter.add_(0.1 * size * noise)
             elif kind == "beta":
-                parameter.mul_(torch.exp(0.2 * noise))
+                parameter.mul_(torch.exp(0.2 * size * noise))
             else:
-                parameter.add_(0.7 * noise)
+                parameter.add_(0.7 * size * noise)
 
 
 def _assert_exact(fake: FakeTransform, x: np.ndarray) -> list[np.ndarray]:
     """A float64 forward pass equals golden in every stage; returns golden's outputs."""
-    golden = run_stages(fake.to_transform(), x)
+    stages = run_stages(fake.to_transform(), x)
     doubles = torch.from_numpy(x.astype(np.float64)).permute(2, 0, 1)[None]
     with torch.no_grad():
         outputs = fake.run(doubles)[0]
-    for ours, exact in zip(outputs, golden, strict=True):
+    for ours, exact in zip(outputs, stages, strict=True):
         np.testing.assert_array_equal(ours[0].permute(1, 2, 0).numpy(), exact)
-    return golden
+    return stages
 
 
 def _inputs(transform: Transform, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -126,11 +129,14 @@ def test_root_equals_the_arithmetic(kind):
     n = np.concatenate([edges, rng.integers(1, 1 << 32, 4000), rng.integers(1, 4096, 4000)])
     n = n[(n >= 1) & (n < 1 << 32)].astype(np.int64)
     r, e = golden_root(n, ROOT_TABLES[kind], kind.squares)
-    ours, exponent = normalized_root(torch.from_numpy(n.astype(np.float64)), kind)
+    table = torch.as_tensor(ROOT_TABLES[kind], dtype=torch.int32)
+    doubles = torch.from_numpy(n.astype(np.float64))
+    ours, exponent = normalized_root(doubles, table, kind.squares)
     np.testing.assert_array_equal(ours.numpy(), r)
     np.testing.assert_array_equal(exponent.numpy(), e)
     small = n < 1 << 24
-    ours, exponent = normalized_root(torch.from_numpy(n[small].astype(np.float32)), kind)
+    floats = torch.from_numpy(n[small].astype(np.float32))
+    ours, exponent = normalized_root(floats, table, kind.squares)
     np.testing.assert_array_equal(exponent.numpy(), e[small])
     assert np.abs(ours.numpy() - r[small]).max() <= 1
 
@@ -442,8 +448,8 @@ def test_a_latent_that_rounds_down_stays_so(hyper_checkpoint, fraction):
     )
     below = []
     for crop in images.crops:
-        golden = _assert_exact(fake, crop)[-1]
-        assert len(np.unique(golden)) > 10
+        latent = _assert_exact(fake, crop)[-1]
+        assert len(np.unique(latent)) > 10
         x = torch.from_numpy(crop.astype(np.float64)).permute(2, 0, 1)[None]
         with torch.no_grad():
             soft = fake.run(x)[1][0].permute(1, 2, 0).numpy()
@@ -451,13 +457,176 @@ def test_a_latent_that_rounds_down_stays_so(hyper_checkpoint, fraction):
     assert abs(np.mean(below) - 0.5) < 0.1
 
 
-def test_networks_with_a_hyperprior_are_refused(hyper_checkpoint, tmp_path):
-    photos = str(calibration_photographs()[0].parent)
-    arguments = [str(hyper_checkpoint), "-o", str(tmp_path / "net.lichen")]
-    arguments += ["--method", "draq", "--train", photos, "--lmbda", "0.01", "--quiet"]
-    with pytest.raises(UserError, match=r"cannot fine-tune .* bmshj2018-hyperprior yet"):
-        CliRunner().invoke(command, arguments, catch_exceptions=False)
-    assert not (tmp_path / "net.lichen").exists()
+ARCHITECTURES = [
+    "bmshj2018-factorized",
+    "bmshj2018-factorized-relu",
+    "bmshj2018-hyperprior",
+    "mbt2018-mean",
+]
+
+
+def _checkpoint(arch: str, path: Path) -> Path:
+    """An untrained network whose latents and hyper-latents reach several integers."""
+    torch.manual_seed(7)
+    model = new_model(arch, 8, 12)
+    with torch.no_grad():
+        model.g_a[6].weight *= 60 if "relu" in arch else 200
+        if hasattr(model, "h_a"):
+            model.h_a[4].weight *= 20
+            model.h_s[4].weight *= 10
+    save_checkpoint(path, arch, 8, 12, parameters_of(model), {})
+    return path
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_coding_of_a_crop_equals_golden(arch, tmp_path):
+    """From pixels to pixels, in float64, after all shadows have moved: every transform, the
+    symbols, the indices of their tables, and what the synthesis makes of them."""
+    network = _load(str(_checkpoint(arch, tmp_path / "net.safetensors")))
+    images = load_calibration(calibration_photographs(), 64, size=128, limit=3)
+    start = quantize(network, images, Options(latent_bits=8, samples=1000)).network
+    key = "z" if network.hyper else "y"
+    source = CropSource(calibration_photographs()[:2], patch=64)
+    tuner = FineTuner(INTEGER, start, network, network.bottlenecks[key], _config(), source)
+    for seed, transform in enumerate(tuner.transforms.values()):
+        _disturb(transform, seed, 0.3)
+    exact = tuned_network(tuner)
+    for crop in images.crops[:2]:
+        x = torch.from_numpy(crop.astype(np.float64)).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            read = tuner._code(x, 0.0)[0]
+            pixels = tuner.transforms["g_s"](read)
+        latents = golden.analysis(exact, crop)
+        means = None
+        if network.hyper:
+            means = golden.entropy_parameters(exact, latents["z"].symbols).means
+            assert len(np.unique(latents["z"].symbols)) > 3
+            assert len(np.unique(latents["y"].indices)) > 3
+        symbols = latents["y"].symbols
+        assert len(np.unique(symbols)) > 3
+        expected = golden.synthesis_input(
+            symbols, means, exact.latent_fraction, exact.transforms["g_s"].input
+        )
+        np.testing.assert_array_equal(read[0].permute(1, 2, 0).numpy(), expected)
+        decoded = golden.reconstruct(exact, latents)
+        np.testing.assert_array_equal(pixels[0].permute(1, 2, 0).numpy(), decoded)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_learns(arch, tmp_path):
+    """Gradients reach all transforms, and a few steps lower the loss on other photographs."""
+    network = _load(str(_checkpoint(arch, tmp_path / "net.safetensors")))
+    images = load_calibration(calibration_photographs(), 64, size=128, limit=3)
+    start = quantize(network, images, Options(latent_bits=8, samples=1000)).network
+    key = "z" if network.hyper else "y"
+    source = CropSource(calibration_photographs()[::2], patch=64)
+    config = _config(steps=30, lr=2e-3, warmup=1, lr_scales=0.1)
+    tuner = FineTuner(INTEGER, start, network, network.bottlenecks[key], config, source)
+    before = tuner.evaluate(images.crops)[0]
+    tuner.train_step()
+    for name, parameter in tuner.named.items():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    run(tuner, progress=False)
+    assert tuner.evaluate(images.crops)[0] < before
+
+
+@pytest.mark.parametrize("arch", ["bmshj2018-hyperprior", "mbt2018-mean"])
+def test_draq_of_a_hyperprior(arch, tmp_path):
+    """Both phases, and entropy tables for z and y at the end."""
+    network = _load(str(_checkpoint(arch, tmp_path / "net.safetensors")))
+    images = load_calibration(calibration_photographs(), 64, size=128, limit=2)
+    options = DraqOptions(
+        quantization=Options(samples=1000),
+        tune=_config(steps=2),
+        regularize_steps=2,
+        rd_clip=False,
+        device="cpu",
+    )
+    train = calibration_photographs()[::3]
+    result = draq(network, images, train, options, progress=False)
+    final = result.final.network
+    assert set(final.entropy) == {"y", "z"} and set(final.transforms) == {
+        "g_a", "g_s", "h_a", "h_s",
+    }  # fmt: skip
+    assert {name.split(".")[0] for name in result.mismatches} == {"g_a", "g_s", "h_a", "h_s"}
+    assert max(result.mismatches.values()) < 0.01
+    bits = golden.estimate_bits(final, golden.analysis(final, images.crops[0]))
+    assert all(np.isfinite(v) and v > 0 for v in bits.values())
+
+
+# The fast way -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not kernels.fast_cpu(), reason="needs a CPU with 8-bit multipliers")
+@pytest.mark.parametrize("activation", list(Activation))
+def test_bytes_compute_what_floats_do(activation):
+    """Outputs but for roundings of float32, gradients but for those of bfloat16."""
+    up = {"transposed": True, "output_padding": 1}
+    transform = random_transform(
+        np.random.default_rng(3),
+        [
+            StageShape(out_channels=9, activation=activation),
+            StageShape(out_channels=7, kernel=3, stride=1, activation=activation),
+            StageShape(out_channels=5, activation=activation, **up),
+            StageShape(out_channels=3, kernel=3, **up),
+        ],
+    )
+    values = _inputs(transform, 64, 64)
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        fake = FakeTransform(transform)
+        _disturb(fake, 1, 0.5)
+        x = torch.from_numpy(values).to(dtype).permute(2, 0, 1)[None].requires_grad_()
+        outputs = fake.run(x, inward=True, soft=False)[0]
+        weights = torch.linspace(-1, 1, outputs[-1].numel(), dtype=torch.float64)
+        (outputs[-1].double() * weights.view_as(outputs[-1])).sum().backward()
+        found[dtype] = (
+            [y.detach().double() for y in outputs],
+            {name: p.grad.double() for name, p in fake.named_parameters()} | {"x": x.grad.double()},
+        )
+    (exact, slopes), (fast, fast_slopes) = found[torch.float64], found[torch.float32]
+    assert (exact[0] - fast[0]).abs().max() <= 1
+    for a, b in zip(exact, fast, strict=True):
+        assert (a != b).double().mean() < 5e-3
+    for name, a in slopes.items():
+        # a scale's gradients from its consumer and from its producer cancel, but for roundings
+        if not name.rpartition(".")[2].startswith("log_"):
+            assert (a - fast_slopes[name]).norm() <= 0.02 * a.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "extra"),
+    [
+        (5, 2, 2, 1),
+        (9, 4, 4, 3),
+        (3, 2, 1, 1),
+        (3, 2, 1, 0),
+        (4, 2, 1, 0),
+        (2, 3, 0, 1),
+        (5, 1, 2, 0),
+    ],
+)  # fmt: skip
+def test_transposed_convolutions_as_plain_ones(kernel, stride, padding, extra):
+    """The same sums, gradients of inputs and weights, for any geometry."""
+    rng = np.random.default_rng(0)
+    shape = StageShape(
+        out_channels=5, kernel=kernel, stride=stride, padding=padding, transposed=True,
+        output_padding=extra,
+    )  # fmt: skip
+    transform = random_transform(rng, [shape])
+    conv = transform.stages[0].convolution
+    x = torch.from_numpy(_inputs(transform, 6, 7).astype(np.float64)).permute(2, 0, 1)[None]
+    x = torch.cat([x, x.flip(2)]).requires_grad_()
+    weight = torch.from_numpy(conv.weight.astype(np.float64)).requires_grad_()
+    y = convolve(conv, x, weight, torch.zeros(5, dtype=torch.float64))
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    g = kernels.Geometry(conv)
+    plain = g.plain_weight(weight.detach())
+    np.testing.assert_array_equal(g.to_image(g.sums(x.detach(), plain), x), y.detach())
+    grad_x, grad_weight = g.back(g.to_rows(grad, x), x.detach(), plain, True)
+    np.testing.assert_allclose(grad_x, x.grad, rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(g.weight_gradient(grad_weight), weight.grad, rtol=1e-12, atol=1e-9)
 
 
 def test_clip_rules_are_checked():
