@@ -2,8 +2,9 @@
 
     python benchmarks/cards.py small-q1 small-q2 --rd docs/rd.json
 
-writes models/NAME.md: training from the header of models/NAME.safetensors, quantization from that
-of models/NAME.lichen, rates and distortions from the measurements that benchmarks/rd.py made.
+writes models/measured.json, which `lichen models` reads, and models/NAME.md: training from the
+header of models/NAME.safetensors, quantization from that of models/NAME.lichen, rates and
+distortions from the measurements that benchmarks/rd.py made.
 """
 
 from __future__ import annotations
@@ -148,11 +149,25 @@ def measured(rd: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 @click.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--rd", "rd_file", required=True, type=click.Path(path_type=Path, exists=True))
 def main(names: tuple[str, ...], rd_file: Path) -> None:
     """Write the cards of shipped networks."""
-    points = measured(json.loads(rd_file.read_text()))
+    rd = json.loads(rd_file.read_text())
+    points = measured(rd)
+    figures = {
+        name: {
+            "set": rd["set"],
+            "images": rd["images"],
+            "bpp": round(point["bpp"], 5),
+            "psnr": round(point["psnr-rgb"], 4),
+            "ms_ssim": round(point["ms-ssim-rgb"], 6),
+        }
+        for name, point in sorted(points.items())
+        if name.removesuffix(models.PARENT_SUFFIX) in models.names()
+    }
+    text = json.dumps(figures, indent=1) + "\n"
+    write_atomically(models.folder() / "measured.json", text.encode())
     for name in names:
         try:
             text = card(name, load_checkpoint(f"{name}{models.PARENT_SUFFIX}"), points)

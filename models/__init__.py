@@ -7,9 +7,11 @@ the parent.
 
 from __future__ import annotations
 
+import json
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from lichen.errors import UserError
 from lichen.network import file
@@ -62,6 +64,16 @@ def load_network(name: str) -> Network:
                 f"({', '.join(names())})."
             )
     return file.load(name)
+
+
+def measured(name: str) -> dict[str, Any] | None:
+    """Rate and distortion of a shipped network, or of its parent ``NAME.fp32``; None if unknown.
+
+    ``set`` and ``images`` say what was coded; ``bpp`` counts bytes really coded, ``psnr`` is RGB
+    in dB, and both are means over the images. Written by ``benchmarks/cards.py``.
+    """
+    figures: dict[str, dict[str, Any]] = json.loads((folder() / "measured.json").read_text())
+    return figures.get(name)
 
 
 def photograph() -> Path:

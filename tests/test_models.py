@@ -15,8 +15,13 @@ from lichen.network.file import load
 from lichen.quant.checkpoint import load_checkpoint
 
 
+def card(name: str) -> str:
+    return (models.folder() / f"{name}.md").read_text()
+
+
 def test_every_network_is_complete():
-    assert "tiny" in models.names()
+    families = [f"{family}-q{i}" for family in ("small", "small-hyper") for i in range(1, 5)]
+    assert {"tiny", *families} <= set(models.names())
     for name in models.names():
         network = models.load_network(name)
         assert network.name == name
@@ -27,6 +32,11 @@ def test_every_network_is_complete():
             network.n,
             network.m,
         )
+        # all are measured, from the one that ships
+        for which in (name, f"{name}.fp32"):
+            figures = models.measured(which)
+            assert figures is not None and figures["set"] == "kodak" and figures["images"] == 24
+            assert f"{figures['bpp']:.4f} | {figures['psnr']:.2f} dB" in card(name), which
         # the parent's file is the one that was quantized
         assert network.provenance["source"]["sha256"] == parent.metadata["sha256"]
 

@@ -68,8 +68,14 @@ def _describe(name: str) -> dict[str, Any]:
         },
         "macs": _total(network, "macs"),
         "bops": _total(network, "bops"),
-        "rd": network.provenance.get("rd"),
-        "fp32": None if parent is None else {"name": f"{name}.fp32", "file": parent.name},
+        "rd": models.measured(name),
+        "fp32": None
+        if parent is None
+        else {
+            "name": f"{name}.fp32",
+            "file": parent.name,
+            "rd": models.measured(f"{name}.fp32"),
+        },
     }
 
 
