@@ -30,6 +30,7 @@ def main(name: str | None, report: Path | None) -> None:
     if name is not None and report is not None:
         kept = json.loads(report.read_text())
         Achieved.of_report(kept, boards.find(kept["board"]))
+        BUILDS.mkdir(exist_ok=True)
         (BUILDS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
     entries = []
     for path in sorted(BUILDS.glob("*.json")):
