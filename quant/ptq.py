@@ -157,8 +157,8 @@ class Options:
         50 .. 100.
     clip_factor : float
         What the range of least squared error is multiplied with. The errors of clipping go all
-        the same way, and at once over many channels and pixels, where roundings cancel: a
-        range a third wider loses much less in the picture (docs/draq.md).
+        the same way, and at once over many channels and pixels, where roundings cancel: in a
+        well-trained network a wider range loses much less in the picture (docs/draq.md).
     clip_rules : dict of str to ClipRule
         Exceptions, under names such as ``g_a.conv1.x`` (before the normalization) and
         ``g_a.conv1.output``.
@@ -179,7 +179,7 @@ class Options:
     latent_fraction: int | None = None
     clip: str = "mse"
     percentile: float = 99.99
-    clip_factor: float = 1.3
+    clip_factor: float = 1.0
     clip_rules: Mapping[str, ClipRule] = field(default_factory=dict)
     rounding: str = "optimal"
     samples: int = 24000

@@ -114,8 +114,9 @@ TUNE = {
     "estimator loses the least rate and distortion, tensor by tensor.",
 )  # fmt: skip
 @click.option(
-    "--clip-factor", type=click.FloatRange(0, 4, min_open=True), default=1.3, show_default=True,
-    help="What the ranges of --clip mse (and rd's start) are multiplied with.",
+    "--clip-factor", type=click.FloatRange(0, 4, min_open=True),
+    help="What the ranges of --clip mse (and rd's start) are multiplied with "
+    "[default: 1, or 1.3 for draq].",
 )  # fmt: skip
 @click.option(
     "--percentile", type=click.FloatRange(50, 100), default=99.99, show_default=True,
@@ -203,7 +204,7 @@ def command(
     latent_fraction: int | None,
     clip: str,
     percentile: float,
-    clip_factor: float,
+    clip_factor: float | None,
     rounding: str,
     refit: bool,
     crop: int | None,
@@ -288,7 +289,7 @@ def command(
         latent_fraction=latent_fraction,
         clip="mse" if clip == "rd" else clip,
         percentile=percentile,
-        clip_factor=clip_factor,
+        clip_factor=clip_factor or (1.3 if method == "draq" else 1.0),
         rounding=rounding,
         seed=seed,
     )
