@@ -159,9 +159,9 @@ def main(names: tuple[str, ...], rd_file: Path) -> None:
         name: {
             "set": rd["set"],
             "images": rd["images"],
-            "bpp": round(point["bpp"], 5),
-            "psnr": round(point["psnr-rgb"], 4),
-            "ms_ssim": round(point["ms-ssim-rgb"], 6),
+            "bpp": round(point["bpp"], 8),
+            "psnr": round(point["psnr-rgb"], 6),
+            "ms_ssim": round(point["ms-ssim-rgb"], 8),
         }
         for name, point in sorted(points.items())
         if name.removesuffix(models.PARENT_SUFFIX) in models.names()
