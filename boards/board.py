@@ -102,6 +102,9 @@ class Board:
         Frequency of the clock that feeds the PLL.
     clock_mhz : float
         Default frequency of the system clock.
+    aim_mhz : float
+        What place and route aims at, at least, where a build takes whatever clock comes out:
+        nextpnr leaves alone what already meets its target, so a modest one is all one gets.
     uart : UART
     programmer : Programmer
     entry : str
@@ -118,6 +121,7 @@ class Board:
     lut_share: float
     oscillator_hz: int
     clock_mhz: float
+    aim_mhz: float
     uart: UART
     programmer: Programmer
     entry: str
@@ -172,6 +176,7 @@ ULX3S_85F = Board(
     lut_share=0.65,
     oscillator_hz=25_000_000,
     clock_mhz=50.0,
+    aim_mhz=100.0,
     uart=UART(baud=1_000_000),
     programmer=Programmer(board="ulx3s", usb="ULX3S (its US1 connector)"),
     entry="lichen.boards.ulx3s:make",

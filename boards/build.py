@@ -53,7 +53,7 @@ class Report:
     ----------
     board, device : str
     target_mhz : float
-        Frequency of the system clock that the design was made for.
+        Frequency of the system clock that the design was planned for.
     clock_mhz : float
         Frequency of the system clock: the target, or where the build was free to choose the
         highest the PLL can make that is no higher than ``fmax_mhz``.
@@ -157,8 +157,9 @@ def build(
         How many seeds to try, ``seed`` the first of them; the fastest result is kept. As many
         run at once as there are processors.
     any_clock : bool
-        Place and route aim at the clock of ``pll``, but the bitstream gets the highest clock
-        that turns out to be safe, be it higher or lower. The serial line's rate changes with it.
+        Place and route aim at the clock of ``pll``, or the board's ``aim_mhz`` if that is more, and
+        the bitstream gets the highest clock that turns out to be safe, be it higher or lower. The
+        serial line's rate changes with it.
     cycles_per_frame : int or None
         Of a frame of the given size, for the report.
     frame : (int, int)
@@ -223,6 +224,7 @@ def _build(
     progress: Progress,
 ) -> Report:
     planned = top.resources()
+    aim_hz = TIMING_MARGIN * max(pll.output_hz, board.aim_mhz * 1e6 if any_clock else 0)
     logs = part / "logs"
     logs.mkdir()
     with progress.step("elaborate"):
@@ -238,7 +240,7 @@ def _build(
                 *("--seed", str(seeds[0]), "--report", PLACEMENT),
                 "--timing-allow-fail",
             ],
-            add_preferences=f'FREQUENCY NET "{CLOCK_NET}" {pll.output_hz * TIMING_MARGIN:.0f} HZ;',
+            add_preferences=f'FREQUENCY NET "{CLOCK_NET}" {aim_hz:.0f} HZ;',
             ecppack_opts="--compress",
         )
         plan.extract(part)

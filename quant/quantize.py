@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from lichen.codec.evaluate import PSNR_EXACT
 from lichen.errors import UserError
 from lichen.network.arithmetic import latent_symbol
 from lichen.network.description import IMAGE_FORMAT, Activation, Format, Network, Transform
-from lichen.quant.calibrate import CalibrationImages
+from lichen.quant.calibrate import CalibrationImages, crop_image
 from lichen.quant.constants import symmetric, unsigned
 from lichen.quant.entropy import (
     SCALE_MAX,
@@ -108,11 +108,8 @@ class Quantized:
     after: RateDistortion
 
 
-def _mean(
-    psnrs: list[float], bits: list[dict[str, float]], images: Sequence[Image]
-) -> RateDistortion:
-    """The mean over images of PSNRs and of bits by segment."""
-    pixels = [image.shape[0] * image.shape[1] for image in images]
+def _mean(psnrs: list[float], bits: list[dict[str, float]], pixels: list[int]) -> RateDistortion:
+    """The mean over images of so many pixels, of PSNRs and of bits by segment."""
     segments = {
         name: float(np.mean([b[name] / p for b, p in zip(bits, pixels, strict=True)]))
         for name in (bits[0] if bits else ())
@@ -125,6 +122,10 @@ def _mean(
     )
 
 
+def _pixels(images: Sequence[Image]) -> list[int]:
+    return [image.shape[0] * image.shape[1] for image in images]
+
+
 def measure(network: Network, images: Sequence[Image]) -> RateDistortion:
     """The golden model on images (H, W, 3); bits from the network's tables."""
     psnrs, bits = [], []
@@ -132,7 +133,7 @@ def measure(network: Network, images: Sequence[Image]) -> RateDistortion:
         latents = analysis(network, image)
         psnrs.append(psnr(image, reconstruct(network, latents)))
         bits.append(estimate_bits(network, latents))
-    return _mean(psnrs, bits, images)
+    return _mean(psnrs, bits, _pixels(images))
 
 
 def estimate_float_bits(
@@ -159,18 +160,19 @@ def estimate_float_bits(
 
 
 def measure_float(
-    network: FloatNetwork, images: Sequence[Image], tables: Network | None = None
+    network: FloatNetwork, images: Iterable[Image], tables: Network | None = None
 ) -> RateDistortion:
     """The FP32 network on images (H, W, 3), symbols rounded to integers.
 
     Bits as in `estimate_float_bits`.
     """
-    psnrs, bits = [], []
+    psnrs, bits, pixels = [], [], []
     for image in images:
+        pixels.append(image.shape[0] * image.shape[1])
         latents = network.code(image)
         psnrs.append(psnr(image, network.reconstruct(latents, *image.shape[:2])))
         bits.append(estimate_float_bits(network, latents, tables))
-    return _mean(psnrs, bits, images)
+    return _mean(psnrs, bits, pixels)
 
 
 def check_supported(network: FloatNetwork) -> None:
@@ -427,6 +429,45 @@ def quantize(
     return result
 
 
+CLIP_FACTORS = (1.0, 1.25, 1.5, 2.0)
+"""What `choose_clip_factor` chooses from."""
+
+CLIP_IMAGES, CLIP_CROP = 8, 256
+"""How many calibration images, and of what size, it looks at."""
+
+
+def choose_clip_factor(
+    network: FloatNetwork,
+    images: CalibrationImages,
+    options: Options,
+    lmbda: float,
+    *,
+    progress: Callable[[str], None] = lambda factor: None,
+) -> tuple[float, dict[float, float]]:
+    """The ``clip_factor`` with the least ``R + lambda D`` on some of the calibration images.
+
+    No one factor serves all: the range of least squared error is far too tight for networks
+    that are well trained, and right for small ones (docs/draq.md). D is the mean of the
+    images' squared errors of 8-bit pixels, as in training.
+
+    Returns the factor, and the loss of each of `CLIP_FACTORS`.
+    """
+    step = max(1, len(images.crops) // CLIP_IMAGES)
+    size = -(-CLIP_CROP // network.factor) * network.factor
+    crops = [crop_image(crop, network.factor, size) for crop in images.crops[::step]]
+    some = CalibrationImages(crops[:CLIP_IMAGES])
+    losses = {}
+    for factor in CLIP_FACTORS:
+        trial = quantize(network, some, replace(options, clip="mse", clip_factor=factor))
+        errors = []
+        for crop in some.crops:
+            decoded = reconstruct(trial.network, analysis(trial.network, crop))
+            errors.append(np.mean((decoded.astype(np.float64) - crop) ** 2))
+        losses[factor] = trial.after.bpp + lmbda * float(np.mean(errors))
+        progress(f"clip factor {factor}")
+    return min(losses, key=lambda factor: losses[factor]), losses
+
+
 def assemble(
     network: FloatNetwork,
     images: CalibrationImages,
@@ -472,7 +513,7 @@ def assemble(
             for image, pixels in zip(images.crops, decoded, strict=True)
         ],
         [estimate_bits(result, latent) for latent in latents],
-        images.crops,
+        _pixels(images.crops),
     )
     provenance = network.provenance | {
         "quantization": dict(settings)

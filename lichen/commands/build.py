@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 @_options.folding
 @click.option(
     "--clock", type=float, metavar="MHZ",
-    help="System clock [default: the highest that place and route turns out to allow; it aims at "
-    "what builds of this device, as full as this one, have achieved].",
+    help="System clock [default: the highest that place and route turns out to allow].",
 )  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(min=0), default=1, show_default=True,
@@ -131,8 +130,7 @@ def command(
     if asked is None and report.clock_mhz < report.target_mhz:
         short = 100 * (1 - report.clock_mhz / report.target_mhz)
         click.echo(
-            f"lichen: the clock is {short:.1f} % below the {report.target_mhz:g} MHz that place "
-            f"and route aimed at.",
+            f"lichen: the clock is {short:.1f} % below the {report.target_mhz:g} MHz of the plan.",
             err=True,
         )
     shortfall = report.shortfall()
