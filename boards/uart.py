@@ -90,6 +90,8 @@ class Receiver(Unit):
         count = Signal(range(BREAK_BITS + 1))
         arrived = Signal()
 
+        # Registers, for a symbol's phase is a long way from what comes of an error.
+        m.d.sync += [self.overrun.eq(0), self.framing.eq(0), self.break_.eq(0)]
         with m.FSM():
             with m.State("IDLE"):
                 # Half a symbol from the edge of the start bit to its middle.
@@ -109,16 +111,16 @@ class Receiver(Unit):
                 with m.Elif(shift == 0):
                     m.next = "LOW"
                 with m.Else():
-                    m.d.comb += self.framing.eq(1)
+                    m.d.sync += self.framing.eq(1)
                     m.next = "RELEASE"
             with m.State("LOW"):
                 with m.If(line):
-                    m.d.comb += self.framing.eq(1)
+                    m.d.sync += self.framing.eq(1)
                     m.next = "IDLE"
                 with m.Elif(tick):
                     m.d.sync += count.eq(count + 1)
                     with m.If(count == BREAK_BITS - 1):
-                        m.d.comb += self.break_.eq(1)
+                        m.d.sync += self.break_.eq(1)
                         m.next = "RELEASE"
             with m.State("RELEASE"), m.If(line):
                 m.next = "IDLE"
@@ -127,7 +129,7 @@ class Receiver(Unit):
             m.d.sync += self.o.valid.eq(0)
         with m.If(arrived):
             with m.If(self.o.valid & ~self.o.ready):
-                m.d.comb += self.overrun.eq(1)
+                m.d.sync += self.overrun.eq(1)
             with m.Else():
                 m.d.sync += [self.o.payload.eq(shift), self.o.valid.eq(1)]
         return m

@@ -221,16 +221,16 @@ class Core(Unit):
         feed = self.feed
 
         # Weights run in step with the operands: two cycles to the memory, two through it, and
-        # one more register before the array.
+        # two more registers on the long way from its blocks to the array.
         address = Signal(range(self.rom.depth))
         here = Signal.like(address)
         m.d.comb += here.eq(Mux(feed.restart, 0, address))
         with m.If(feed.step):
             m.d.sync += address.eq(here + 1)
-        m.d.comb += self.rom.r_addr.eq(delayed(m, here, FEED_LATENCY - Ram.latency - 1, "rom_addr"))
+        m.d.comb += self.rom.r_addr.eq(delayed(m, here, FEED_LATENCY - Ram.latency - 2, "rom_addr"))
         weights = Signal(len(self.rom.r_data), reset_less=True)
         m.d.sync += weights.eq(self.rom.r_data)
-        m.d.comb += array.w.as_value().eq(weights)
+        m.d.comb += array.w.as_value().eq(delayed(m, weights, 1, "weights"))
         m.d.comb += [
             array.a.as_value().eq(feed.a.as_value()),
             array.first.eq(feed.first),
@@ -264,13 +264,17 @@ class Core(Unit):
         free = Signal(range(self.shape.banks + 1), init=self.shape.banks)
         full = Signal(range(self.shape.banks + 1))
         freed = Signal()
-        m.d.comb += feed.bank_free.eq(free != 0)
-        with m.If(feed.start):
+        # The feeder's window is far away: its strobe is looked at a cycle late, and counted
+        # meanwhile.
+        started = delayed(m, feed.start, 1, "started")
+        count = delayed(m, feed.count, 1, "count")
+        m.d.comb += feed.bank_free.eq((free > 1) | ((free == 1) & ~started))
+        with m.If(started):
             m.d.sync += [
-                counts[taken].eq(feed.count),
+                counts[taken].eq(count),
                 taken.eq(Mux(taken == self.shape.banks - 1, 0, taken + 1)),
             ]
-        m.d.sync += [free.eq(free - feed.start + freed), full.eq(full + full_now - freed)]
+        m.d.sync += [free.eq(free - started + freed), full.eq(full + full_now - freed)]
 
         bank, base = Signal(range(self.shape.banks)), Signal(range(depth))
         pixel, beat = Signal(range(self.shape.pixels)), Signal(range(self.shape.beats))

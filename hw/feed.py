@@ -16,7 +16,7 @@ from amaranth.lib.wiring import In, Out
 
 from lichen.hw.unit import delayed, lanes_of
 
-FEED_LATENCY = 5
+FEED_LATENCY = 6
 """Cycles from a step to its operands and flags on the feed."""
 
 
@@ -83,12 +83,12 @@ class Sequencer:
         active = Signal(name="seq_active")
         index = Signal(range(steps), name="seq_index")
         number = Signal(range(passes), name="seq_pass")
-        self.last_step = Signal(name="seq_last_step")
-        self.last_pass = Signal(name="seq_last_pass")
+        self.last_step = Signal(init=steps == 1, name="seq_last_step")
+        self.last_pass = Signal(init=passes == 1, name="seq_last_pass")
         pass_done = Signal(name="seq_pass_done")
+        # What a start depends on lies ready in registers: its strobe goes far.
+        first_step, first_pass = Signal(init=1, name="seq_first_step"), Signal(init=1)
         m.d.comb += [
-            self.last_step.eq(index == steps - 1),
-            self.last_pass.eq(number == passes - 1),
             self.done.eq(pass_done & self.last_pass),
             self.start.eq(self.ready & feed.bank_free & (~active | self.done)),
         ]
@@ -108,19 +108,26 @@ class Sequencer:
                 pass_done.eq(active & self.last_step),
             ]
         with m.If(self.step):
-            m.d.sync += index.eq(Mux(self.last_step, 0, index + 1))
+            m.d.sync += [index.eq(Mux(self.last_step, 0, index + 1)), first_step.eq(self.last_step)]
+            if steps > 1:
+                m.d.sync += self.last_step.eq(index == steps - 2)
         with m.If(pass_done):
-            m.d.sync += number.eq(Mux(self.last_pass, 0, number + 1))
+            m.d.sync += [
+                number.eq(Mux(self.last_pass, 0, number + 1)),
+                first_pass.eq(self.last_pass),
+            ]
+            if passes > 1:
+                m.d.sync += self.last_pass.eq(number == passes - 2)
         with m.If(self.start):
             m.d.sync += active.eq(1)
         with m.Elif(self.done):
             m.d.sync += active.eq(0)
         first = Signal(name="seq_first")
-        m.d.comb += first.eq(self.step & (index == 0))
+        m.d.comb += first.eq(self.step & first_step)
         m.d.comb += [
             feed.start.eq(self.start),
             feed.step.eq(self.step),
-            feed.restart.eq(first & (number == 0)),
+            feed.restart.eq(first & first_pass),
             feed.first.eq(delayed(m, first, FEED_LATENCY, "first")),
             feed.last.eq(delayed(m, self.step & self.last_step, FEED_LATENCY, "last")),
         ]

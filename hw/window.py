@@ -148,6 +148,7 @@ class Window(Unit):
         out_width, out_height = Signal(SIZE_BITS), Signal(SIZE_BITS)
         right, bottom = Signal(size), Signal(size)
         x_end, y_end, last_row = Signal(size), Signal(size), Signal(size)
+        before_end = Signal(size)
         m.d.comb += [self.out_width.eq(out_width), self.out_height.eq(out_height)]
         m.d.sync += [
             out_width.eq(_divide(self.width + 2 * pad - k, st) + 1),
@@ -155,6 +156,7 @@ class Window(Unit):
             right.eq(self.width + pad),
             bottom.eq(self.height + pad),
             x_end.eq(self.width + pad - 1),
+            before_end.eq(self.width + pad - 2),
             y_end.eq(self.height + pad - 1),
             last_row.eq(out_height - 1),
         ]
@@ -204,8 +206,14 @@ class Window(Unit):
             beat_last.eq(w_beat == cg - 1),
             sub_last.eq(w_sub == st - 1),
             bank_last.eq(w_bank == pixels - 1),
-            x_last.eq(wx == x_end),
         ]
+        # Whether this is the row's last pixel, found a cycle ahead as well.
+        one_column = Signal()
+        m.d.sync += one_column.eq(x_end == pad)
+        with m.If(accept & beat_last):
+            m.d.sync += x_last.eq(Mux(x_last, one_column, wx == before_end))
+        with m.Else():
+            m.d.sync += x_last.eq(wx == x_end)
         with m.If(accept):
             m.d.sync += [w_beat.eq(w_beat + 1), w_offset.eq(w_offset + 1)]
             with m.If(beat_last):
@@ -374,7 +382,7 @@ class Window(Unit):
             m.d.sync += limit.eq(right - p * st)
             least = max(0, pad - p * st)
             m.d.sync += inside.eq(inside_y & (x >= least) & (x < limit))
-            inside = delayed(m, inside, FEED_LATENCY - 2, f"inside_{p}")
+            inside = delayed(m, inside, FEED_LATENCY - 3, f"inside_{p}")
             word = (
                 words[p]
                 if pixels == 1
@@ -382,7 +390,8 @@ class Window(Unit):
             )
             value = Signal(lanes_of(self.shape, self.lanes), name=f"value_{p}", reset_less=True)
             m.d.sync += value.as_value().eq(Mux(inside, word, 0))
-            m.d.comb += self.feed.a[p].as_value().eq(value.as_value())
+            # Once more, for the memory may be far from the array.
+            m.d.comb += self.feed.a[p].as_value().eq(delayed(m, value.as_value(), 1, f"a_{p}"))
 
         with m.If(restart):
             m.d.sync += [

@@ -1,0 +1,256 @@
+"""What integers cost: each way to quantize against FP32 parents, by BD-rate.
+
+    python benchmarks/quantization.py --images KODAK --calibrate PHOTOS --anchors DIR \\
+        --json docs/quantization.json --table docs/quantization.md
+
+measures, for the shipped families, the FP32 parents, the same after as many further steps of
+training as fine-tuning took (DIR/NAME.safetensors, made by the command that the page prints),
+minmax and ptq made here on the calibration photographs, and the shipped networks, all from bytes
+really coded. Rows of ``lichen ablate --json FILE`` join the page with --ablation FILE. The JSON
+file grows point by point, and what has not changed since is not measured again.
+"""
+
+from __future__ import annotations
+
+# First, as in the command line: it chooses the kernels that NumPy will use.
+import lichen  # noqa: F401
+
+# isort: split
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from lichen import models
+from lichen.codec.evaluate import Codec, Evaluation, NetworkCodec, evaluate, family, to_json
+from lichen.codec.rd import PSNR, Curve, bd_rate, points_table
+from lichen.commands.ablate import table as ablation_table
+from lichen.errors import UserError
+from lichen.network.description import Network
+from lichen.network.file import write_atomically
+from lichen.quant.calibrate import CalibrationImages, load_calibration
+from lichen.quant.checkpoint import build_model, load_checkpoint
+from lichen.quant.draq import lambda_of
+from lichen.quant.evaluate import FloatCodec
+from lichen.quant.float_network import from_compressai
+from lichen.quant.ptq import Options
+from lichen.quant.quantize import choose_clip_factor, quantize
+from lichen.sim.images import list_images
+
+PARENT, ANCHOR = "FP32, as shipped", "FP32, with the fine-tuning's steps"
+MINMAX, PTQ, DRAQ = "minmax", "ptq", "draq (shipped)"
+CALIBRATION = 24
+"""Photographs to calibrate on, at most."""
+
+Row = tuple[str, str, Callable[[], Codec]]
+"""A curve's title, what the figures of one of its points depend on, and the codec."""
+
+
+def float_codec(checkpoint: str, name: str) -> FloatCodec:
+    """The FP32 network of a checkpoint."""
+    return FloatCodec(build_model(*load_checkpoint(checkpoint)[:4]), name)
+
+
+def quantized(name: str, method: str, images: CalibrationImages) -> Network:
+    """A shipped parent after calibration alone."""
+    found = load_checkpoint(f"{name}{models.PARENT_SUFFIX}")
+    source = {"source": {"lmbda": found.metadata["lmbda"]}}
+    model = build_model(*found[:4])
+    network = from_compressai(model, *found[:3], provenance=source)
+    options = Options(method=method)
+    lmbda = lambda_of(network)
+    if method == "ptq" and lmbda is not None:
+        factor, _ = choose_clip_factor(network, images, options, lmbda)
+        options = Options(method=method, clip_factor=factor)
+    return quantize(network, images, options, name=f"{name} {method}").network
+
+
+def rows_of(name: str, images: CalibrationImages, anchors: Path | None) -> list[Row]:
+    """The points of one rate."""
+    parent, shipped = models.shipped_parent(name), models.shipped_network(name)
+    if parent is None or shipped is None:
+        raise UserError(f"no network {name} with an FP32 parent ships with Lichen.")
+    digest = sha256(parent.read_bytes()).hexdigest()
+
+    def made(method: str) -> Callable[[], Codec]:
+        return lambda: NetworkCodec(quantized(name, method, images))
+
+    fp32 = f"{name}{models.PARENT_SUFFIX}"
+    rows: list[Row] = [(PARENT, digest, lambda: float_codec(fp32, fp32))]
+    if anchors is not None:
+        file = anchors / f"{name}.safetensors"
+        if not file.exists():
+            raise UserError(f"{file} does not exist; without anchors, leave out --anchors.")
+        anchor = sha256(file.read_bytes()).hexdigest()
+        rows.append((ANCHOR, anchor, lambda: float_codec(str(file), f"{name} anchor")))
+    for method in (MINMAX, PTQ):
+        rows.append((method, f"{digest} {method} {images.digest}", made(method)))
+    integer = sha256(shipped.read_bytes()).hexdigest()
+    rows.append((DRAQ, integer, lambda: NetworkCodec(models.load_network(name))))
+    return rows
+
+
+def anchor_of(name: str, anchors: Path) -> dict[str, Any]:
+    """What the anchor's file says of its last run, and what fine-tuning took."""
+    meta = load_checkpoint(str(anchors / f"{name}.safetensors")).metadata
+    tune = models.load_network(name).provenance["quantization"]
+    keys = ("steps", "batch", "patch", "lr", "warmup", "round_from", "optimizer", "seed")
+    settings = {key: meta[key] for key in keys}
+    return settings | {"fine_tuning_steps": tune["steps_done"]}
+
+
+def measure(
+    names: list[str],
+    files: list[Path],
+    calibrate: str,
+    anchors: Path | None,
+    before: dict[str, Any],
+    save: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """All curves, as far as ``before`` does not have them; ``save`` gets every step."""
+    known = {
+        point["digest"]: Evaluation.from_json(point["evaluation"])
+        for point in before.get("points", [])
+        if before["images"] == len(files)
+    }
+    report: dict[str, Any] = {"images": len(files), "points": [], "anchors": {}}
+    todo: list[tuple[str, Row]] = []
+    for name in names:
+        factor = 64 if "hyper" in models.load_network(name).architecture else 16
+        size = 512 if factor == 64 else 256
+        images = load_calibration(calibrate, factor, size=size, limit=CALIBRATION)
+        todo += [(name, row) for row in rows_of(name, images, anchors)]
+        if anchors is not None:
+            report["anchors"][name] = anchor_of(name, anchors)
+    with tqdm(total=len(files) * sum(row[1] not in known for _, row in todo), unit="image") as bar:
+        for name, (title, digest, make) in todo:
+            found = known.get(digest)
+            if found is None:
+                bar.set_description(f"{name} {title}")
+                found = evaluate(make(), files, progress=lambda _: bar.update())
+            point = {"name": name, "row": title, "digest": digest, "evaluation": found.to_json()}
+            report["points"].append(point)
+            done = {point["digest"] for point in report["points"]}
+            rest = [point for point in before.get("points", []) if point["digest"] not in done]
+            save(report | {"points": report["points"] + rest})
+    return report
+
+
+def curves_of(report: dict[str, Any]) -> dict[str, list[Curve]]:
+    """Curves by family, in the order of their rows."""
+    found: dict[str, dict[str, list[Evaluation]]] = {}
+    for point in report["points"]:
+        rows = found.setdefault(family(point["name"]), {})
+        rows.setdefault(point["row"], []).append(Evaluation.from_json(point["evaluation"]))
+    curves: dict[str, list[Curve]] = {}
+    for stem, rows in found.items():
+        for title, points in rows.items():
+            results = to_json(points, title)["results"]
+            names = tuple(point.name for point in sorted(points, key=lambda p: p.bpp))
+            curve = Curve(title, tuple(results["bpp"]), {PSNR: tuple(results[PSNR])}, names)
+            curves.setdefault(stem, []).append(curve)
+    return curves
+
+
+def overhead(curve: Curve, anchor: Curve) -> str:
+    """A cell of the table."""
+    try:
+        return f"{bd_rate(curve, anchor).percent:+.2f} %"
+    except UserError:
+        return "–"
+
+
+def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
+    """The Markdown page."""
+    text = [
+        "# What integers cost\n",
+        f"BD-rate (PSNR) over {report['images']} photographs of Kodak, from bytes really coded, "
+        "W8A8: weights, activations, gamma, squares and the inputs of the normalizations all have "
+        "8 bits. Less is better. `minmax` and `ptq` are calibration alone; fine-tuning is judged "
+        "most honestly against FP32 parents that went on training for as many steps, on the same "
+        "crops. Made by `benchmarks/quantization.py`.\n",
+    ]
+    everything = curves_of(report)
+    for stem, curves in everything.items():
+        by_title = {curve.name: curve for curve in curves}
+        against = [by_title[title] for title in (PARENT, ANCHOR) if title in by_title]
+        text.append(f"## `{stem}`\n")
+        text.append(f"| | {' | '.join('against ' + a.name for a in against)} |")
+        text.append("|---" * (len(against) + 1) + "|")
+        for curve in curves:
+            cells = [overhead(curve, a) if a is not curve else "" for a in against]
+            text.append(f"| {curve.name} | {' | '.join(cells)} |")
+        text.append("")
+    if report["anchors"]:
+        text.append("The steps of fine-tuning, and the run of the FP32 parent that matches it:\n")
+        text.append("```")
+        for name, run in report["anchors"].items():
+            text.append(
+                f"lichen train --images TRAIN -o {name}.safetensors --init {name}.fp32 "
+                f"--steps {run['steps']} --batch {run['batch']} --patch {run['patch']} "
+                f"--lr {run['lr']:g} --warmup {run['warmup']} --round-from {run['round_from']:g} "
+                f"--seed {run['seed']}  # fine-tuning: {run['fine_tuning_steps']}"
+            )
+        text.append("```\n")
+    for ablation in ablations:
+        text.append(f"## Step by step: `{ablation['checkpoint']}`\n")
+        text.append(
+            f"Whole photographs of Kodak, bits from the entropy tables; {ablation['steps']} steps "
+            f"of fine-tuning, lambda {ablation['lmbda']:g} (`lichen ablate`).\n"
+        )
+        text.append(ablation_table(ablation["rows"]) + "\n")
+    text.append("## Points\n")
+    text += [points_table(curves) for curves in everything.values()]
+    return "\n".join(text)
+
+
+@click.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--images", metavar="DIR", required=True, help="Folder of images to measure on.")
+@click.option("--calibrate", metavar="DIR", required=True, help="Photographs to calibrate on.")
+@click.option("--anchors", metavar="DIR", type=click.Path(path_type=Path, exists=True),
+              help="Folder of FP32 checkpoints with the fine-tuning's steps.")  # fmt: skip
+@click.option("--ablation", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+              help="What lichen ablate has written.")  # fmt: skip
+@click.option("--table", metavar="FILE", help="Markdown to write.")
+@click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path),
+              help="Measurements to write or add to.")  # fmt: skip
+def command(
+    names: tuple[str, ...],
+    images: str,
+    calibrate: str,
+    anchors: Path | None,
+    ablation: tuple[Path, ...],
+    table: str | None,
+    json_file: Path | None,
+) -> None:
+    """Measure the shipped families (or the networks named) and tabulate what integers cost."""
+    chosen = list(names) or [n for n in models.names() if models.shipped_parent(n) and "-q" in n]
+    before: dict[str, Any] = {}
+    if json_file is not None and json_file.exists():
+        before = json.loads(json_file.read_text())
+
+    def save(report: dict[str, Any]) -> None:
+        if json_file is not None:
+            write_atomically(json_file, (json.dumps(report, indent=1) + "\n").encode())
+
+    ablations = [json.loads(file.read_text()) for file in ablation] or before.get("ablations", [])
+    try:
+        report = measure(chosen, list_images(images), calibrate, anchors, before, save)
+    except UserError as error:
+        raise click.UsageError(str(error)) from None
+    report["ablations"] = ablations
+    save(report)
+    page = page_of(report, ablations)
+    if table is not None:
+        write_atomically(table, page.encode())
+    click.echo(page)
+
+
+if __name__ == "__main__":
+    command()
