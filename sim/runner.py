@@ -21,7 +21,7 @@ from amaranth.lib import wiring
 from lichen.errors import UserError
 from lichen.sim import verilator
 from lichen.sim.beats import Recording
-from lichen.sim.harness import BENCH, Stream, make_bench
+from lichen.sim.harness import BENCH, COUNTED, Stream, make_bench
 from lichen.sim.report import EXPECTED, JOB, REPORT
 
 Tensor = npt.NDArray[np.integer]
@@ -60,6 +60,8 @@ class SimulationResult:
     streams : list of dict
         Per observed stream, the output last: ``name``, ``compared``, ``mismatches``,
         ``first_mismatch``, ``beats``, ``expected_beats``, ``first_cycle``, ``last_cycle``.
+    busy : dict of str to int
+        Cycles in which each of the component's bits ``busy_NAME`` was 1, over all frames.
     outputs : list of int array (height, width, channels)
         The frames that came out whole.
     waves : Path or None
@@ -77,6 +79,7 @@ class SimulationResult:
     stuck_stage: str | None
     faults: list[str]
     streams: list[dict[str, Any]] = field(repr=False)
+    busy: dict[str, int]
     outputs: list[npt.NDArray[np.int64]] = field(repr=False)
     waves: Path | None = None
 
@@ -262,6 +265,7 @@ class Simulator:
         np.savez(folder / EXPECTED, **tensors)
         job = {
             "streams": streams,
+            "counters": {name: f"{COUNTED}{name}" for name in self._bench.counters},
             "source_beats": sum(source.lanes.beats(_shape(f)) for f in frames),
             "watchdog": watchdog,
         }
@@ -320,6 +324,7 @@ class Simulator:
             stuck_stage=report["stuck_stage"],
             faults=report["faults"],
             streams=streams,
+            busy=report["busy"],
             outputs=outputs,
         )
 
