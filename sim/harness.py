@@ -86,7 +86,9 @@ def support_file(name: str) -> str:
     return resources.files("lichen.sim").joinpath(name).read_text(encoding="utf-8")
 
 
-def make_bench(component: wiring.Component, *, taps: bool = False) -> Bench:
+def make_bench(
+    component: wiring.Component, *, taps: bool = False, verilog: str | None = None
+) -> Bench:
     """Emit a component and the bench around it.
 
     Parameters
@@ -99,6 +101,9 @@ def make_bench(component: wiring.Component, *, taps: bool = False) -> Bench:
         present, lists the NAMEs of taps in pipeline order.
     taps : bool
         Observe the taps too.
+    verilog : str, optional
+        The component as a module `TOP`, with all it consists of, in place of what is emitted
+        here: a synthesized netlist, for one.
 
     Raises TypeError where the ports are others than these.
     """
@@ -114,7 +119,7 @@ def make_bench(component: wiring.Component, *, taps: bool = False) -> Bench:
     order = [f"tap_{tap}" for tap in getattr(component, "taps", [])]
     if sorted(order) == sorted(names):
         names = order
-    design, memories = compact_memories(emit(component, TOP))
+    design, memories = compact_memories(emit(component, TOP) if verilog is None else verilog)
     source = Stream(port="i", name="i", lanes=_lanes("i", payloads[("i",)]))
     output = Stream(port="o", name=FINAL, lanes=_lanes("o", payloads[("o",)]))
     observed = [

@@ -108,6 +108,8 @@ class Simulator:
         Able to record waveforms.
     cache : Path, optional
         Folder that keeps builds; the user's cache folder without.
+    verilog : str, optional
+        What to simulate in place of the component as it is emitted; see `make_bench`.
 
     Raises UserError when a tool is missing.
     """
@@ -120,10 +122,11 @@ class Simulator:
         taps: bool = False,
         waves: bool = False,
         cache: Path | None = None,
+        verilog: str | None = None,
     ):
         self.simulator, self.waves = simulator, waves
         self._predict = getattr(component, "predicted_cycles", None)
-        self._bench = make_bench(component, taps=taps)
+        self._bench = make_bench(component, taps=taps, verilog=verilog)
         self._folder = verilator.build(
             self._bench, simulator=simulator, waves=waves, cache=cache
         ).absolute()
