@@ -250,6 +250,7 @@ class _Search:
                 [_Array(stage, source, kind, size, before[1], backends) for kind in kinds]
             )
         self._posts: dict[tuple[int, int], Resources] = {}
+        self._worked: tuple[_Array, ...] = ()
         self._tables: dict[
             tuple[_Array, int, int, bool], tuple[list[ArrayFolding], npt.NDArray[np.float64]]
         ] = {}
@@ -356,7 +357,8 @@ class _Search:
         # two large arrays often together: so it is decided beforehand which of the large ones
         # are made of lookup tables.
         self._tables.clear()
-        for of_luts in self._choices():
+        # What has worked at another pace is likely to work again.
+        for of_luts in sorted(self._choices(), key=lambda choice: choice != self._worked):
             prices = Prices.start(budget)
             for _ in range(PRICE_ROUNDS):
                 found = self.fold(limits, prices, of_luts)
@@ -367,6 +369,7 @@ class _Search:
                     if best is None or used.lut < best[0]:
                         best = used.lut, Folding(max_width=self.max_width, stages=stages)
                     if not thorough:
+                        self._worked = of_luts
                         return best[1]
                     break
                 prices = prices.adjusted(used, budget)

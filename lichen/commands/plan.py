@@ -111,8 +111,10 @@ def _tiles(report: dict[str, Any]) -> str:
 def _advice(report: dict[str, Any], blocks: int) -> str:
     """What would help where weights fill most of the block RAM."""
     weights = sum(row["bram_weights"] for row in report["stages"])
-    short = any(phrase.startswith("block RAMs") for phrase in report["bound_by"])
-    if not short or weights < blocks * WEIGHTS_SHARE:
+    bounds = report["bound_by"]
+    if not bounds or any(not phrase.startswith("block RAMs") for phrase in bounds):
+        return ""
+    if weights < blocks * WEIGHTS_SHARE:
         return ""
     return (
         f"\nweights take {weights} of {blocks} block RAMs and leave little for rows of pixels: "
