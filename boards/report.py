@@ -12,6 +12,21 @@ DSP_CELLS = ("MULT18X18D", "MULT9X9D")
 BRAM_CELLS = ("DP16KD", "PDPW16KD")
 
 
+LUT_PROMISE = 0.1
+"""By how much placed lookup tables may differ from planned ones, as a share of the plan."""
+
+
+def lut_remark(placed: int, planned: int) -> str | None:
+    """A sentence where the estimate of lookup tables was worse than promised, else None."""
+    if abs(placed - planned) <= LUT_PROMISE * planned:
+        return None
+    error = placed / planned - 1
+    return (
+        f"{placed} LUTs were placed where {planned} were planned, {100 * abs(error):.0f} % "
+        f"{'more' if error > 0 else 'fewer'}; plans should be within {100 * LUT_PROMISE:.0f} %."
+    )
+
+
 class OutputError(Exception):
     """A tool wrote something else than it used to; the message says which file lacks what."""
 

@@ -199,9 +199,12 @@ def array_resources(
     # Per channel an accumulator, the gate that clears it, and the drain's multiplexer.
     channel = Resources(lut=chain_luts(bits) + 2 * bits)
     flags = Resources(lut=6 * pixels * elements)
+    # The first channel of a chain has nobody behind it to choose from.
+    first = Resources(lut=-bits)
     return (
         element.resources() * (pixels * chains * elements)
         + channel * (pixels * chains * chain_length)
+        + first * (pixels * chains)
         + flags
     )
 

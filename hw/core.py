@@ -14,7 +14,7 @@ from amaranth.lib.wiring import In, Out
 from lichen.hw.array import SystolicArray, array_resources
 from lichen.hw.element import Backend, Element
 from lichen.hw.feed import FEED_LATENCY, FeedSignature
-from lichen.hw.memory import Ram, ram_resources
+from lichen.hw.memory import Ram, bit_information, ram_resources
 from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
 from lichen.network.arithmetic import ceil_div
 
@@ -308,16 +308,20 @@ class Core(Unit):
             self.shape,
             self.array.element,
             accumulator_bits=self.accumulator_shape.width,
+            information=bit_information(self.weights, self.weight_shape.width),
         )
 
 
-def core_resources(shape: CoreShape, element: Element, *, accumulator_bits: int) -> Resources:
-    """What a `Core` of this shape takes."""
+def core_resources(
+    shape: CoreShape, element: Element, *, accumulator_bits: int, information: float
+) -> Resources:
+    """What a `Core` of this shape takes; ``information`` is `bit_information` of its weights."""
     bits = shape.chains * accumulator_bits
     rom = ram_resources(
         shape.rom_depth,
         shape.chains * shape.chain_length * element.lanes * element.w_shape.width,
         writable=False,
+        information=information,
     )
     drain = ram_resources(shape.drain_depth, bits, writable=True)
     array = array_resources(

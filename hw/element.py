@@ -255,7 +255,8 @@ class LUTElement(Element):
         pairs, odd = divmod(self.lanes, 2)
         a = self.a_shape.width
         planes = self.w_shape.width
-        luts = planes * (pairs * chain_luts(a + 1) + odd * a)
+        # A single lane is gated by the reset of its registers.
+        luts = planes * (pairs * chain_luts(a + 1) + odd)
         widths = [a + 1] * pairs + [a] * odd
         luts += planes * _tree_luts(widths)
         width, shift = a + ceil_log2(self.lanes), 1

@@ -6,10 +6,13 @@ small first-word-fall-through queue in lookup tables.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
+import numpy as np
+import numpy.typing as npt
 from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
@@ -243,12 +246,43 @@ class Ram(Unit):
 
 
 @cache
-def ram_resources(depth: int, width: int, *, writable: bool) -> Resources:
-    """What a `Ram` takes."""
-    parts = [p.resources(width, writable=writable) for p in pieces(depth, width, writable)]
-    # One more lookup table a bit for every piece but the first, some for the decoders.
-    parts.append(Resources(lut=(len(parts) - 1) * (width + 4)))
+def ram_resources(depth: int, width: int, *, writable: bool, information: float = 1.0) -> Resources:
+    """What a `Ram` takes.
+
+    ``information`` is how much a bit of a ROM tells, 0 .. 1: see `bit_information`.
+    """
+    parts = []
+    for piece in pieces(depth, width, writable):
+        part = piece.resources(width, writable=writable)
+        if not piece.block and not writable:
+            # Lookup tables of 5 to 7 inputs come in twos, fours and eights.
+            rounded = 1 << ceil_log2(ceil_div(piece.words, 16))
+            share = ROM_MUX * information if rounded > 1 else 1.0
+            part = Resources(lut=round(rounded * width * share))
+        parts.append(part)
+    # Every piece but the first has to be chosen, too.
+    parts.append(Resources(lut=round((len(parts) - 1) * (PIECE_LUTS * width + 4))))
     return Resources.total(parts)
+
+
+ROM_MUX = 1.2
+"""Lookup tables of a ROM for each that its words would fill: synthesis does not share them all."""
+
+PIECE_LUTS = 1.25
+"""Lookup tables a bit to choose between two pieces of a memory."""
+
+
+def bit_information(values: npt.NDArray[np.integer], bits: int) -> float:
+    """How much a bit of such values tells on average: 1 where both states are as frequent.
+
+    Logic that stores values of which most bits are 0 is a fraction of what random ones take.
+    """
+    total = 0.0
+    for bit in range(bits):
+        share = np.count_nonzero(values >> bit & 1) / values.size
+        if 0 < share < 1:
+            total -= share * math.log2(share) + (1 - share) * math.log2(1 - share)
+    return total / bits
 
 
 class CreditFifo(Unit):
@@ -336,4 +370,13 @@ def fifo_depth(latency: int) -> int:
     return max(16, 1 << ceil_log2(latency + 2))
 
 
-__all__ = ["BLOCK_SHAPES", "CreditFifo", "Piece", "Ram", "fifo_depth", "pieces", "ram_resources"]
+__all__ = [
+    "BLOCK_SHAPES",
+    "CreditFifo",
+    "Piece",
+    "Ram",
+    "bit_information",
+    "fifo_depth",
+    "pieces",
+    "ram_resources",
+]

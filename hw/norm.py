@@ -133,7 +133,7 @@ class Normalize(Unit):
         return m
 
     def resources(self) -> Resources:
-        lane = Resources(dsp=3, lut=620)
+        lane = Resources(dsp=3, lut=530)
         tables = Resources.total(table.resources() for table in self.tables)
         return lane * self.lanes + tables + self.rom.resources()
 

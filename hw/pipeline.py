@@ -15,7 +15,7 @@ from lichen.hw.folding import Folding
 from lichen.hw.norm import NormUnit
 from lichen.hw.unit import Resources, Unit, lanes_of
 from lichen.hw.window import SIZE_BITS
-from lichen.network.description import Transform
+from lichen.network.description import Stage, Transform
 
 
 class Pipeline(Unit):
@@ -30,7 +30,8 @@ class Pipeline(Unit):
         Plain convolutions only.
     folding : Folding
     debug : bool
-        Adds an observer port ``tap_NAME`` for every stage's output stream.
+        Adds an observer port ``tap_NAME`` for every stage's output stream, and a bit ``busy_NAME``
+        for every unit that says when its array is given operands.
     restartable : bool
         Adds the port ``restart``.
 
@@ -93,6 +94,7 @@ class Pipeline(Unit):
                 self.units.append(norm)
             lanes, width = fold.chains, max(1, stage.convolution.output_size(width))
             if debug:
+                ports |= {f"busy_{name}": Out(1) for name in self._names_of(stage)}
                 self.taps.append(stage.name)
                 payload = self.units[-1].o.payload.shape()
                 ports[f"tap_{stage.name}"] = Out(
@@ -142,6 +144,8 @@ class Pipeline(Unit):
             if isinstance(unit, ConvUnit):
                 m.d.comb += unit.height.eq(size[1])
                 size = (unit.out_width, unit.out_height)
+            if self.debug:
+                m.d.comb += getattr(self, f"busy_{name}").eq(unit.core.feed.step)
             source = unit.o
             ends = isinstance(unit, NormUnit) or unit.stage.normalization is None
             if self.debug and ends:
@@ -157,13 +161,15 @@ class Pipeline(Unit):
         m.d.comb += [self.o.valid.eq(source.valid), source.ready.eq(self.o.ready)]
         return m
 
-    def _names(self) -> list[str]:
-        names = []
-        for stage in self.transform.stages:
-            names.append(stage.name)
-            if stage.normalization is not None:
-                names.append(f"{stage.name}_norm")
+    @staticmethod
+    def _names_of(stage: Stage) -> list[str]:
+        names = [stage.name]
+        if stage.normalization is not None:
+            names.append(f"{stage.name}_norm")
         return names
+
+    def _names(self) -> list[str]:
+        return [name for stage in self.transform.stages for name in self._names_of(stage)]
 
     @property
     def restart_cycles(self) -> int:
@@ -182,6 +188,24 @@ class Pipeline(Unit):
         return {
             name: unit.resources() for name, unit in zip(self._names(), self.units, strict=True)
         }
+
+    def multipliers(self) -> dict[str, int]:
+        """Products a cycle of each unit's array, by its name."""
+        shapes = [(unit.core.shape, unit.core.lanes) for unit in self.units]
+        return {
+            name: shape.pixels * shape.chains * shape.chain_length * lanes
+            for name, (shape, lanes) in zip(self._names(), shapes, strict=True)
+        }
+
+    def macs(self, height: int, width: int) -> dict[str, int]:
+        """Multiplications that a frame needs, by unit; those that fill up an array not counted."""
+        needed: list[int] = []
+        sizes = self.transform.sizes(height, width)[1:]
+        for stage, size in zip(self.transform.stages, sizes, strict=True):
+            needed.append(stage.convolution.macs(*size))
+            if stage.normalization is not None:
+                needed.append(stage.normalization.macs(*size))
+        return dict(zip(self._names(), needed, strict=True))
 
     def predicted_cycles(self, height: int, width: int) -> int:
         """Cycles from the first beat accepted to the last beat leaving, both included.

@@ -149,4 +149,4 @@ def pixel_buffer_resources(channels: int, *, lanes: int, bits: int, pixels: int)
     """What a `PixelBuffer` takes."""
     word = lanes * bits
     depth = PixelBuffer.banks * ceil_div(channels, lanes)
-    return ram_resources(depth, word, writable=True) * pixels + Resources(lut=80 + pixels * word)
+    return ram_resources(depth, word, writable=True) * pixels + Resources(lut=50 + pixels * word)

@@ -20,13 +20,13 @@ from lichen.hw.conv import ConvUnit
 from lichen.hw.core import Core, CoreShape, core_resources
 from lichen.hw.element import ELEMENTS, Backend, Element, packs
 from lichen.hw.folding import ArrayFolding, Folding, StageFolding, operand_shapes
-from lichen.hw.memory import CreditFifo, fifo_depth, ram_resources
+from lichen.hw.memory import CreditFifo, bit_information, fifo_depth, ram_resources
 from lichen.hw.norm import NORM_CONTROL, Normalize, norm_payload, waiting_depth
 from lichen.hw.pipeline import Pipeline
 from lichen.hw.pixel_buffer import pixel_buffer_resources
 from lichen.hw.regroup import regroup_resources
 from lichen.hw.requantize import Requantize
-from lichen.hw.tiling import tiles
+from lichen.hw.tiling import Tile, tiles
 from lichen.hw.unit import Resources, lanes_of, shape_of
 from lichen.hw.window import window_resources, window_row_words, window_rows
 from lichen.network.arithmetic import NORM_BITS, ceil_div
@@ -137,6 +137,11 @@ class _Array:
             least, most = conv.accumulator_range(source)
             self.accumulator_bits = shape_of(min(-1, int(least.min())), int(most.max())).width
         self.backends = [b for b in backends if b is not Backend.PACKED or packs(*self.operands)]
+        weights = conv.weight
+        if normalization:
+            assert stage.normalization is not None
+            weights = stage.normalization.gamma
+        self.information = bit_information(weights, self.operands[1].width)
         self._costs: dict[tuple[ArrayFolding, int], Resources] = {}
 
     @property
@@ -191,7 +196,12 @@ class _Array:
     def _cost(self, folding: ArrayFolding, chains: int) -> Resources:
         shape = self.shape(folding, chains)
         element = _element(folding.backend, *self.operands, folding.lanes)
-        core = core_resources(shape, element, accumulator_bits=self.accumulator_bits)
+        core = core_resources(
+            shape,
+            element,
+            accumulator_bits=self.accumulator_bits,
+            information=self.information,
+        )
         bits = self.operands[0].width
         if self.normalization:
             x = self.stage.requantizer.output
@@ -240,6 +250,7 @@ class _Search:
                 [_Array(stage, source, kind, size, before[1], backends) for kind in kinds]
             )
         self._posts: dict[tuple[int, int], Resources] = {}
+        self._worked: tuple[_Array, ...] = ()
         self._tables: dict[
             tuple[_Array, int, int, bool], tuple[list[ArrayFolding], npt.NDArray[np.float64]]
         ] = {}
@@ -325,7 +336,8 @@ class _Search:
             ]
             costs = [array.cost(f, chains) for f in foldings]
             needs = np.array([[c.dsp, c.bram, c.lut] for c in costs], dtype=float).reshape(-1, 3)
-            self._tables[key] = foldings, needs
+            kept = _undominated(needs, np.array([f.lanes for f in foldings]))
+            self._tables[key] = [foldings[i] for i in kept], needs[kept]
         foldings, needs = self._tables[key]
         found = needs @ (prices.dsp, prices.bram, prices.lut)
         best: dict[int, tuple[float, ArrayFolding]] = {}
@@ -345,7 +357,8 @@ class _Search:
         # two large arrays often together: so it is decided beforehand which of the large ones
         # are made of lookup tables.
         self._tables.clear()
-        for of_luts in self._choices():
+        # What has worked at another pace is likely to work again.
+        for of_luts in sorted(self._choices(), key=lambda choice: choice != self._worked):
             prices = Prices.start(budget)
             for _ in range(PRICE_ROUNDS):
                 found = self.fold(limits, prices, of_luts)
@@ -356,6 +369,7 @@ class _Search:
                     if best is None or used.lut < best[0]:
                         best = used.lut, Folding(max_width=self.max_width, stages=stages)
                     if not thorough:
+                        self._worked = of_luts
                         return best[1]
                     break
                 prices = prices.adjusted(used, budget)
@@ -391,6 +405,15 @@ class _Search:
     def most_cycles(self) -> int:
         """With one multiplier per array."""
         return self.least_cycles() * 4096 * 2
+
+
+def _undominated(needs: npt.NDArray[np.float64], lanes: npt.NDArray[np.int64]) -> list[int]:
+    """Rows of ``needs`` that no other row with as many lanes undercuts, at whatever prices."""
+    less = (needs[:, None, :] <= needs[None, :, :]).all(axis=2)
+    less &= lanes[:, None] == lanes[None, :]
+    # Of equal ones the first stays.
+    first = np.triu(np.ones_like(less), 1)
+    return np.flatnonzero(~(less & (~less.T | first)).any(axis=0)).tolist()
 
 
 @dataclass(frozen=True)
@@ -445,12 +468,22 @@ class Plan:
     def folding(self) -> Folding:
         return self.pipeline.folding
 
+    def _tiles(self) -> list[Tile]:
+        return tiles(self.pipeline.transform, PHOTO[1], self.folding.max_width)
+
+    @property
+    def halo_share(self) -> float:
+        """Columns of a `PHOTO` that are computed twice for tiles to overlap, of all computed."""
+        return 1 - PHOTO[1] / sum(tile.stop - tile.start for tile in self._tiles())
+
     def describe(self, clock_hz: float) -> dict[str, Any]:
         """The fields of ``lichen plan --json``, without ``fits``."""
         return {
             "stages": self.stages(),
             "clock_mhz": clock_hz / 1e6,
             "tile_width": self.folding.max_width,
+            "tiles": len(self._tiles()),
+            "halo_share": self.halo_share,
             "cycles_per_frame": self.cycles_per_frame,
             "fps": clock_hz / self.cycles_per_frame,
             "dsp": self.resources.dsp,
@@ -585,8 +618,12 @@ def plan(
         for width in tile_widths(transform, TILE_COUNTS_MOST)[TILE_COUNTS:]:
             search = _Search(transform, width, BACKENDS if multipliers is None else BACKENDS[:2])
             searches.append(search)
-            best = _fastest(search, have, None)
-            if best is not None:
+            found = _fastest(search, have, best)
+            if found is not None and (
+                best is None or found.cycles_per_frame < best.cycles_per_frame
+            ):
+                best = found
+            elif best is not None:  # memory no longer counts for more than halos
                 break
     return best or evaluate(transform, _nearest(searches[-1], have))
 

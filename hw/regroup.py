@@ -119,4 +119,6 @@ def regroup_resources(i_lanes: int, o_lanes: int) -> Resources:
     """What a `Regroup` takes."""
     if i_lanes == o_lanes:
         return Resources()
+    if i_lanes < o_lanes:  # registers with enables
+        return Resources(lut=24)
     return Resources(lut=20 + 8 * max(i_lanes, o_lanes))

@@ -172,5 +172,5 @@ class Requantize(Unit):
     def resources(self) -> Resources:
         squares = self.normalization is not None and self.normalization.kind.squares
         bits = self.accumulator_shape.width
-        lane = Resources(dsp=1 + squares, lut=3 * bits + 120)
+        lane = Resources(dsp=1 + squares, lut=3 * bits + 80)
         return lane * self.lanes + self.rom.resources()

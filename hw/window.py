@@ -425,7 +425,7 @@ class Window(Unit):
 def window_resources(bank_words: int, *, lanes: int, bits: int, pixels: int) -> Resources:
     """What a `Window` takes whose banks have so many words of ``lanes`` values."""
     word = lanes * bits
-    control = Resources(lut=800 + 70 * ceil_log2(pixels + 1))
+    control = Resources(lut=880 + 170 * ceil_log2(pixels + 1))
     rotate = Resources(lut=pixels * word * (1 + ceil_log2(pixels)))
     return ram_resources(bank_words, word, writable=True) * pixels + control + rotate
 

@@ -22,6 +22,8 @@ TOP = "lichen_top"
 BENCH = "lichen_bench"
 FINAL = "output"
 """Name of the output stream in reports, where no tap carries a stage's name."""
+COUNTED = "busy_"
+"""Prefix of a component's bits whose cycles are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class Bench:
     source, output : Stream
     taps : list of Stream
         In pipeline order; empty unless asked for.
+    counters : list of str
+        Names of the bits whose cycles are counted, ``busy_NAME`` of the component.
     design, bench : str
         Verilog of the component and of the bench's top.
     memories : dict of str to str
@@ -66,6 +70,7 @@ class Bench:
     source: Stream
     output: Stream
     taps: list[Stream]
+    counters: list[str]
     design: str
     bench: str
     memories: dict[str, str]
@@ -81,7 +86,9 @@ def support_file(name: str) -> str:
     return resources.files("lichen.sim").joinpath(name).read_text(encoding="utf-8")
 
 
-def make_bench(component: wiring.Component, *, taps: bool = False) -> Bench:
+def make_bench(
+    component: wiring.Component, *, taps: bool = False, verilog: str | None = None
+) -> Bench:
     """Emit a component and the bench around it.
 
     Parameters
@@ -90,9 +97,13 @@ def make_bench(component: wiring.Component, *, taps: bool = False) -> Bench:
         With a stream ``i`` in and a stream ``o`` out whose payloads are arrays of one kind of
         integer (or single integers); optionally inputs ``width`` and ``height``; optionally
         outputs ``tap_NAME`` with members ``payload``, ``valid`` and ``ready`` that show inner
-        streams. ``component.taps``, where present, lists the NAMEs in pipeline order.
+        streams, and bits ``busy_NAME`` whose cycles are counted. ``component.taps``, where
+        present, lists the NAMEs of taps in pipeline order.
     taps : bool
         Observe the taps too.
+    verilog : str, optional
+        The component as a module `TOP`, with all it consists of, in place of what is emitted
+        here: a synthesized netlist, for one.
 
     Raises TypeError where the ports are others than these.
     """
@@ -108,7 +119,7 @@ def make_bench(component: wiring.Component, *, taps: bool = False) -> Bench:
     order = [f"tap_{tap}" for tap in getattr(component, "taps", [])]
     if sorted(order) == sorted(names):
         names = order
-    design, memories = compact_memories(emit(component, TOP))
+    design, memories = compact_memories(emit(component, TOP) if verilog is None else verilog)
     source = Stream(port="i", name="i", lanes=_lanes("i", payloads[("i",)]))
     output = Stream(port="o", name=FINAL, lanes=_lanes("o", payloads[("o",)]))
     observed = [
@@ -117,9 +128,20 @@ def make_bench(component: wiring.Component, *, taps: bool = False) -> Bench:
         if taps
     ]
     ports = _verilog_ports(design)
-    bench = _generate(source, output, observed, ports)
+    counters = [
+        str(path[0]).removeprefix(COUNTED)
+        for path, _, _ in component.signature.flatten(component)
+        if len(path) == 1 and str(path[0]).startswith(COUNTED)
+    ]
+    bench = _generate(source, output, observed, counters, ports)
     return Bench(
-        source=source, output=output, taps=observed, design=design, bench=bench, memories=memories
+        source=source,
+        output=output,
+        taps=observed,
+        counters=counters,
+        design=design,
+        bench=bench,
+        memories=memories,
     )
 
 
@@ -186,7 +208,9 @@ def _verilog_ports(design: str) -> set[str]:
     return {name.strip() for name in header[1].split(",")}
 
 
-def _generate(source: Stream, output: Stream, taps: list[Stream], ports: set[str]) -> str:
+def _generate(
+    source: Stream, output: Stream, taps: list[Stream], counters: list[str], ports: set[str]
+) -> str:
     """The bench's top module."""
     wires, connections, observers = [], [], []
     # A component without registers has no clock, a component without frames no size.
@@ -213,6 +237,16 @@ def _generate(source: Stream, output: Stream, taps: list[Stream], ports: set[str
   );
 """
         )
+    counts = []
+    for name in counters:
+        connections.append(f".{COUNTED}{name}({COUNTED}{name})")
+        counts.append(
+            f"""  wire {COUNTED}{name};
+  lichen_counter #(.NAME("{COUNTED}{name}")) count_{name} (
+      .clk(clk), .run(run), .closing(closing == 1), .summary(summary), .bit_in({COUNTED}{name})
+  );
+"""
+        )
     moves = [f"({s.port}__valid === 1'b1 && {s.port}__ready === 1'b1)" for s in (source, output)]
     moves += [f"({s.port}__valid === 1'b1 && {s.port}__ready === 1'b1)" for s in taps]
     complete = ["!more", "i__finished"]
@@ -227,7 +261,7 @@ def _generate(source: Stream, output: Stream, taps: list[Stream], ports: set[str
         top=TOP,
         wires="\n".join(wires),
         connections=",\n      ".join(connections),
-        observers="\n".join(observers),
+        observers="\n".join(observers + counts),
         width=source.lanes.width,
         file=source.file,
         moved=" || ".join(moves),

@@ -148,6 +148,26 @@ module lichen_source #(
     end
 endmodule
 
+// Counts the cycles in which a bit is 1.
+module lichen_counter #(
+    parameter NAME = "busy"
+) (
+    input wire clk,
+    input wire run,
+    input wire closing,
+    input wire [31:0] summary,
+    input wire bit_in
+);
+  reg [63:0] count;
+  initial count = 0;
+
+  always @(posedge clk)
+    if (run) begin
+      if (closing) $fwrite(summary, "%0s %0d\n", NAME, count);
+      else if (bit_in === 1'b1) count <= count + 1;
+    end
+endmodule
+
 // Writes the beats that cross a stream to FILE, a line at a time because writing has a price, counts them, and watches the rules: a beat once
 // offered stays, unchanged, until it is taken.
 module lichen_observer #(

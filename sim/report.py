@@ -39,8 +39,9 @@ def examine(folder: Path, *, clocks: int, stuck: bool, seconds: float) -> dict[s
     dict
         JSON-compatible: ``streams`` (in pipeline order, the output last; per stream ``name``,
         ``compared``, ``mismatches``, ``first_mismatch``, ``beats``, ``expected_beats``,
-        ``first_cycle``, ``last_cycle``), ``frame_cycles``, ``clocks``, ``seconds``,
-        ``deadlock`` (a sentence or null), ``stuck_stage`` and ``faults`` (sentences).
+        ``first_cycle``, ``last_cycle``), ``busy`` (cycles, by counter), ``frame_cycles``,
+        ``clocks``, ``seconds``, ``deadlock`` (a sentence or null), ``stuck_stage`` and ``faults``
+        (sentences).
     """
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     summary = _summary(folder / "summary.txt")
@@ -94,6 +95,7 @@ def examine(folder: Path, *, clocks: int, stuck: bool, seconds: float) -> dict[s
         faults.insert(0, deadlock)
     return {
         "streams": streams,
+        "busy": {name: int(summary[port][0]) for name, port in job["counters"].items()},
         "frame_cycles": _frame_cycles(folder / "events.txt"),
         "clocks": clocks,
         "seconds": seconds,

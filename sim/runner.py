@@ -21,7 +21,7 @@ from amaranth.lib import wiring
 from lichen.errors import UserError
 from lichen.sim import verilator
 from lichen.sim.beats import Recording
-from lichen.sim.harness import BENCH, Stream, make_bench
+from lichen.sim.harness import BENCH, COUNTED, Stream, make_bench
 from lichen.sim.report import EXPECTED, JOB, REPORT
 
 Tensor = npt.NDArray[np.integer]
@@ -60,6 +60,8 @@ class SimulationResult:
     streams : list of dict
         Per observed stream, the output last: ``name``, ``compared``, ``mismatches``,
         ``first_mismatch``, ``beats``, ``expected_beats``, ``first_cycle``, ``last_cycle``.
+    busy : dict of str to int
+        Cycles in which each of the component's bits ``busy_NAME`` was 1, over all frames.
     outputs : list of int array (height, width, channels)
         The frames that came out whole.
     waves : Path or None
@@ -77,6 +79,7 @@ class SimulationResult:
     stuck_stage: str | None
     faults: list[str]
     streams: list[dict[str, Any]] = field(repr=False)
+    busy: dict[str, int]
     outputs: list[npt.NDArray[np.int64]] = field(repr=False)
     waves: Path | None = None
 
@@ -105,6 +108,8 @@ class Simulator:
         Able to record waveforms.
     cache : Path, optional
         Folder that keeps builds; the user's cache folder without.
+    verilog : str, optional
+        What to simulate in place of the component as it is emitted; see `make_bench`.
 
     Raises UserError when a tool is missing.
     """
@@ -117,10 +122,11 @@ class Simulator:
         taps: bool = False,
         waves: bool = False,
         cache: Path | None = None,
+        verilog: str | None = None,
     ):
         self.simulator, self.waves = simulator, waves
         self._predict = getattr(component, "predicted_cycles", None)
-        self._bench = make_bench(component, taps=taps)
+        self._bench = make_bench(component, taps=taps, verilog=verilog)
         self._folder = verilator.build(
             self._bench, simulator=simulator, waves=waves, cache=cache
         ).absolute()
@@ -262,6 +268,7 @@ class Simulator:
         np.savez(folder / EXPECTED, **tensors)
         job = {
             "streams": streams,
+            "counters": {name: f"{COUNTED}{name}" for name in self._bench.counters},
             "source_beats": sum(source.lanes.beats(_shape(f)) for f in frames),
             "watchdog": watchdog,
         }
@@ -320,6 +327,7 @@ class Simulator:
             stuck_stage=report["stuck_stage"],
             faults=report["faults"],
             streams=streams,
+            busy=report["busy"],
             outputs=outputs,
         )
 

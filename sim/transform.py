@@ -40,6 +40,51 @@ class Pauses:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArrayUse:
+    """What an array did with its cycles, as the simulation saw it.
+
+    Attributes
+    ----------
+    name : str
+        Of its unit.
+    multipliers : int
+        Products it can make a cycle.
+    macs : int
+        Products that the frames needed, halos of tiles included.
+    busy_cycles : int
+        Cycles in which the array took operands.
+    cycles : int
+        Of all frames, one after the other.
+    """
+
+    name: str
+    multipliers: int
+    macs: int
+    busy_cycles: int
+    cycles: int
+
+    @property
+    def busy(self) -> float:
+        """Share of the cycles in which the array took operands."""
+        return self.busy_cycles / self.cycles
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the products it could have made that were needed."""
+        return self.macs / (self.multipliers * self.cycles)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-serialisable values."""
+        fields = {key: value for key, value in vars(self).items() if key != "cycles"}
+        return fields | {"busy": self.busy, "efficiency": self.efficiency}
+
+
+def efficiency(arrays: list[ArrayUse]) -> float:
+    """Products needed by all arrays together, as a share of those they could have made."""
+    return sum(a.macs for a in arrays) / sum(a.multipliers * a.cycles for a in arrays)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformSimulation:
     """What the simulation of a transform found.
 
@@ -59,6 +104,8 @@ class TransformSimulation:
     first_mismatch : dict or None
         As `SimulationResult`'s, but ``x`` counts columns of the whole tensor (at the stage's
         resolution) and ``tile`` says in which tile it was seen.
+    arrays : list of ArrayUse
+        In pipeline order; empty with pauses or where a tile never ended.
     """
 
     result: SimulationResult
@@ -69,6 +116,12 @@ class TransformSimulation:
     predicted_cycles: int
     tiles: int
     first_mismatch: dict[str, Any] | None
+    arrays: list[ArrayUse]
+
+    @property
+    def bottleneck(self) -> ArrayUse:
+        """The array that was busy longest."""
+        return max(self.arrays, key=lambda use: use.busy_cycles)
 
     @property
     def faults(self) -> list[str]:
@@ -142,16 +195,37 @@ def simulate_transform(
         if len(cut) > 1:
             golden = run_transform(transform, tensor)
             compared, mismatches = golden.size, int(np.count_nonzero(golden != latents))
+    cycles = sum(result.frame_cycles) if complete and pauses is None else None
     return TransformSimulation(
         result=result,
         latents=latents,
         compared=compared,
         mismatches=mismatches,
-        cycles=sum(result.frame_cycles) if complete and pauses is None else None,
+        cycles=cycles,
         predicted_cycles=predicted,
         tiles=len(cut),
         first_mismatch=_locate(result.first_mismatch, transform, cut),
+        arrays=[] if cycles is None else _uses(pipeline, frames, result.busy, cycles),
     )
+
+
+def _uses(
+    pipeline: Pipeline,
+    frames: list[npt.NDArray[np.integer]],
+    busy: dict[str, int],
+    cycles: int,
+) -> list[ArrayUse]:
+    macs = [pipeline.macs(frame.shape[0], frame.shape[1]) for frame in frames]
+    return [
+        ArrayUse(
+            name=name,
+            multipliers=multipliers,
+            macs=sum(needed[name] for needed in macs),
+            busy_cycles=busy[name],
+            cycles=cycles,
+        )
+        for name, multipliers in pipeline.multipliers().items()
+    ]
 
 
 def _locate(

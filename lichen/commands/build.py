@@ -125,8 +125,10 @@ def command(
         json_file,
         f"{output / report.bitstream}: {report.fmax_mhz:g} MHz for a clock of "
         f"{report.clock_mhz:g}{speed}; {report.dsp} of {have.dsp} multipliers, {report.bram} of "
-        f"{have.bram} block RAMs, {report.lut} of {have.lut} LUTs",
+        f"{have.bram} block RAMs, {report.lut} of {have.lut} LUTs "
+        f"({report.planned['lut']} planned)",
     )
+    _remark_luts(report.lut, report.planned)
     if asked is None and report.clock_mhz < report.target_mhz:
         short = 100 * (1 - report.clock_mhz / report.target_mhz)
         click.echo(
@@ -138,6 +140,15 @@ def command(
         click.echo(f"lichen: {shortfall}", err=True)
         if not allow_timing_failure:
             sys.exit(1)
+
+
+def _remark_luts(placed: int, planned: dict[str, int]) -> None:
+    """Say so where the plan's estimate was off; a bitstream is none the worse for it."""
+    from lichen.boards.report import lut_remark
+
+    remark = lut_remark(placed, planned["lut"])
+    if remark is not None:
+        click.echo(f"lichen: {remark}", err=True)
 
 
 def _build_unit(
@@ -184,6 +195,7 @@ def _build_unit(
         f"{unit} alone: {report.fmax_mhz:g} MHz; {report.dsp} multipliers, {report.bram} block "
         f"RAMs, {report.lut} LUTs ({report.planned['lut']} planned), {report.ff} flip-flops",
     )
+    _remark_luts(report.lut, report.planned)
     regressions = [] if before is None else report.regressions(before)
     if regressions:
         click.echo(f"lichen: worse than {baseline}: {', '.join(regressions)}.", err=True)

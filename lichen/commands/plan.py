@@ -91,9 +91,39 @@ def command(
         f"768x512 image, {report['fps']:.2f} frames/s at {report['clock_mhz']:g} MHz; "
         f"{plan.resources.dsp} of {have.dsp} multipliers, {plan.resources.bram} of {have.bram} "
         f"block RAMs, about {plan.resources.lut} of {have.lut} LUTs; {verdict}\n"
-        f"clock: {known.source}" + (f"\nheld back by: {'; '.join(bounds)}" if bounds else ""),
+        f"tiles: {_tiles(report)}\nclock: {known.source}"
+        + (f"\nheld back by: {'; '.join(bounds)}" if bounds else "")
+        + _advice(report, have.bram),
     )
     click.get_current_context().exit(1 if overruns else 0)
+
+
+def _tiles(report: dict[str, Any]) -> str:
+    """How a wide image goes through, and what that costs."""
+    if report["tiles"] == 1:
+        return f"none, the image goes through as a whole ({report['tile_width']} columns)"
+    return (
+        f"{report['tiles']} of {report['tile_width']} columns; "
+        f"{100 * report['halo_share']:.0f} % of the work is their overlap"
+    )
+
+
+def _advice(report: dict[str, Any], blocks: int) -> str:
+    """What would help where weights fill most of the block RAM."""
+    weights = sum(row["bram_weights"] for row in report["stages"])
+    bounds = report["bound_by"]
+    if not bounds or any(not phrase.startswith("block RAMs") for phrase in bounds):
+        return ""
+    if weights < blocks * WEIGHTS_SHARE:
+        return ""
+    return (
+        f"\nweights take {weights} of {blocks} block RAMs and leave little for rows of pixels: "
+        "narrower weights (lichen quantize --weight-bits) make for wider tiles and more speed"
+    )
+
+
+WEIGHTS_SHARE = 0.6
+"""Of the block RAMs: where weights take more, rows of pixels suffer."""
 
 
 def _print_table(stages: list[dict[str, Any]]) -> None:

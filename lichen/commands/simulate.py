@@ -83,12 +83,16 @@ def command(
     is compared; an image wider than the gateware goes through in tiles. Simulators are built
     once per network and folding.
 
+    Without --backpressure it also says what the arrays did with their cycles: ``busy`` is the
+    share in which an array took operands, ``efficiency`` the products that the image needed (halos
+    of tiles included) as a share of those the array could have made.
+
     Exit status: 0 only when nothing differs, nothing gets stuck and the cycles are the predicted
     ones (without --backpressure); 1 otherwise; 2 for unusable arguments.
     """
     from lichen.boards import board as boards
     from lichen.sim.images import crop_middle, load_image, pad_image
-    from lichen.sim.transform import Pauses, simulate_transform
+    from lichen.sim.transform import Pauses, efficiency, simulate_transform
 
     if transform_name != "g_a":
         raise UserError(
@@ -148,6 +152,8 @@ def command(
         "seconds": round(result.seconds, 3),
         "kcycles_per_second": round(result.kcycles_per_second, 1),
         "multipliers": sum(stage.multipliers for stage in design.folding.stages),
+        "efficiency": efficiency(run.arrays) if run.arrays else None,
+        "arrays": [use.to_json() for use in run.arrays],
         "folding": design.folding.model_dump(mode="json"),
         "pauses": None if pauses is None else vars(pauses),
         "stages": [
@@ -158,8 +164,30 @@ def command(
     }
     if result.waves is not None:
         click.echo(f"waves: {result.waves}", err=True)
+    if json_file != "-":
+        _print_table(report)
     _options.report(report, json_file, _verdict(report))
     context.exit(1 if run.faults else 0)
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    """What the arrays did with their cycles, one line each."""
+    if not report["arrays"]:
+        return
+    click.echo(
+        f"{'array':14} {'multipliers':>11} {'needed MACs':>13} {'busy':>6} {'efficiency':>10}"
+    )
+    total = {
+        "name": "all",
+        "multipliers": report["multipliers"],
+        "macs": sum(use["macs"] for use in report["arrays"]),
+    }
+    for use in (*report["arrays"], total):
+        busy = f"{use['busy']:.1%}" if "busy" in use else ""
+        share = use.get("efficiency", report["efficiency"])
+        click.echo(
+            f"{use['name']:14} {use['multipliers']:>11} {use['macs']:>13} {busy:>6} {share:>10.1%}"
+        )
 
 
 def _verdict(report: dict[str, Any]) -> str:

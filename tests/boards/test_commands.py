@@ -14,6 +14,7 @@ from lichen.boards import board as boards
 from lichen.boards.achieved import Achieved
 from lichen.boards.design import Design, read_folding
 from lichen.boards.generate import interface
+from lichen.boards.report import lut_remark
 from lichen.cli import main
 from lichen.hw.folding import ArrayFolding, Folding, StageFolding
 from lichen.hw.occupancy import frame_occupancy
@@ -189,6 +190,8 @@ def test_build_reports(tmp_path, monkeypatch, capsys, files, network, light):
     assert report["network"]["sha256"] == digest(network)
     assert report["folding"] == SMALL.model_dump(mode="json")
     assert "nextpnr-ecp5: " in err
+    remark = lut_remark(1234, report["planned"]["lut"])
+    assert remark is not None and f"lichen: {remark}" in err.splitlines()
     assert "80 MHz for a clock of 80" in err
     assert (report["target_mhz"], report["clock_mhz"]) == (50.0, 80.0)
     # The report itself is a folding to build with.
@@ -201,6 +204,14 @@ def test_build_reports(tmp_path, monkeypatch, capsys, files, network, light):
     assert status == 0
     assert "80 MHz for a clock of 75" in out
     assert json.loads((tmp_path / "report").read_text())["seed"] == 3
+
+
+def test_estimates_worse_than_promised_are_told():
+    assert lut_remark(1100, 1000) is None and lut_remark(900, 1000) is None
+    assert lut_remark(1101, 1000) == (
+        "1101 LUTs were placed where 1000 were planned, 10 % more; plans should be within 10 %."
+    )
+    assert "25 % fewer" in lut_remark(750, 1000)
 
 
 def test_build_of_a_unit(tmp_path, monkeypatch, capsys, files, network):

@@ -2,6 +2,7 @@
 // usage guides, for the configurations in use; anything else stops the simulation.
 `timescale 1ns / 1ps
 
+`ifndef YOSYS_MODELS
 module CCU2C (
     input CIN, A0, B0, C0, D0, A1, B1, C1, D1,
     output S0, S1, COUT
@@ -14,6 +15,7 @@ module CCU2C (
     wire c0 = p0 ? CIN : g0;
     assign S0 = p0 ^ CIN, S1 = p1 ^ c0, COUT = p1 ? c0 : g1;
 endmodule
+`endif
 
 module MULT18X18D (
     input A17, A16, A15, A14, A13, A12, A11, A10, A9, A8, A7, A6, A5, A4, A3, A2, A1, A0,
@@ -28,15 +30,23 @@ module MULT18X18D (
     parameter REG_INPUTB_CLK = "NONE", REG_INPUTB_CE = "CE0", REG_INPUTB_RST = "RST0";
     parameter REG_PIPELINE_CLK = "NONE", REG_PIPELINE_CE = "CE0", REG_PIPELINE_RST = "RST0";
     parameter REG_OUTPUT_CLK = "NONE", REG_OUTPUT_CE = "CE0", REG_OUTPUT_RST = "RST0";
-    initial if (REG_INPUTA_CLK != "CLK0" || REG_INPUTB_CLK != "CLK0"
-                || REG_PIPELINE_CLK != "CLK0" || REG_OUTPUT_CLK != "CLK0")
-        $fatal(1, "only all registers on CLK0 are modelled");
+    parameter SOURCEB_MODE = "B_SHIFT", MULT_BYPASS = "DISABLED", RESETMODE = "SYNC";
+    parameter GSR = "DISABLED";
+    // As synthesis makes it of a multiplication sign: no register at all.
+    localparam PLAIN = REG_INPUTA_CLK == "NONE" && REG_INPUTB_CLK == "NONE"
+                       && REG_PIPELINE_CLK == "NONE" && REG_OUTPUT_CLK == "NONE";
+    initial if (!PLAIN && (REG_INPUTA_CLK != "CLK0" || REG_INPUTB_CLK != "CLK0"
+                           || REG_PIPELINE_CLK != "CLK0" || REG_OUTPUT_CLK != "CLK0"))
+        $fatal(1, "only all registers on CLK0 or none are modelled");
+    initial if (MULT_BYPASS != "DISABLED") $fatal(1, "MULT_BYPASS is not modelled");
     wire [17:0] ain = {A17, A16, A15, A14, A13, A12, A11, A10, A9, A8, A7, A6, A5, A4, A3, A2, A1, A0};
     wire [17:0] bin = {B17, B16, B15, B14, B13, B12, B11, B10, B9, B8, B7, B6, B5, B4, B3, B2, B1, B0};
     reg [17:0] a, b;
     reg sa, sb;
     reg [35:0] piped, out;
     wire [35:0] wide_a = {{18{sa & a[17]}}, a}, wide_b = {{18{sb & b[17]}}, b};
+    wire [35:0] plain_a = {{18{SIGNEDA & ain[17]}}, ain}, plain_b = {{18{SIGNEDB & bin[17]}}, bin};
+    wire [35:0] plain = plain_a * plain_b;
     always @(posedge CLK0)
         if (RST0) begin a <= 0; b <= 0; sa <= 0; sb <= 0; piped <= 0; out <= 0; end
         else if (CE0) begin
@@ -45,7 +55,7 @@ module MULT18X18D (
             out <= piped;
         end
     assign {P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18,
-            P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0} = out;
+            P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0} = PLAIN ? plain : out;
     initial if (SOURCEA !== 0 && SOURCEA !== 1'bz && SOURCEA !== 1'bx) $fatal(1, "SOURCEA");
 endmodule
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from lichen.hw.element import Backend
 from lichen.hw.folding import Folding
 from lichen.hw.pipeline import Pipeline
-from lichen.hw.planner import BACKENDS, Prices, _Search, fits, plan, tile_widths
+from lichen.hw.planner import BACKENDS, Prices, _Search, _undominated, fits, plan, tile_widths
 from lichen.hw.tiling import tiles
 from lichen.hw.unit import Resources
 from lichen.models import load_network
@@ -35,6 +36,20 @@ def test_the_search_counts_what_the_pipeline_answers(narrow, limit, prices):
     search = _Search(narrow, 288, BACKENDS)
     used, stages = search.fold([limit] * 4, prices)
     assert Pipeline(narrow, Folding(max_width=288, stages=stages)).resources() == used
+
+
+def test_what_is_left_out_is_never_the_cheapest():
+    rng = np.random.default_rng(0)
+    needs = rng.integers(0, 6, (200, 3)).astype(float)
+    lanes = rng.integers(1, 4, 200)
+    kept = _undominated(needs, lanes)
+    assert len(set(kept)) == len(kept) < 60
+    for _ in range(50):
+        prices = rng.random(3) + 0.01
+        found = needs @ prices
+        for count in (1, 2, 3):
+            least = found[lanes == count].min()
+            assert min(found[i] for i in kept if lanes[i] == count) == least
 
 
 def test_budgets_hold_and_more_is_faster(narrow):
