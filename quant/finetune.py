@@ -86,7 +86,7 @@ class TuneConfig:
     batch: int = 8
     patch: int = 128
     optimizer: str = "soap"
-    lr: float = 3e-4
+    lr: float = 1e-3
     lr_end: float = 0.01
     warmup: int = 50
     lr_scales: float = 3.0

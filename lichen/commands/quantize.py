@@ -53,7 +53,7 @@ def _load(checkpoint: str) -> Any:
 # Defaults of `lichen.quant.finetune.TuneConfig` (a test compares them), which cannot be
 # imported before the extra is known to be there.
 TUNE = {
-    "lr": 3e-4,
+    "lr": 1e-3,
     "lr_scales": 3.0,
     "distill": 0.0,
     "penalty": 0.01,

@@ -267,9 +267,7 @@ def test_build_exit_statuses(tmp_path, monkeypatch, capsys, files, network, ligh
     status, out, err = lichen(capsys, *arguments)
     assert status == 0
     assert "45 MHz for a clock of 45" in out
-    assert err.splitlines()[-1] == (
-        "lichen: the clock is 10.0 % below the 50 MHz of the plan."
-    )
+    assert err.splitlines()[-1] == ("lichen: the clock is 10.0 % below the 50 MHz of the plan.")
 
     fakes.install(tmp_path / "tools", monkeypatch, dsp=0, bram=plan.bram)
     status, _, err = lichen(capsys, *arguments)
