@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.optimize import nnls  # type: ignore[import-untyped]
 from torch import Tensor
 from tqdm import tqdm
 
@@ -63,6 +64,9 @@ COMPENSATIONS = ("linear", "mean", "none")
 RIDGE = 1e-3
 """What holds regressions of channels on others down, relative to their mean variance."""
 
+BETA_MIN = 1e-6
+"""CompressAI's own least beta."""
+
 LIMIT = 0.25
 """The part of a layer's channels that may leave in one round, where that suffices."""
 
@@ -92,7 +96,7 @@ class SlimConfig:
     multiple : int
         Layers keep a multiple of this many channels, which lanes then divide.
     importance : str
-        ``taylor``: mean over crops of the magnitude of the loss's derivative by a gate on the
+        ``taylor``: mean over crops of the squared derivative of the loss by a gate on the
         channel. ``exact``: what the loss rises by when the gate closes. ``magnitude`` (of the
         weights) and ``random``: baselines, which take alike from all layers.
     compensation : str
@@ -181,7 +185,11 @@ class Moments:
     Attributes
     ----------
     squares : dict of str to Tensor (channels,)
-        ``E[x**2]`` of what each normalization reads, by layer.
+        ``E[u]`` of the squares ``u = x**2`` that each normalization sums, by layer. Positions
+        count with what an error of their norms does to the output (as in `lichen.quant.ptq`):
+        plain means would be those of the strongest edges.
+    square_products : dict of str to Tensor (channels, channels)
+        The same of ``u u'``.
     outputs : dict of str to Tensor (channels,)
         Means of what each group's readers read, by group.
     products : dict of str to Tensor (channels, channels)
@@ -191,6 +199,7 @@ class Moments:
     """
 
     squares: dict[str, Tensor] = field(default_factory=dict)
+    square_products: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
     products: dict[str, Tensor] = field(default_factory=dict)
     magnitudes: Tensor | None = None
@@ -218,7 +227,7 @@ class Gates:
 
     For `lichen.quant.train.forward_train`. At 1 nothing changes; at 0 the channel has left: its
     convolution's output is 0 to itself and to its neighbours' norms. With ``moments``, its place
-    is taken by means, as `remove` does: in the norms by ``E[x**2]``, in front of its readers by a
+    is taken by means, as `remove` does: in the norms by ``E[u]``, in front of its readers by a
     bias. Gates of latents stand before their readers, and in front of their rate (`loss`).
 
     Attributes
@@ -278,13 +287,20 @@ class Gates:
 
     def _normalize(self, layer: Layer, module: Any, x: Tensor, gate: Tensor | None) -> Tensor:
         u = x * x
-        if self._seen is not None:
-            self._add(f"squares {layer.name}", u.mean(dim=(0, 2, 3)))
         if gate is not None and self.moments is not None:
             u = u + ((1 - gate**2) * self.moments.squares[layer.name])[:, :, None, None]
         gamma = module.gamma_reparam(module.gamma)[:, :, None, None]
         norm = torch.nn.functional.conv2d(u, gamma, module.beta_reparam(module.beta))
-        return x * (torch.sqrt(norm) if module.inverse else torch.rsqrt(norm))
+        y = x * (torch.sqrt(norm) if module.inverse else torch.rsqrt(norm))
+        if self._seen is not None:
+            steep = (y / norm) ** 2
+            steep = steep / steep.mean(dim=(0, 2, 3), keepdim=True).clamp(min=1e-30)
+            weight = steep.mean(dim=1).flatten()
+            weight = (weight / weight.sum().clamp(min=1e-30)).double()
+            flat = u.transpose(0, 1).flatten(1).double()
+            self._add(f"squares {layer.name}", flat @ weight)
+            self._add(f"square_products {layer.name}", (flat * weight) @ flat.T)
+        return y
 
     # Moments ---------------------------------------------------------------------------------
 
@@ -317,7 +333,13 @@ class Gates:
         def part(kind: str) -> dict[str, Tensor]:
             return {n.split()[1]: v for n, v in seen.items() if n.startswith(f"{kind} ")}
 
-        return Moments(part("squares"), part("outputs"), part("products"), seen.get("magnitudes"))
+        return Moments(
+            squares=part("squares"),
+            square_products=part("square_products"),
+            outputs=part("outputs"),
+            products=part("products"),
+            magnitudes=seen.get("magnitudes"),
+        )
 
     def loss(self, x: Tensor, lmbda: float, seed: int) -> Tensor:
         """``R + lambda D`` of images; closed latents cost no rate."""
@@ -371,8 +393,9 @@ def importances(
             gates.loss(x, lmbda, seed + i).backward()
             for name, gate in gates.values.items():
                 assert gate.grad is not None
-                # the loss is a mean over the crops
-                result[name] += gate.grad.abs().sum(dim=0).double().numpy() / len(batches)
+                # each crop's own derivative: the loss is their mean
+                squares = (len(x) * gate.grad.double()) ** 2
+                result[name] += squares.mean(dim=0).numpy() / len(batches)
         else:
             with torch.no_grad():
                 gates.values = {}
@@ -409,10 +432,62 @@ def _baseline(
     return result
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """The channels of a group in the order in which they leave, and what each then costs."""
+
+    order: npt.NDArray[np.int64]
+    rises: npt.NDArray[np.float64]
+
+    @classmethod
+    def by_value(cls, values: npt.NDArray[np.float64]) -> Ranking:
+        """The least important first."""
+        order = np.argsort(values, kind="stable")
+        return cls(order, values[order])
+
+    @classmethod
+    def by_elimination(
+        cls, values: npt.NDArray[np.float64], products: Tensor, means: Tensor
+    ) -> Ranking:
+        """Those first whose part that the rest does not explain is the least important.
+
+        Of a channel that leaves, the linear compensation puts what the others explain into the
+        readers, so its importance counts by the part of its variance that it does not; and as
+        others leave, less of those that have gone is explained. Every step takes the channel
+        with the least rise of the sum.
+        """
+        products_, means_ = products.double().numpy(), means.double().numpy()
+        covariance = products_ - np.outer(means_, means_)
+        count = len(values)
+        covariance += RIDGE * max(covariance.trace() / count, 1e-12) * np.eye(count)
+        weights = np.maximum(values, 0) / covariance.diagonal()
+        precision = np.linalg.inv(covariance)
+        # what of those that have gone (rows) is in those that are there (columns)
+        shares = np.zeros((count, count))
+        there = np.ones(count, bool)
+        order, rises = [], []
+        for _ in range(count):
+            rise = np.full(count, np.inf)
+            lost = weights + (weights[~there, None] * shares[~there] ** 2).sum(axis=0)
+            rise[there] = lost[there] / precision.diagonal()[there]
+            c = int(rise.argmin())
+            order.append(c)
+            rises.append(rise[c])
+            share = -precision[c] / precision[c, c]
+            share[c] = 0
+            shares += np.outer(shares[:, c], share)
+            shares[:, c] = 0
+            shares[c] = share
+            precision = precision - np.outer(precision[:, c], precision[c]) / precision[c, c]
+            precision[c], precision[:, c] = 0, 0
+            there[c] = False
+        return cls(np.array(order, np.int64), np.array(rises))
+
+
 def choose(
     arch: str,
     widths: Widths,
-    values: Mapping[str, npt.NDArray[np.float64]],
+    rankings: Mapping[str, Ranking],
     groups: Sequence[Group],
     *,
     target: float,
@@ -422,14 +497,13 @@ def choose(
 ) -> dict[str, npt.NDArray[np.int64]]:
     """The channels to keep (indices, rising) by group, so that the cost is at most ``target``.
 
-    The bundle of channels whose importance is the least for what it saves leaves, again and
-    again; bundles bring a layer's width to a multiple of ``multiple``, and at least one of them
-    stays. At most the part ``limit`` of a layer leaves, or more if that is not enough.
+    The bundle of channels that costs the least loss for what it saves leaves, again and again;
+    bundles bring a layer's width to a multiple of ``multiple``, and at least one of them stays.
+    At most the part ``limit`` of a layer leaves, or more if that is not enough.
 
     Raises UserError when the target cannot be reached.
     """
     widths = dict(widths)
-    order = {group.name: np.argsort(values[group.name], kind="stable") for group in groups}
     gone = {group.name: 0 for group in groups}
     most = limit
     while cost(widths) > target:
@@ -437,14 +511,14 @@ def choose(
         for group in groups:
             width = widths[group.name]
             bundle = width % multiple or multiple
-            left, whole = width - bundle, len(order[group.name])
+            ranking = rankings[group.name]
+            left, whole = width - bundle, len(ranking.order)
             if left < min(multiple, whole) or left < (1 - most) * whole - multiple + 1:
                 continue
-            leaving = order[group.name][gone[group.name] :][:bundle]
             saved = cost(widths) - cost(without(group, widths, bundle))
             if saved <= 0:
                 continue
-            score = float(values[group.name][leaving].sum()) / saved
+            score = float(ranking.rises[gone[group.name] :][:bundle].sum()) / saved
             if best is None or score < best[0]:
                 best = score, group, bundle
         if best is None and most < 1:
@@ -461,9 +535,9 @@ def choose(
         widths = without(group, widths, bundle)
         gone[group.name] += bundle
     return {
-        name: np.sort(indices[gone[name] :]).astype(np.int64)
-        for name, indices in order.items()
-        if gone[name]
+        group.name: np.sort(rankings[group.name].order[gone[group.name] :])
+        for group in groups
+        if gone[group.name]
     }
 
 
@@ -511,7 +585,15 @@ def _compensate(
         with torch.no_grad():
             gamma = module.gamma_reparam(module.gamma).cpu()
             beta = module.beta_reparam(module.beta).cpu()
-            beta = beta + gamma[:, gone] @ moments.squares[layer.name][gone]
+            squares = moments.squares[layer.name]
+            means = squares[gone]
+            if linear:
+                products = moments.square_products[layer.name]
+                ratios = _explain(products, squares, kept, gone, positive=True).float()
+                means = means - ratios @ squares[kept]
+                gamma = gamma.index_add(1, kept, gamma[:, gone] @ ratios)
+                state[f"{layer.norm}.gamma"] = module.gamma_reparam.init(gamma)
+            beta = (beta + gamma[:, gone] @ means).clamp(min=BETA_MIN)
             state[f"{layer.norm}.beta"] = module.beta_reparam.init(beta)
     for reader in group.readers:
         means = moments.read_by(group, reader, absolute)
@@ -530,13 +612,22 @@ def _compensate(
         state[f"{reader.module}.bias"] = bias.float()
 
 
-def _explain(products: Tensor, means: Tensor, kept: Tensor, gone: Tensor) -> Tensor:
-    """Coefficients (gone, kept) of the least-squares estimate of channels by others."""
+def _explain(
+    products: Tensor, means: Tensor, kept: Tensor, gone: Tensor, *, positive: bool = False
+) -> Tensor:
+    """Coefficients (gone, kept) of the least-squares estimate of channels by others, and a mean."""
     means = means.double()
     covariance = products.double() - means[:, None] * means[None]
-    inner = covariance[kept][:, kept]
-    inner = inner + RIDGE * inner.diagonal().mean() * torch.eye(len(kept), dtype=torch.float64)
-    return torch.linalg.solve(inner, covariance[gone][:, kept].T).T
+    inner, cross = covariance[kept][:, kept], covariance[gone][:, kept]
+    ridge = RIDGE * max(float(inner.diagonal().mean()), 1e-12)
+    inner = inner + ridge * torch.eye(len(kept), dtype=torch.float64)
+    if not positive:
+        return torch.linalg.solve(inner, cross.T).T
+    # |L' a - L^-1 c|**2 is the squared error but for a constant
+    lower = torch.linalg.cholesky(inner)
+    targets = torch.linalg.solve_triangular(lower, cross.T, upper=False).T
+    matrix = lower.T.numpy()
+    return torch.from_numpy(np.stack([nnls(matrix, target)[0] for target in targets.numpy()]))
 
 
 # The whole -------------------------------------------------------------------------------------
@@ -568,7 +659,7 @@ def evaluate_loss(model: Any, arch: str, crops: Sequence[npt.NDArray], lmbda: fl
 
 def _images(crops: npt.NDArray) -> Tensor:
     """Bytes (B, H, W, 3) as images 0 .. 1, (B, 3, H, W)."""
-    x = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
+    x = torch.from_numpy(np.array(crops)).permute(0, 3, 1, 2).float() / 255
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -734,7 +825,7 @@ def slim(
     whole = cost(widths)
     if not whole:
         raise UserError(f"{arch} has no {' and no '.join(config.count)} to count the MACs of.")
-    even = {group.name: np.ones(widths[group.name]) for group in groups}
+    even = {group.name: Ranking.by_value(np.ones(widths[group.name])) for group in groups}
     target = config.macs * whole
     choose(arch, widths, even, groups, target=target, multiple=config.multiple, cost=cost)
 
@@ -898,8 +989,18 @@ def _prune(
                 seed=config.seed + number,
                 progress=bar.update,
             )
+        rankings = {name: Ranking.by_value(value) for name, value in values.items()}
+        if config.compensation == "linear" and config.importance in ("taylor", "exact"):
+            # latents that leave take their rate with them, whatever explains them
+            for group in groups:
+                if group.kind != LATENTS:
+                    rankings[group.name] = Ranking.by_elimination(
+                        values[group.name],
+                        moments.products[group.name],
+                        moments.outputs[group.name],
+                    )
         chosen = choose(
-            arch, widths, values, groups, target=target, multiple=config.multiple, cost=cost
+            arch, widths, rankings, groups, target=target, multiple=config.multiple, cost=cost
         )
         state = remove(model, arch, chosen, moments, config.compensation)
         for group in groups:

@@ -62,8 +62,8 @@ def _names(text: str) -> tuple[str, ...]:
 @click.option(
     "--importance", type=click.Choice(["taylor", "exact", "magnitude", "random"]),
     default=SLIM["importance"], show_default=True,
-    help="taylor: the loss's derivative by a gate on the channel. exact: the loss with the gate "
-    "closed, channel by channel. magnitude (of the weights), random: baselines.",
+    help="taylor: the loss's squared derivative by a gate on the channel. exact: the loss with "
+    "the gate closed, channel by channel. magnitude (of the weights), random: baselines.",
 )  # fmt: skip
 @click.option(
     "--compensation", type=click.Choice(["linear", "mean", "none"]),

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
 from lichen import models  # noqa: E402
+from lichen.commands.slim import SLIM, command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.quant import channels, slim  # noqa: E402
 from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
 from lichen.quant.checkpoint import (  # noqa: E402
     ARCHS,
+    Checkpoint,
     build_model,
     infer_architecture,
     load_checkpoint,
@@ -155,6 +159,21 @@ def test_what_others_explain_moves_into_them(arch, images):
     assert abs(losses["linear"] - whole) < 0.2 * abs(losses["mean"] - whole)
 
 
+def test_elimination_knows_what_others_explain():
+    """Of two that are alike one may go for little, and then the other no longer."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5000, 5))
+    x[:, 3] = x[:, 1] + 0.01 * x[:, 3]
+    values = np.array([1.0, 3.0, 2.0, 3.5, 1.5])
+    products, means = torch.from_numpy(x.T @ x / len(x)), torch.from_numpy(x.mean(axis=0))
+    ranking = slim.Ranking.by_elimination(values, products, means)
+    assert sorted(ranking.order) == list(range(5))
+    assert ranking.order[0] in (1, 3) and list(ranking.order[1:4]) == [0, 4, 2]
+    assert ranking.rises[0] < 0.01
+    # the last takes the whole of both with it
+    np.testing.assert_allclose(ranking.rises[1:], [1, 1.5, 2, 6.5], rtol=0.05)
+
+
 def test_importance_knows_idle_channels_and_neighbours(images):
     """A channel that nobody reads matters through its neighbours' norms, or not at all."""
     arch = "bmshj2018-factorized"
@@ -194,7 +213,8 @@ def test_choice_keeps_multiples_and_takes_the_least_for_its_cost():
 
     target = 0.5 * cost(widths)
     options = {"multiple": 8, "cost": cost}
-    kept = slim.choose(arch, widths, values, groups, target=target, **options)
+    rankings = {name: slim.Ranking.by_value(value) for name, value in values.items()}
+    kept = slim.choose(arch, widths, rankings, groups, target=target, **options)
     assert "g_s.conv2" not in kept
     left = dict(widths)
     for group in groups:
@@ -207,7 +227,7 @@ def test_choice_keeps_multiples_and_takes_the_least_for_its_cost():
     assert left["h_s.conv3"] == 2 * left["g_a.conv4"]
     assert 0.35 * cost(widths) < cost(left) <= target
     with pytest.raises(UserError, match=r"leave .* at least"):
-        slim.choose(arch, widths, values, groups[:1], target=target, **options)
+        slim.choose(arch, widths, rankings, groups[:1], target=target, **options)
 
 
 def test_scales_fold_away(images):
@@ -309,3 +329,162 @@ def test_the_result_is_an_ordinary_checkpoint(slimmed, images, tmp_path):
     save_checkpoint(spoilt, *loaded[:4], loaded.metadata | {"kept_channels": kept})
     with pytest.raises(UserError, match="kept_channels does not say"):
         load_checkpoint(spoilt)
+
+
+def unevenly_slimmed(arch: str, images: Path) -> Checkpoint:
+    """A lively model from which each layer has lost another number of channels."""
+    model = lively(arch)
+    widths = widths_of(arch, parameters_of(model))
+    kept = {
+        group.name: np.setdiff1d(np.arange(widths[group.name]), np.arange(1 + i % 3) * 3)
+        for i, group in enumerate(channels.groups_of(arch))
+    }
+    moments = slim.Gates(model, arch).measure(batches(images, 1))
+    state = slim.remove(model, arch, kept, moments, "linear")
+    metadata = {
+        "kept_channels": {
+            name: [
+                part * widths[group.name] + int(c)
+                for part in range(parts)
+                for c in kept[group.name]
+            ]
+            for group in channels.groups_of(arch)
+            for name, parts in group.layers.items()
+        }
+    }
+    return Checkpoint(*infer_architecture(state, "x"), state, metadata)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_slimmed_networks_quantize_code_and_tune(arch, images, tmp_path):
+    """Through the files: kept channels arrive, FP32 and integers decode what they coded."""
+    from lichen.codec.evaluate import NetworkCodec
+    from lichen.commands.quantize import _load
+    from lichen.network.file import load, save
+    from lichen.quant.draq import DraqOptions, draq
+    from lichen.quant.evaluate import FloatCodec
+    from lichen.quant.finetune import TuneConfig
+    from lichen.quant.ptq import Options
+    from lichen.sim.golden import analysis, reconstruct
+    from lichen.sim.images import read_image
+
+    start = unevenly_slimmed(arch, images)
+    path = tmp_path / "slimmed.safetensors"
+    save_checkpoint(path, *start)
+    loaded = load_checkpoint(path)
+    image = read_image(next(iter(images.iterdir())))[:128, :64]
+    codec = FloatCodec(build_model(*loaded[:4]))
+    assert codec.decode(codec.encode(image), *image.shape[:2]).shape == image.shape
+    network = _load(str(path))
+    tuned = draq(
+        network,
+        CalibrationImages([image]),
+        sorted(images.iterdir())[:1],
+        DraqOptions(
+            quantization=Options(samples=1000, clip_factor=1.3),
+            tune=TuneConfig(steps=1, batch=1, patch=64, lmbda=0.01),
+        ),
+        progress=False,
+    )
+    save(tuned.final.network, tmp_path / "net.lichen")
+    integer = load(tmp_path / "net.lichen")
+    for key, transform in integer.transforms.items():
+        for stage in transform.stages:
+            expected = start.metadata["kept_channels"].get(f"{key}.{stage.name}")
+            found = stage.kept_channels
+            assert (None if found is None else list(found)) == expected
+    assert len({stage.out_channels for stage in integer.transforms["g_a"].stages[:3]}) > 1
+    coder = NetworkCodec(integer)
+    decoded = coder.decode(coder.encode(image), *image.shape[:2])
+    np.testing.assert_array_equal(decoded, reconstruct(integer, analysis(integer, image)))
+
+
+def test_slimmed_gateware_equals_golden(images):
+    """Planned and simulated, with other numbers of channels in every layer."""
+    from lichen.boards.board import Budget
+    from lichen.hw.planner import plan
+    from lichen.network.description import Network
+    from lichen.quant.float_network import from_compressai
+    from lichen.quant.ptq import Options
+    from lichen.quant.quantize import quantize
+    from lichen.sim.golden import run_transform
+    from lichen.sim.images import read_image
+    from lichen.sim.transform import simulate_transform
+
+    start = unevenly_slimmed("bmshj2018-factorized", images)
+    image = read_image(next(iter(images.iterdir())))
+    parent = from_compressai(build_model(*start[:4]), *start[:3])
+    options = Options(method="minmax")
+    network: Network = quantize(parent, CalibrationImages([image[:64, :64]]), options).network
+    transform = network.transforms["g_a"]
+    assert [stage.out_channels for stage in transform.stages] == [7, 6, 5, 11]
+    found = plan(transform, Budget(dsp=60, bram=80, lut=40_000), max_width=64)
+    simulation = simulate_transform(transform, found.folding, image[:16, :32], simulator="icarus")
+    assert not simulation.faults, simulation.faults
+    assert simulation.mismatches == 0 and simulation.compared == 1 * 2 * 11
+    latents = run_transform(transform, image[:16, :32])
+    np.testing.assert_array_equal(simulation.latents, latents)
+    assert latents.std() > 1
+
+
+def test_the_command(images, tmp_path):
+    out, again = tmp_path / "out.safetensors", tmp_path / "out2.safetensors"
+    arguments = ["tiny.fp32", "-o", str(out), "--train", str(images), "--macs", "0.8"]
+    arguments += [
+        "--rounds",
+        "1",
+        "--steps",
+        "2",
+        "--batches",
+        "1",
+        "--patch",
+        "64",
+        "--batch",
+        "1",
+    ]
+    arguments += ["--multiple", "4", "--quiet", "--half", "--json", "-"]
+    arguments += ["--validate", str(images)]
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["macs"]["after"] <= 0.8 * report["macs"]["before"]
+    loaded = load_checkpoint(out)
+    assert report["widths"] == widths_of(loaded.arch, loaded.state_dict)
+    assert {k: len(v) for k, v in report["kept_channels"].items()} == report["widths"]
+    assert report["rounds"][-1]["tuned"] == report["loss"]["after"]
+    assert report["loss"]["before"]["loss"] > 0
+    assert "million MACs" in done.stderr
+    # a part of a part: the map leads to the first network
+    arguments[0], arguments[2] = str(out), str(again)
+    report2 = json.loads(CliRunner().invoke(command, arguments).stdout)
+    for name, kept in report2["kept_channels"].items():
+        assert set(kept) <= set(report["kept_channels"][name])
+    assert load_checkpoint(again).metadata["unpruned_n"] == 16
+
+
+def test_defaults_and_bad_options(images, tmp_path):
+    defaults = slim.SlimConfig(macs=0.5)
+    for name, value in SLIM.items():
+        assert getattr(defaults, name) == value, name
+    for change in (
+        {"macs": 1.0}, {"rounds": 0}, {"steps": -1}, {"final_steps": -1}, {"multiple": 0},
+        {"batches": 0}, {"sparsity": -1.0}, {"importance": "x"}, {"compensation": "x"},
+        {"kinds": ("x",)}, {"count": ()},
+    ):  # fmt: skip
+        with pytest.raises(UserError):
+            slim.SlimConfig(**{"macs": 0.5} | change)
+    out = tmp_path / "out.safetensors"
+    base = ["tiny.fp32", "-o", str(out), "--train", str(images), "--macs", "0.8", "--quiet"]
+    for more, word in (
+        (["--transforms", "h_a"], "has no h_a"),
+        (["--transforms", "g_a", "--macs", "0.2"], "at least"),
+        (["--resume"], "no run to resume"),
+        (["--patch", "10"], "multiple of 16"),
+        (["-o", str(tmp_path / "out.pth")], "end in .safetensors"),
+    ):
+        done = CliRunner().invoke(command, base + more)
+        assert isinstance(done.exception, UserError) and word in str(done.exception), more
+    assert [path.name for path in tmp_path.iterdir()] == []
+    slim.work_folder(out).mkdir()
+    done = CliRunner().invoke(command, base)
+    assert "--resume" in str(done.exception)
