@@ -518,7 +518,9 @@ def choose(
             saved = cost(widths) - cost(without(group, widths, bundle))
             if saved <= 0:
                 continue
-            score = float(ranking.rises[gone[group.name] :][:bundle].sum()) / saved
+            # what is saved beyond the target is worth nothing
+            useful = min(saved, cost(widths) - target)
+            score = float(ranking.rises[gone[group.name] :][:bundle].sum()) / useful
             if best is None or score < best[0]:
                 best = score, group, bundle
         if best is None and most < 1:

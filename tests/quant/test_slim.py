@@ -15,6 +15,7 @@ pytest.importorskip("compressai")
 
 from lichen import models  # noqa: E402
 from lichen.commands.slim import SLIM, command  # noqa: E402
+from lichen.commands.train import command as train_command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.quant import channels, slim  # noqa: E402
 from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
@@ -324,6 +325,17 @@ def test_the_result_is_an_ordinary_checkpoint(slimmed, images, tmp_path):
             TrainConfig(n=loaded.n, m=loaded.m, steps=1, batch=2, patch=64),
             source, tmp_path / "x.safetensors", init=loaded, progress=False,
         )  # fmt: skip
+    # the command finds the widths itself; a hyperprior takes the slimmed g_a and g_s
+    hyper = tmp_path / "hyper.safetensors"
+    arguments = ["--images", str(images), "-o", str(hyper), "--init", str(out), "--steps", "1"]
+    arguments += ["--arch", "bmshj2018-hyperprior", "--batch", "1", "--patch", "64", "--quiet"]
+    done = CliRunner().invoke(train_command, arguments)
+    assert done.exit_code == 0, done.output
+    grown = load_checkpoint(hyper)
+    kept = grown.metadata["kept_channels"]
+    assert kept == {k: v for k, v in result.kept.items() if k.startswith(("g_a", "g_s"))}
+    after = widths_of(grown.arch, grown.state_dict)
+    assert {k: after[k] for k in widths} == widths and after["h_a.conv2"] == grown.n == loaded.n
     spoilt = tmp_path / "spoilt.safetensors"
     kept = result.kept | {"g_a.conv1": [0]}
     save_checkpoint(spoilt, *loaded[:4], loaded.metadata | {"kept_channels": kept})
