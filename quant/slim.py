@@ -122,8 +122,8 @@ class SlimConfig:
     sparsity: float = 0.0
     batches: int = 16
     lmbda: float = 0.013
-    lr: float = 1e-3
-    lr_adam: float = 5e-4
+    lr: float = 3e-4
+    lr_adam: float = 3e-4
     batch: int = 8
     patch: int = 128
     optimizer: str = "soap"
