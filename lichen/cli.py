@@ -14,6 +14,7 @@ from lichen.errors import UserError
 COMMANDS = {
     "models": "List the shipped networks.",
     "train": "Train an FP32 network on a folder of images.",
+    "slim": "Take channels out of an FP32 network (GDN-Slimming).",
     "quantize": "Turn an FP32 checkpoint into an integer network.",
     "ablate": "Measure what each part of DRAQ (experimental) changes.",
     "evaluate": "Measure rate and distortion on a folder of images.",

@@ -227,6 +227,20 @@ def transposed_output_size(
     return (size - 1) * stride - 2 * padding + kernel + output_padding
 
 
+def convolution_macs(kernel: int, dilution: int, inputs: int, outputs: int, positions: int) -> int:
+    """Multiplications of a convolution that makes ``positions`` pixels.
+
+    ``dilution`` is the stride of a transposed convolution, whose inserted zeros aren't counted,
+    and 1 of a plain one.
+    """
+    return kernel * kernel * inputs * outputs * positions // dilution**2
+
+
+def norm_macs(channels: int, positions: int) -> int:
+    """Multiplications of a divisive normalization's sums over ``positions`` pixels."""
+    return channels**2 * positions
+
+
 @functools.cache
 def compiled():
     """The elementwise arithmetic above as compiled loops over rows of channels.

@@ -131,6 +131,9 @@ class Format(_Model):
         return max(-self.lo, self.hi)
 
 
+FRAME = (512, 768)
+"""Height and width in pixels of the image that MACs and bit operations are counted on."""
+
 IMAGE_FORMAT = Format(bits=8, signed=False, lo=0, hi=255)
 """Pixels: unsigned 8-bit, scale 1/255."""
 
@@ -240,9 +243,13 @@ class Convolution(_Model):
         A transposed convolution multiplies each input sample by every tap once (borders
         included, as in every MAC count of the field).
         """
-        taps = self.kernel * self.kernel * self.in_channels * self.out_channels
-        positions = out_height * out_width
-        return taps * positions // (self.stride**2 if self.transposed else 1)
+        return arithmetic.convolution_macs(
+            self.kernel,
+            self.stride if self.transposed else 1,
+            self.in_channels,
+            self.out_channels,
+            out_height * out_width,
+        )
 
 
 class Requantizer(_Model):
@@ -369,7 +376,7 @@ class Normalization(_Model):
 
     def macs(self, height: int, width: int) -> int:
         """Multiplications of the norm's sums for one frame."""
-        return self.channels**2 * height * width
+        return arithmetic.norm_macs(self.channels, height * width)
 
 
 class Stage(_Model):

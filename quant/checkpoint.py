@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -20,11 +21,14 @@ from torch import Tensor, nn
 
 from lichen.errors import UserError
 from lichen.models import shipped_parent
+from lichen.network.arithmetic import convolution_output_size, transposed_output_size
 from lichen.network.file import FP32_FORMAT
 
 with warnings.catch_warnings():
     # compressai's import decorates functions with the deprecated torch.jit.script.
     warnings.simplefilter("ignore")
+    from compressai.entropy_models import EntropyBottleneck
+    from compressai.layers import GDN
     from compressai.models import (
         FactorizedPrior,
         FactorizedPriorReLU,
@@ -68,13 +72,175 @@ class Checkpoint(NamedTuple):
     metadata: dict[str, Any]
 
 
-def new_model(arch: str, n: int, m: int) -> Any:
-    """A freshly initialised CompressAI model of `arch` with n and m channels."""
+TRANSFORMS = ("g_a", "g_s", "h_a", "h_s")
+"""CompressAI's attributes that hold a transform's layers."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of an architecture.
+
+    Attributes
+    ----------
+    name : str
+        As stages are called: ``g_a.conv1``.
+    module : str
+        As state dicts call it: ``g_a.0``.
+    transposed : bool
+        PyTorch then stores weights (in, out, k, k).
+    free : bool
+        Its output channels may be any number; those of others follow from M or the image.
+    narrow : bool
+        Has N channels unless said otherwise.
+    norm : str or None
+        Module of the normalization that follows.
+    kernel, stride, padding, output_padding : int
+    """
+
+    name: str
+    module: str
+    transposed: bool
+    free: bool
+    narrow: bool
+    norm: str | None
+    kernel: int
+    stride: int
+    padding: int
+    output_padding: int
+
+    @property
+    def transform(self) -> str:
+        return self.module.partition(".")[0]
+
+    @property
+    def out_axis(self) -> int:
+        """The dimension of its weight that counts output channels; the input's is the other."""
+        return int(self.transposed)
+
+    def output_size(self, size: int) -> int:
+        """Rows (or columns) made of ``size`` rows (or columns)."""
+        if self.transposed:
+            return transposed_output_size(
+                size, self.kernel, self.stride, self.padding, self.output_padding
+            )
+        return convolution_output_size(size, self.kernel, self.stride, self.padding)
+
+
+def _template(arch: str, n: int, m: int) -> Any:
+    """A model to look at, which doesn't touch the generator of random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        return ARCHS[arch].cls(n, m)
+
+
+@functools.cache
+def layers_of(arch: str) -> tuple[Layer, ...]:
+    """The convolutions of an architecture, transform after transform."""
+    model = _template(arch, 5, 7)  # numbers that tell N from M, 3, M * 3 / 2 and 2 M
+    found = []
+    for key in TRANSFORMS:
+        modules = getattr(model, key, ())
+        norms = any(isinstance(module, GDN) for module in modules)
+        number = 0
+        for index, module in enumerate(modules):
+            if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                continue
+            number += 1
+            last = all(
+                not isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in modules[index + 1 :]
+            )
+            found.append(
+                Layer(
+                    name=f"{key}.conv{number}",
+                    module=f"{key}.{index}",
+                    transposed=isinstance(module, nn.ConvTranspose2d),
+                    free=not last or key == "h_a",
+                    narrow=module.out_channels == 5,
+                    norm=None if last or not norms else f"{key}.{index + 1}",
+                    kernel=module.kernel_size[0],
+                    stride=module.stride[0],
+                    padding=int(module.padding[0]),
+                    output_padding=module.output_padding[0],
+                )
+            )
+    return tuple(found)
+
+
+def new_model(arch: str, n: int, m: int, widths: Mapping[str, int] | None = None) -> Any:
+    """A freshly initialised CompressAI model of `arch` with n and m channels.
+
+    Args:
+        widths: output channels of inner layers (`Layer.free`) that have another number, as in
+            networks that have been slimmed, under names such as `g_a.conv1`.
+    """
     if arch not in ARCHS:
         raise UserError(f"unknown architecture {arch!r}; choose one of {', '.join(ARCHS)}.")
     if n < 1 or m < 1:
         raise UserError(f"N and M must be at least 1, not {n} and {m}.")
-    return ARCHS[arch].cls(n, m)
+    model = ARCHS[arch].cls(n, m)
+    if widths:
+        _resize(model, arch, widths)
+    return model
+
+
+def _resize(model: Any, arch: str, widths: Mapping[str, int]) -> None:
+    """Replace the layers that have other numbers of channels than the model's."""
+    layers = {layer.module: layer for layer in layers_of(arch)}
+    unknown = sorted(set(widths) - {layer.name for layer in layers.values() if layer.free})
+    if unknown:
+        raise UserError(f"{arch} has no layer {unknown[0]} whose channels could be chosen.")
+    channels = {"g_a": 3, "g_s": model.M, "h_a": model.M}
+    for key in TRANSFORMS:
+        modules = getattr(model, key, None)
+        if modules is None:
+            continue
+        inputs = channels[key]
+        for index, module in enumerate(modules):
+            layer = layers.get(f"{key}.{index}")
+            if layer is not None:
+                out = widths.get(layer.name, module.out_channels)
+                if out < 1:
+                    raise UserError(f"{layer.name} must have at least one channel, not {out}.")
+                if (inputs, out) != (module.in_channels, module.out_channels):
+                    modules[index] = _convolution_like(module, inputs, out)
+                inputs = out
+            elif isinstance(module, GDN) and len(module.beta) != inputs:
+                modules[index] = GDN(inputs, inverse=module.inverse)
+        if key == "h_a":
+            channels["h_s"] = inputs
+            if model.entropy_bottleneck.channels != inputs:
+                model.entropy_bottleneck = EntropyBottleneck(inputs)
+
+
+def _convolution_like(module: Any, inputs: int, outputs: int) -> Any:
+    """A new convolution of the same geometry."""
+    more = {"output_padding": module.output_padding} if module.transposed else {}
+    return type(module)(
+        inputs,
+        outputs,
+        kernel_size=module.kernel_size,
+        stride=module.stride,
+        padding=module.padding,
+        **more,
+    )
+
+
+def widths_of(arch: str, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Output channels of all layers by name, from the shapes of a state dict that has them."""
+    return {
+        layer.name: state[f"{layer.module}.weight"].shape[layer.out_axis]
+        for layer in layers_of(arch)
+    }
+
+
+def other_widths(arch: str, n: int, m: int, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The widths of inner layers that are not those of N = n and M = m."""
+    uniform = dict(_template(arch, n, m).named_parameters())
+    usual, found = widths_of(arch, uniform), widths_of(arch, state)
+    return {
+        layer.name: found[layer.name]
+        for layer in layers_of(arch)
+        if layer.free and found[layer.name] != usual[layer.name]
+    }
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
@@ -171,6 +337,8 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
 def infer_architecture(state: Mapping[str, Tensor], source: str | Path) -> tuple[str, int, int]:
     """Architecture name, N and M from the keys and shapes of a (normalised) state dict.
 
+    Where layers differ in width, N is the greatest of those that could have N channels.
+
     Raises UserError naming the key that none of the supported architectures has.
     """
 
@@ -190,7 +358,7 @@ def infer_architecture(state: Mapping[str, Tensor], source: str | Path) -> tuple
             )
         return tensor.shape
 
-    n = shape("g_a.0.weight")[0]
+    shape("g_a.0.weight")
     m = shape("g_a.6.weight")[0]
     for key in state:
         if key.startswith(("context_prediction.", "entropy_parameters.")):
@@ -199,6 +367,7 @@ def infer_architecture(state: Mapping[str, Tensor], source: str | Path) -> tuple
                 f"supported are {', '.join(ARCHS)}."
             )
     gdn = "g_a.1.beta" in state
+    arch = "bmshj2018-factorized" if gdn else "bmshj2018-factorized-relu"
     if any(k.startswith("h_a.") for k in state):
         if not gdn:
             raise UserError(f"{source} has h_a but no g_a.1.beta: a hyperprior model needs GDN.")
@@ -208,16 +377,26 @@ def infer_architecture(state: Mapping[str, Tensor], source: str | Path) -> tuple
                 f"{source}: h_s.4.weight has {outputs} output channels, where M = {m} (scales) "
                 f"or {2 * m} (scales and means) were expected."
             )
-        return ("mbt2018-mean" if outputs == 2 * m else "bmshj2018-hyperprior"), n, m
-    return ("bmshj2018-factorized" if gdn else "bmshj2018-factorized-relu"), n, m
+        arch = "mbt2018-mean" if outputs == 2 * m else "bmshj2018-hyperprior"
+    narrow = [layer for layer in layers_of(arch) if layer.narrow]
+    n = max(shape(f"{layer.module}.weight")[layer.out_axis] for layer in narrow)
+    return arch, n, m
 
 
 def _checked(state: dict[str, Tensor], source: Path) -> tuple[str, int, int, dict[str, Tensor]]:
     """Normalise keys, infer the architecture, check every parameter; UserError names the key."""
     state = {_normalise(k): v for k, v in state.items()}
     arch, n, m = infer_architecture(state, source)
-    expected = dict(new_model(arch, n, m).named_parameters())
+    for layer in layers_of(arch):
+        weight = state.get(f"{layer.module}.weight")
+        if weight is None or weight.ndim != 4:
+            found = "no" if weight is None else f"a {weight.ndim}-dimensional"
+            raise UserError(f"{source} has {found} {layer.module}.weight, which {arch} needs.")
+    widths = other_widths(arch, n, m, state)
+    expected = dict(new_model(arch, n, m, widths).named_parameters())
     what = f"{arch} with N = {n}, M = {m}"
+    if widths:
+        what += " and " + ", ".join(f"{width} in {name}" for name, width in widths.items())
     parameters = {}
     for key, like in expected.items():
         if key not in state:
@@ -327,9 +506,9 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
             of a shipped network, or a CompressAI zoo name such as `bmshj2018-factorized-3`.
 
     Returns:
-        Architecture, N and M as found in keys and shapes; parameters in float32 under the
-        names of CompressAI 1.2.8; metadata from the file plus `source` (file name) and
-        `sha256` (of the file).
+        Architecture, N and M as found in keys and shapes (layers may have widths of their own:
+        `other_widths`); parameters in float32 under the names of CompressAI 1.2.8; metadata
+        from the file plus `source` (file name) and `sha256` (of the file).
 
     Raises:
         UserError: the file is missing, damaged, holds pickled code, or is another network;
@@ -364,13 +543,30 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     keys = ("arch", "n", "m")
     if metadata.get("format") == FP32_FORMAT and [metadata[k] for k in keys] != [arch, n, m]:
         raise UserError(f"{path}: its header says another network than its tensors ({arch}).")
+    _check_kept(metadata.get("kept_channels", {}), widths_of(arch, parameters), path)
     metadata |= {"source": path.name, "sha256": digest}
     return Checkpoint(arch, n, m, parameters, metadata)
 
 
+def _check_kept(kept: Any, widths: Mapping[str, int], path: Path) -> None:
+    """UserError unless a header's kept channels (see `lichen.quant.slim`) are the layers'."""
+    if not isinstance(kept, Mapping):
+        raise UserError(f"{path} has a damaged header: kept_channels is no object.")
+    for name, channels in kept.items():
+        good = isinstance(channels, list) and all(type(c) is int and c >= 0 for c in channels)
+        if not good or sorted(set(channels)) != channels or len(channels) != widths.get(name):
+            raise UserError(
+                f"{path} has a damaged header: kept_channels does not say which "
+                f"{widths.get(name, 0)} channels {name} has kept."
+            )
+
+
 def build_model(arch: str, n: int, m: int, state_dict: Mapping[str, Tensor]) -> Any:
-    """The CompressAI model with these parameters, in evaluation mode, CDF tables not built."""
-    model = new_model(arch, n, m)
+    """The CompressAI model with these parameters, in evaluation mode, CDF tables not built.
+
+    The widths of inner layers are those of the parameters.
+    """
+    model = new_model(arch, n, m, other_widths(arch, n, m, state_dict))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(state_dict[name])

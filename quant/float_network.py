@@ -8,8 +8,8 @@ weights. It is read from a CompressAI model (`from_compressai`) or built by hand
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -405,8 +405,11 @@ def from_compressai(
     *,
     name: str = "",
     provenance: Mapping[str, Any] | None = None,
+    kept_channels: Mapping[str, Sequence[int]] | None = None,
 ) -> FloatNetwork:
     """The float network of a CompressAI model.
+
+    ``kept_channels`` are those of stages (``g_a.conv1``) that some have left.
 
     GDN's beta and gamma are taken as CompressAI computes with them, after its
     re-parametrization (Ballé, "Efficient nonlinear transforms for lossy image compression",
@@ -415,7 +418,7 @@ def from_compressai(
     Raises UserError naming the layer when it is not a supported one, or when a weight is
     not finite.
     """
-    transforms = {}
+    transforms, kept = {}, kept_channels or {}
     for key in ("g_a", "g_s", "h_a", "h_s"):
         modules = getattr(model, key, None)
         if isinstance(modules, nn.Sequential):
@@ -423,7 +426,13 @@ def from_compressai(
             # CompressAI's ScaleHyperprior takes the magnitude outside h_a; mbt2018-mean
             # reads y with its sign.
             absolute = key == "h_a" and architecture == "bmshj2018-hyperprior"
-            transforms[key] = FloatTransform(transform.stages, absolute_input=absolute)
+            stages = [
+                replace(stage, kept_channels=np.array(kept[f"{key}.{stage.name}"], np.int64))
+                if f"{key}.{stage.name}" in kept
+                else stage
+                for stage in transform.stages
+            ]
+            transforms[key] = FloatTransform(stages, absolute_input=absolute)
     bottlenecks = {}
     bottleneck = getattr(model, "entropy_bottleneck", None)
     if bottleneck is not None:

@@ -39,6 +39,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lichen.errors import UserError
+from lichen.quant.channels import SCALE, add_scales, fold_scales
 from lichen.quant.checkpoint import (
     ARCHS,
     Checkpoint,
@@ -66,6 +67,9 @@ HISTORY = (
 )
 """What a checkpoint says of each run that its starting weights come from."""
 
+SLIMMED = ("kept_channels", "unpruned_n", "unpruned_m")
+"""What a checkpoint says of channels that have left it, and passes on (`lichen.quant.slim`)."""
+
 OPTIMIZERS = ("soap", "adam")
 PRECISIONS = ("auto", "bfloat16", "float32")
 
@@ -80,7 +84,10 @@ class TrainConfig:
     starts after `warmup` steps and ends at `lr_end` times the peak. `ema` is the decay of the
     averaged weights that get saved (0 saves the raw ones: with the cosine down to 1 % an
     average gained nothing, and halfway through it lags behind). `precision` auto is bfloat16
-    where the processor multiplies matrices of it, and float32 elsewhere.
+    where the processor multiplies matrices of it, and float32 elsewhere. `widths` are those of
+    layers that don't have N (or M) channels (`lichen.quant.checkpoint.new_model`). `sparsity`
+    gives the layers it names a factor before each output channel, whose magnitude adds to the
+    loss with the layer's weight; they are folded away in what is saved.
     """
 
     arch: str = "bmshj2018-factorized"
@@ -103,6 +110,8 @@ class TrainConfig:
     round_from: float = 0.5
     downscale: float = 0.0
     seed: int = 0
+    widths: dict[str, int] | None = None
+    sparsity: dict[str, float] | None = None
 
 
 def check_config(config: TrainConfig) -> None:
@@ -276,6 +285,7 @@ class Trainer:
         self.elapsed = 0.0
         self.progress = 0.0
         self.init: dict[str, Any] = {}
+        self.slimmed: dict[str, Any] = {}
         self.processes = Processes()
         if config.batch % self.processes.count:
             raise UserError(
@@ -285,7 +295,8 @@ class Trainer:
         self.device = _device(device, self.processes.local_rank)
         self.processes.join(self.device)
         torch.manual_seed(config.seed)
-        self.model = new_model(config.arch, config.n, config.m)
+        self.model = new_model(config.arch, config.n, config.m, config.widths)
+        self.scales = add_scales(self.model, config.arch, config.sparsity or {})
         # Channels last is a sixth faster on CPUs.
         self.model.train().to(self.device, memory_format=torch.channels_last)
         self.bfloat16 = config.precision == "bfloat16" or (
@@ -346,7 +357,7 @@ class Trainer:
         architecture, for example a factorized model for a hyperprior, its transforms g_a and
         g_s, while the rest keeps its fresh initialisation.
 
-        Raises UserError when N, M or the activations of the transforms differ.
+        Raises UserError when N, M, the widths or the activations of the transforms differ.
         """
         c = self.config
         same = start.arch == c.arch
@@ -355,7 +366,15 @@ class Trainer:
                 f"the starting checkpoint is {start.arch} with N = {start.n}, M = {start.m}, whose "
                 f"transforms are not those of {c.arch} with N = {c.n}, M = {c.m}."
             )
-        taken = [name for name in self.named if same or name.startswith(("g_a.", "g_s."))]
+        mine = ("",) if same else ("g_a.", "g_s.")
+        taken = [name for name in self.named if name.startswith(mine) and not name.endswith(SCALE)]
+        for name in taken:
+            if start.state_dict[name].shape != self.named[name].shape:
+                raise UserError(
+                    f"the starting checkpoint has {name} of shape "
+                    f"{tuple(start.state_dict[name].shape)}, this run "
+                    f"{tuple(self.named[name].shape)}: its layers have other widths."
+                )
         with torch.no_grad():
             for name in taken:
                 self.named[name].copy_(start.state_dict[name])
@@ -366,6 +385,13 @@ class Trainer:
         if "steps_done" in start.metadata:
             before = [*before, {k: start.metadata[k] for k in HISTORY if k in start.metadata}]
         self.init["history"] = before
+        self.slimmed = {k: start.metadata[k] for k in SLIMMED if k in start.metadata}
+        if "kept_channels" in self.slimmed:
+            self.slimmed["kept_channels"] = {
+                name: channels
+                for name, channels in self.slimmed["kept_channels"].items()
+                if name.startswith(mine)
+            }
         self.average = self._copy()
 
     def _copy(self) -> dict[str, Tensor]:
@@ -418,7 +444,10 @@ class Trainer:
         loss, bpp, mse = rd_loss(out, x, c.lmbda)
         for optimizer, _ in self.optimizers.values():
             optimizer.zero_grad()
-        loss.backward()
+        total = loss
+        for name, weight in (c.sparsity or {}).items():
+            total = total + weight * self.scales[name].abs().sum()
+        total.backward()
         figures = torch.stack([loss.detach(), bpp.detach(), mse.detach()])
         gradients = [p.grad for p in self.named.values() if p.grad is not None]
         self.processes.average([figures, *gradients])
@@ -463,6 +492,7 @@ class Trainer:
             "elapsed": self.elapsed,
             "images": self.source.digest,
             "init": self.init,
+            "slimmed": self.slimmed,
             "optimizers": values,
         }
         return tensors, info
@@ -493,6 +523,7 @@ class Trainer:
         self.step = int(info["step"])
         self.elapsed = float(info["elapsed"])
         self.init = info.get("init", {})
+        self.slimmed = info.get("slimmed", {})
         self.progress = self._progress()
 
 
@@ -553,7 +584,7 @@ def save_run(trainer: Trainer, output: Path, half: bool = False) -> None:
     tensors, info = trainer.state()
     save_atomically(tensors, state_path(output), {"lichen-train": json.dumps(info)})
     c = trainer.config
-    average = {k: v.cpu() for k, v in trainer.average.items()}
+    average = fold_scales({k: v.cpu() for k, v in trainer.average.items()}, c.arch)
     model = integer_grid(build_model(c.arch, c.n, c.m, average))
     metadata = {
         **asdict(c),
@@ -565,6 +596,7 @@ def save_run(trainer: Trainer, output: Path, half: bool = False) -> None:
     }
     if trainer.init:
         metadata["init"] = trainer.init
+    metadata |= trainer.slimmed
     save_checkpoint(output, c.arch, c.n, c.m, parameters_of(model), metadata, half=half)
 
 
@@ -603,7 +635,7 @@ def deferred_interrupts() -> Iterator[list[int]]:
 
 def train(
     config: TrainConfig,
-    images: str | Path,
+    images: str | Path | CropSource,
     output: str | Path,
     *,
     init: Checkpoint | None = None,
@@ -621,9 +653,10 @@ def train(
     Args:
         config: the run; with `resume`, only `steps` and `minutes` may differ from the
             state's (with the same ones, the weights equal an uninterrupted run's bit for bit).
-        images: folder of training images, each at least `patch` pixels wide and high.
+        images: folder of training images, each at least `patch` pixels wide and high, or what
+            `CropSource` has made of them.
         output: a path ending in `.safetensors`.
-        init: a checkpoint of the same N and M to start from (see `Trainer.initialise`).
+        init: a checkpoint of the same widths to start from (see `Trainer.initialise`).
         resume: go on from the state beside `output`.
         save_every: seconds between intermediate saves.
         progress: show a progress bar on stderr.
@@ -646,7 +679,10 @@ def train(
         _check_same_run(config, saved_state[1]["config"])
     # A trained hyperprior's gradients run into denormal numbers, which halve the speed.
     torch.set_flush_denormal(True)
-    source = CropSource(list_images(images), patch=config.patch, downscale=config.downscale)
+    if isinstance(images, CropSource):
+        source = images
+    else:
+        source = CropSource(list_images(images), patch=config.patch, downscale=config.downscale)
     trainer = Trainer(config, source, device)
     if saved_state is not None:
         trainer.restore(*saved_state)
@@ -734,6 +770,7 @@ def _summary_writer(folder: str | Path, step: int) -> Any:
 
 def _check_same_run(config: TrainConfig, saved: dict[str, Any]) -> None:
     """A resumed run may get longer, nothing else; UserError names the option."""
+    saved = asdict(TrainConfig(**saved))  # with what an older state doesn't know of
     for name, value in asdict(config).items():
         if name not in ("steps", "minutes") and saved[name] != value:
             raise UserError(

@@ -8,9 +8,6 @@ import click
 
 from lichen.commands import _options
 
-FRAME = (512, 768)
-"""Height and width in pixels of the image that MACs and bit operations are counted on."""
-
 
 @click.command()
 @_options.json_file
@@ -81,6 +78,8 @@ def _describe(name: str) -> dict[str, Any]:
 
 def _total(network: Any, what: str) -> int:
     """MACs or bit operations of all transforms; each reads what the one before it made."""
+    from lichen.network.description import FRAME
+
     height, width = FRAME
     total = 0
     for key in ("g_a", "h_a", "h_s", "g_s"):

@@ -47,6 +47,7 @@ def _load(checkpoint: str) -> Any:
         loaded.n,
         loaded.m,
         provenance={"source": source},
+        kept_channels=loaded.metadata.get("kept_channels"),
     )
 
 

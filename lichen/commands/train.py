@@ -117,7 +117,7 @@ def command(
     quant = _import_quant()
     import torch
 
-    from lichen.quant.checkpoint import build_model, load_checkpoint
+    from lichen.quant.checkpoint import build_model, load_checkpoint, other_widths
     from lichen.quant.evaluate import evaluate_fp32
     from lichen.sim.images import list_images
 
@@ -148,6 +148,13 @@ def command(
         start = load_checkpoint(init)
         found = {"arch": start.arch, "n": start.n, "m": start.m}
         options |= {k: v for k, v in found.items() if not given(k)}
+        # a slimmed network's layers keep their widths; another architecture takes g_a and g_s
+        widths = other_widths(*start[:4])
+        options["widths"] = {
+            name: width
+            for name, width in widths.items()
+            if options["arch"] == start.arch or name.startswith(("g_a.", "g_s."))
+        } or None
     measured = list_images(validate) if validate else list_images(images)[:8]
     trainer = quant.train(
         quant.TrainConfig(**options),
