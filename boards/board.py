@@ -103,8 +103,7 @@ class Board:
     clock_mhz : float
         Default frequency of the system clock.
     aim_mhz : float
-        What place and route aims at, at least, where a build takes whatever clock comes out:
-        nextpnr leaves alone what already meets its target, so a modest one is all one gets.
+        What place and route aims at, at least, where a build takes whatever clock comes out.
     uart : UART
     programmer : Programmer
     entry : str

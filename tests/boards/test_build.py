@@ -241,8 +241,7 @@ def test_link_takes_what_is_set_aside_for_it():
 def test_real_synthesis_makes_what_was_planned(tmp_path, tools, monkeypatch, any_clock, aim_mhz):
     """The real yosys on the real top; place and route are skipped.
 
-    They are to aim at more than the clock, and where any clock will do at more than the plan's:
-    what already meets its target gets no faster.
+    They are to aim at more than the clock, and where any clock will do at more than the plan's.
     """
     monkeypatch.delenv("YOSYS")
     report = build(
