@@ -15,6 +15,7 @@ COMMANDS = {
     "models": "List the shipped networks.",
     "train": "Train an FP32 network on a folder of images.",
     "quantize": "Turn an FP32 checkpoint into an integer network.",
+    "search": "Give every stage the bits that are worth what they cost (experimental).",
     "ablate": "Measure what each part of DRAQ (experimental) changes.",
     "evaluate": "Measure rate and distortion on a folder of images.",
     "bdrate": "Compare two rate-distortion curves.",
