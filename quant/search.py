@@ -641,6 +641,8 @@ class SearchOptions:
         Stages that may change, such as ``g_a.conv1``; none means all.
     kinds : tuple of str
         Fields of `Widths` that may change; none means all that the cost depends on.
+    among : tuple of int
+        The only numbers of bits to take or give; none means any.
     tune : TuneConfig or None
         Fine-tuning of a round; its ``steps`` are those of one round.
     tune_every : int
@@ -657,6 +659,7 @@ class SearchOptions:
     held_out: int = 3
     layers: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
+    among: tuple[int, ...] = ()
     tune: TuneConfig | None = None
     tune_every: int = 8
     device: str = "auto"
@@ -921,6 +924,12 @@ class Search:
 
     # Steps ---------------------------------------------------------------------------------
 
+    def _lesser(self, bits: int) -> list[int]:
+        """Fewer bits than these that a step may leave, most first."""
+        options = self.options
+        allowed = [b for b in range(options.least, bits) if not options.among or b in options.among]
+        return [b for b in reversed(allowed) if b >= min(bits - JUMP, max(allowed))]
+
     def loss(self, rd: RD) -> float:
         """Above the start, as a share of its rate."""
         first = self.state.first
@@ -960,13 +969,13 @@ class Search:
         return trials
 
     def _survey(self) -> None:
-        """Try a bit less of everything."""
+        """Try the next fewer bits of everything."""
         widths = bits_of(self.state.network)
         changes = []
         for layer, what in self.knobs():
-            bits = getattr(widths[layer], what) - 1
-            if bits >= self.options.least:
-                changes.append(Change(layer, what, bits))
+            lesser = self._lesser(getattr(widths[layer], what))
+            if lesser:
+                changes.append(Change(layer, what, lesser[0]))
         trials = self._try(changes)
         told = [self._told(trial) for trial in trials]
         self.state.log.append(self._entry("survey", None) | {"tried": told})
@@ -989,7 +998,7 @@ class Search:
             if f"{layer}.{what}" in s.raised:
                 continue
             bits, lowest = getattr(widths[layer], what), cost
-            for b in range(bits - 1, max(options.least, bits - JUMP) - 1, -1):
+            for b in self._lesser(bits):
                 change = Change(layer, what, b)
                 then = self.cost(change.apply(widths))
                 if then < lowest * (1 - FREE):
@@ -1028,12 +1037,14 @@ class Search:
         cost = self.cost(widths)
         found = []
         for layer, what in self.knobs():
-            bits = getattr(widths[layer], what) + 1
-            if f"{layer}.{what}" in s.lowered or bits > WIDTHS_MAX[what]:
+            bits = getattr(widths[layer], what)
+            more = range(bits + 1, WIDTHS_MAX[what] + 1)
+            more_bits = next((b for b in more if b in (self.options.among or more)), None)
+            if f"{layer}.{what}" in s.lowered or more_bits is None:
                 continue
-            change = Change(layer, what, bits)
+            change = Change(layer, what, more_bits)
             if self.cost(change.apply(widths)) <= cost * (1 + FREE):
-                found.append((self._estimate(change, bits - 1), change))
+                found.append((self._estimate(change, bits), change))
         chosen = [change for _, change in sorted(found)[: self.options.tries]]
         trials = self._try(chosen)
         best = min(trials, key=lambda t: (t.rd.loss, t.change), default=None)

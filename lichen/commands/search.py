@@ -80,6 +80,8 @@ class Percent(click.ParamType):
 )  # fmt: skip
 @click.option("--least-bits", type=click.IntRange(2, 8), default=2, show_default=True,
               help="Take nothing below so many bits.")  # fmt: skip
+@click.option("--among", type=click.IntRange(2, 16), multiple=True, metavar="BITS",
+              help="Take no other numbers of bits than this; may be repeated.")  # fmt: skip
 @click.option("--tries", type=click.IntRange(min=1), default=4, show_default=True,
               help="Changes that are measured at a time.")  # fmt: skip
 @click.option(
@@ -149,6 +151,7 @@ def command(
     layers: tuple[str, ...],
     kinds: tuple[str, ...],
     least_bits: int,
+    among: tuple[int, ...],
     tries: int,
     calibrate: str | None,
     held_out: int,
@@ -234,6 +237,7 @@ def command(
         held_out=held_out,
         layers=layers,
         kinds=kinds,
+        among=among,
         tune=tune,
         tune_every=tune_every,
         device=device,
