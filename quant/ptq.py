@@ -342,7 +342,7 @@ class TransformQuantizer:
     transform : FloatTransform
     source : Format
         Of the integers that enter.
-    source_scale : float
+    source_scale : float or float array (channels,)
         Real value of one step of them.
     inputs : list of int array (height, width, channels)
         What enters on the calibration images.
@@ -365,7 +365,7 @@ class TransformQuantizer:
         transform: FloatTransform,
         *,
         source: Format,
-        source_scale: float,
+        source_scale: float | FloatArray,
         inputs: list[npt.NDArray],
         options: Options,
         reals: list[Tensor] | None = None,
@@ -378,7 +378,7 @@ class TransformQuantizer:
         self.scale = np.full(transform.in_channels, source_scale)
         self.ints = inputs
         self.floats = reals or [
-            torch.from_numpy(x.astype(np.float32)).permute(2, 0, 1)[None] * source_scale
+            torch.from_numpy((x * self.scale).astype(np.float32)).permute(2, 0, 1)[None]
             for x in inputs
         ]
         self.options = options

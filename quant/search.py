@@ -153,7 +153,7 @@ class BopsCost:
         return None
 
     def json(self) -> dict[str, Any]:
-        return {"cost": self.name}
+        return {"name": self.name}
 
 
 class HardwareCost:
@@ -206,7 +206,7 @@ class HardwareCost:
 
     def json(self) -> dict[str, Any]:
         return {
-            "cost": self.name,
+            "name": self.name,
             "transform": self.transforms[0],
             "max_width": self.pace.max_width,
             "cycles_per_frame": self.pace.cycles_per_frame,
@@ -241,6 +241,10 @@ class Change:
             # a narrower x has a narrower square
             changed = replace(changed, u=min(changed.u, max(2, 2 * (self.bits - 1))))
         return dict(widths) | {self.layer: changed}
+
+
+Move = tuple[Change, ...]
+"""Changes that are made together, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -474,40 +478,38 @@ def _bench(problem: Problem, network: Network) -> _Bench:
 
 @dataclass(frozen=True)
 class Trial:
-    """A change that has been made and measured; ``network`` is None where it cannot be made."""
+    """Changes that have been made and measured; ``network`` is None where they cannot be made."""
 
-    change: Change
+    move: Move
     rd: RD
     network: Network | None
 
 
-def try_change(problem: Problem, network: Network, change: Change) -> Trial:
-    """Requantize what a change touches, and measure it on the crops held out."""
+def try_move(problem: Problem, network: Network, move: Move) -> Trial:
+    """Requantize what changes touch, and measure it on the crops held out."""
     bench = _bench(problem, network)
     try:
-        changed, key, index = bench.requantized(change)
-    except (ValueError, ValidationError):  # an accumulator or a norm that would be too wide
-        return Trial(change, RD(math.inf, math.inf, math.inf), None)
-    return Trial(change, bench.measure(changed, key, index), changed)
+        for change in move[:-1]:
+            bench = _Bench(problem, bench.requantized(change)[0])
+        changed, key, index = bench.requantized(move[-1])
+    except ValidationError:  # an accumulator or a norm that would be too wide
+        return Trial(move, RD(math.inf, math.inf, math.inf), None)
+    return Trial(move, bench.measure(changed, key, index), changed)
 
 
 class Executor(Protocol):
     """Where changes are tried."""
 
-    def trials(
-        self, problem: Problem, network: Network, changes: Sequence[Change]
-    ) -> Iterable[Trial]:
-        """One trial for each change, in order."""
+    def trials(self, problem: Problem, network: Network, moves: Sequence[Move]) -> Iterable[Trial]:
+        """One trial for each move, in order."""
         ...
 
 
 class InProcess:
     """One after the other, here."""
 
-    def trials(
-        self, problem: Problem, network: Network, changes: Sequence[Change]
-    ) -> Iterable[Trial]:
-        return (try_change(problem, network, change) for change in changes)
+    def trials(self, problem: Problem, network: Network, moves: Sequence[Move]) -> Iterable[Trial]:
+        return (try_move(problem, network, move) for move in moves)
 
 
 class Cluster:
@@ -534,15 +536,12 @@ class Cluster:
             raise UserError(f"there is no Dask scheduler at {address} ({reason}).") from None
         self._sent: tuple[str, Any] | None = None
 
-    def trials(
-        self, problem: Problem, network: Network, changes: Sequence[Change]
-    ) -> Iterable[Trial]:
+    def trials(self, problem: Problem, network: Network, moves: Sequence[Move]) -> Iterable[Trial]:
         if self._sent is None or self._sent[0] != problem.key:
             self._sent = problem.key, self.client.scatter(problem, broadcast=True, hash=False)
         here = self.client.scatter(network, broadcast=True, hash=False)
         futures = [
-            self.client.submit(try_change, self._sent[1], here, change, pure=False)
-            for change in changes
+            self.client.submit(try_move, self._sent[1], here, move, pure=False) for move in moves
         ]
         return (future.result() for future in futures)
 
@@ -821,7 +820,9 @@ class Search:
         self.cost = make_cost(self.state.start)
         self._check_names()
         if saved is None:
-            self.state.log.append(self._entry("start", None))
+            entry = self._entry("start", None)
+            self.state.log.append(entry)
+            self._check_target(entry["cost"])
             self._save()
         elif self.state.log[0]["how"] != self.cost.json():
             raise UserError(
@@ -914,20 +915,24 @@ class Search:
         settings = {
             "method": "search",
             **self.options.json(),
-            **self.cost.json(),
-            "steps": sum(1 for entry in s.log if entry["step"] in ("lower", "raise")),
+            "cost": self.cost.json(),
+            "steps": sum(1 for entry in s.log if entry["step"] in CHANGING),
             "loss": self.loss(s.now),
             "ended": s.ended or "stopped",
         }
-        final = measured(self.parent, self.images, s.network, s.bottleneck, settings, None, True)
+        final = measured(
+            self.parent, self.images, s.network, s.bottleneck, settings, self.name, True
+        )
         return SearchResult(s.start, final, s.first, s.now, s.log, s.ended or "stopped", s.target)
 
     # Steps ---------------------------------------------------------------------------------
 
+    def _allowed(self, bits: int) -> bool:
+        return not self.options.among or bits in self.options.among
+
     def _lesser(self, bits: int) -> list[int]:
         """Fewer bits than these that a step may leave, most first."""
-        options = self.options
-        allowed = [b for b in range(options.least, bits) if not options.among or b in options.among]
+        allowed = [b for b in range(self.options.least, bits) if self._allowed(b)]
         return [b for b in reversed(allowed) if b >= min(bits - JUMP, max(allowed))]
 
     def loss(self, rd: RD) -> float:
@@ -936,8 +941,8 @@ class Search:
         return (rd.loss - first.loss) / first.bpp if math.isfinite(first.bpp) else 0.0
 
     def step(self) -> None:
-        """One step: bits taken away, else bits given back for free, else fine-tuning, else the
-        end."""
+        """One step: bits taken away, else given back for free, else exchanged, else fine-tuning,
+        else the end."""
         s = self.state
         tuning = self.options.tune is not None
         if tuning and s.since >= self.options.tune_every:
@@ -945,89 +950,144 @@ class Search:
             return
         if not s.slopes:
             self._survey()
-        if self._lower() or self._raise():
+        if self._lower() or self._raise() or self._exchange():
             return
         if tuning and s.since:
             self._tune()
             return
         s.ended = "loss"
 
-    def _try(self, changes: Sequence[Change]) -> list[Trial]:
-        """Measure changes; what they say about their knobs is remembered."""
+    def _try(self, moves: Sequence[Move]) -> list[Trial]:
+        """Measure moves; what single changes say about their knobs is remembered."""
         s, trials = self.state, []
         widths = bits_of(s.network)
-        for trial in self.executor.trials(self._problem(), s.network, changes):
-            change = trial.change
-            before = getattr(widths[change.layer], change.what)
-            if trial.network is not None:
-                s.slopes[f"{change.layer}.{change.what}"] = (trial.rd.loss - s.now.loss) / _noise(
-                    change.bits, before
-                )
+        for trial in self.executor.trials(self._problem(), s.network, moves):
+            if trial.network is not None and len(trial.move) == 1:
+                (change,) = trial.move
+                before = getattr(widths[change.layer], change.what)
+                lost = trial.rd.loss - s.now.loss
+                s.slopes[f"{change.layer}.{change.what}"] = lost / _noise(change.bits, before)
             trials.append(trial)
             s.trials += 1
-            self.watch(f"{change.layer} {change.what} {change.bits}", 1)
+            self.watch(", ".join(f"{c.layer} {c.what} {c.bits}" for c in trial.move), 1)
         return trials
 
     def _survey(self) -> None:
         """Try the next fewer bits of everything."""
         widths = bits_of(self.state.network)
-        changes = []
+        moves: list[Move] = []
         for layer, what in self.knobs():
             lesser = self._lesser(getattr(widths[layer], what))
             if lesser:
-                changes.append(Change(layer, what, lesser[0]))
-        trials = self._try(changes)
+                moves.append((Change(layer, what, lesser[0]),))
+        trials = self._try(moves)
         told = [self._told(trial) for trial in trials]
         self.state.log.append(self._entry("survey", None) | {"tried": told})
 
-    def _estimate(self, change: Change, before: int) -> float:
-        """What a change will lose, going by its knob's last trial: noise falls by 4 a bit."""
-        slope = self.state.slopes.get(f"{change.layer}.{change.what}", 0.0)
-        return slope * _noise(change.bits, before)
+    @property
+    def _room(self) -> float:
+        """How much more R + lambda D may be lost."""
+        s = self.state
+        return s.first.loss + self.options.max_loss * s.first.bpp - s.now.loss
 
     def _lower(self) -> bool:
         """Take bits away where most is saved per loss; False when nothing may go."""
-        s, options = self.state, self.options
-        widths = bits_of(s.network)
+        widths = bits_of(self.state.network)
         cost = self.cost(widths)
-        room = s.first.loss + options.max_loss * s.first.bpp - s.now.loss
-        least = LEAST_LOSS * s.first.bpp
-        savings: dict[Change, float] = {}
-        before: dict[Change, int] = {}
+        worth: dict[Move, tuple[float, float]] = {}
         for layer, what in self.knobs():
-            if f"{layer}.{what}" in s.raised:
+            if f"{layer}.{what}" in self.state.raised:
                 continue
             bits, lowest = getattr(widths[layer], what), cost
             for b in self._lesser(bits):
                 change = Change(layer, what, b)
                 then = self.cost(change.apply(widths))
                 if then < lowest * (1 - FREE):
-                    savings[change], before[change] = cost - then, bits
+                    worth[(change,)] = cost - then, _noise(b, bits)
                     lowest = then
-        tried: dict[Change, Trial] = {}
 
-        def worth(change: Change, loss: float) -> tuple[float, Change]:
-            return -savings[change] / max(loss, least), change
+        def estimate(move: Move) -> float:
+            # going by its knob's last trial
+            slope = self.state.slopes.get(f"{move[0].layer}.{move[0].what}", 0.0)
+            return slope * worth[move][1]
+
+        saved = {move: saving for move, (saving, _) in worth.items()}
+        return self._best_of("lower", saved, estimate, sure=True)
+
+    def _exchange(self) -> bool:
+        """Give bits back in one place to take more in another; False when nothing is won.
+
+        Single steps end where the next one would lose too much, or where what was taken first
+        is in the way of something better.
+        """
+        s, slopes = self.state, self.state.slopes
+        widths = bits_of(s.network)
+        cost = self.cost(widths)
+        saved: dict[Move, float] = {}
+        losses: dict[Move, float] = {}
+        for layer, what in self.knobs():
+            bits = getattr(widths[layer], what)
+            start = getattr(bits_of(s.start)[layer], what)
+            more = next((b for b in range(bits + 1, start + 1) if self._allowed(b)), None)
+            if more is None:
+                continue
+            back = Change(layer, what, more)
+            between = back.apply(widths)
+            won = slopes.get(f"{layer}.{what}", 0.0) * _noise(bits, more)
+            for other, kind in self.knobs():
+                if (other, kind) == (layer, what) or f"{other}.{kind}" in s.raised:
+                    continue
+                theirs = getattr(between[other], kind)
+                for b in self._lesser(theirs):
+                    change = Change(other, kind, b)
+                    then = self.cost(change.apply(between))
+                    if then < cost * (1 - FREE):
+                        lost = slopes.get(f"{other}.{kind}", 0.0) * _noise(b, theirs)
+                        saved[back, change] = cost - then
+                        losses[back, change] = lost - won
+        return self._best_of("exchange", saved, losses.__getitem__)
+
+    def _best_of(
+        self,
+        how: str,
+        saved: Mapping[Move, float],
+        estimate: Callable[[Move], float],
+        *,
+        sure: bool = False,
+    ) -> bool:
+        """Measure the moves that seem best, and make the one that is; False where none may be.
+
+        ``sure`` measures some even if nothing seems to stay within the loss.
+        """
+        s, room = self.state, self._room
+        least = LEAST_LOSS * s.first.bpp
+        tried: dict[Move, Trial] = {}
+
+        def worth(move: Move, loss: float) -> tuple[float, Move]:
+            return -saved[move] / max(loss, least), move
+
+        def good() -> list[tuple[tuple[float, Move], Trial]]:
+            losses = {t.move: t.rd.loss - s.now.loss for t in tried.values()}
+            return sorted(
+                (worth(move, loss), tried[move]) for move, loss in losses.items() if loss <= room
+            )
 
         for _ in range(BATCHES):
-            good = [t for t in tried.values() if t.rd.loss - s.now.loss <= room]
-            best = min((worth(t.change, t.rd.loss - s.now.loss) for t in good), default=None)
-            left = [(c, self._estimate(c, before[c])) for c in savings if c not in tried]
-            order = sorted(worth(c, loss) for c, loss in left if loss <= room)
-            if best is not None and (not order or best[0] <= order[0][0]):
+            best = good()
+            left = [(move, estimate(move)) for move in saved if move not in tried]
+            order = sorted(worth(move, loss) for move, loss in left if loss <= room)
+            if best and (not order or best[0][0] <= order[0]):
                 break
             if not order:
-                if tried:
+                if tried or not sure:
                     break
-                # nothing seems to fit; be sure of it
-                order = sorted((loss, c) for c, loss in left)
-            chosen = [c for _, c in order[: options.tries]]
-            tried |= {t.change: t for t in self._try(chosen)}
-        good = [t for t in tried.values() if t.rd.loss - s.now.loss <= room]
-        if not good:
+                order = sorted((loss, move) for move, loss in left)
+            chosen = [move for _, move in order[: self.options.tries]]
+            tried |= {trial.move: trial for trial in self._try(chosen)}
+        best = good()
+        if not best:
             return False
-        best_trial = min(good, key=lambda t: worth(t.change, t.rd.loss - s.now.loss))
-        self._accept("lower", best_trial, list(tried.values()), s.lowered)
+        self._accept(how, best[0][1], list(tried.values()), s.lowered)
         return True
 
     def _raise(self) -> bool:
@@ -1038,16 +1098,17 @@ class Search:
         found = []
         for layer, what in self.knobs():
             bits = getattr(widths[layer], what)
-            more = range(bits + 1, WIDTHS_MAX[what] + 1)
-            more_bits = next((b for b in more if b in (self.options.among or more)), None)
-            if f"{layer}.{what}" in s.lowered or more_bits is None:
+            more = next(
+                (b for b in range(bits + 1, WIDTHS_MAX[what] + 1) if self._allowed(b)), None
+            )
+            if f"{layer}.{what}" in s.lowered or more is None:
                 continue
-            change = Change(layer, what, more_bits)
+            change = Change(layer, what, more)
             if self.cost(change.apply(widths)) <= cost * (1 + FREE):
-                found.append((self._estimate(change, bits), change))
-        chosen = [change for _, change in sorted(found)[: self.options.tries]]
-        trials = self._try(chosen)
-        best = min(trials, key=lambda t: (t.rd.loss, t.change), default=None)
+                slope = s.slopes.get(f"{layer}.{what}", 0.0)
+                found.append((slope * _noise(more, bits), (change,)))
+        trials = self._try([move for _, move in sorted(found)[: self.options.tries]])
+        best = min(trials, key=lambda t: (t.rd.loss, t.move), default=None)
         least = LEAST_LOSS * s.first.bpp
         if best is None or best.rd.loss > s.now.loss - least:
             return False
@@ -1055,28 +1116,37 @@ class Search:
         return True
 
     def _accept(self, how: str, best: Trial, trials: list[Trial], knobs: list[str]) -> None:
-        s, change = self.state, best.change
+        s, widths = self.state, bits_of(self.state.network)
         assert best.network is not None
-        before = getattr(bits_of(s.network)[change.layer], change.what)
         told = [self._told(trial) for trial in trials]
+        changes = []
+        for change in best.move:
+            name = f"{change.layer}.{change.what}"
+            if name not in knobs:
+                knobs.append(name)
+            before = getattr(widths[change.layer], change.what)
+            changes.append({"layer": change.layer, "what": change.what, "from": before,
+                            "to": change.bits})  # fmt: skip
         s.network, s.now = best.network, best.rd
         s.since += 1
-        name = f"{change.layer}.{change.what}"
-        if name not in knobs:
-            knobs.append(name)
-        entry = self._entry(how, {"layer": change.layer, "what": change.what, "from": before,
-                                  "to": change.bits})  # fmt: skip
+        entry = self._entry(how, {"changes": changes})
         s.log.append(entry | {"tried": told})
-        s.target = self.cost.reached(s.network, entry["cost"])
+        self._check_target(entry["cost"])
+
+    def _check_target(self, cost: float) -> None:
+        s = self.state
+        s.target = self.cost.reached(s.network, cost)
         if s.target is not None:
             s.ended = "target"
 
     def _told(self, trial: Trial) -> dict[str, Any]:
         """A trial of a change to the network at hand, for the log."""
-        widths = trial.change.apply(bits_of(self.state.network))
+        widths = bits_of(self.state.network)
+        for change in trial.move:
+            widths = change.apply(widths)
         possible = trial.network is not None
         return {
-            **asdict(trial.change),
+            "changes": [asdict(change) for change in trial.move],
             "loss": self.loss(trial.rd) if possible else None,
             "cost": self.cost(widths),
         }
@@ -1200,6 +1270,9 @@ class Search:
         return state
 
 
+CHANGING = ("lower", "raise", "exchange")
+"""Kinds of steps that change bits."""
+
 _PLAIN = (
     "follow", "log", "slopes", "lowered", "raised", "rounds", "since", "trials", "ended", "target"
 )  # fmt: skip
@@ -1297,6 +1370,7 @@ def plot(log: Sequence[Mapping[str, Any]], path: str | Path, *, cost: str) -> No
     for step, marker, label in (
         ("lower", "o", "bits taken away"),
         ("raise", "^", "bits given back"),
+        ("exchange", "D", "exchanged"),
         ("tune", "s", "fine-tuned"),
     ):
         entries = [entry for entry in log if entry["step"] == step]
@@ -1327,5 +1401,5 @@ __all__ = [
     "SearchResult",
     "coded_key",
     "plot",
-    "try_change",
+    "try_move",
 ]

@@ -38,7 +38,7 @@ class Percent(click.ParamType):
 @click.command(
     name="search", help="Give every stage the bits that are worth what they cost (experimental)."
 )
-@click.argument("checkpoint", metavar="CKPT")
+@click.argument("checkpoint", metavar="CKPT|NET.lichen")
 @click.option(
     "-o", "--output", required=True, metavar="NET.lichen", type=click.Path(path_type=Path),
     help="Network file to write; the search keeps its state beside it.",
@@ -210,7 +210,16 @@ def command(
         from lichen.boards import board as boards
 
         board = boards.find(board_name)
-    network = _load(checkpoint)
+    start: Any = None
+    if Path(checkpoint).suffix == ".lichen":
+        if start_net is not None:
+            raise UserError("--start goes with a checkpoint; a network starts from itself.")
+        start = load_network(checkpoint)
+        network = search.float_network(start)
+    else:
+        if start_net is not None:
+            start = load_network(start_net)
+        network = _load(checkpoint)
     weight = lambda_of(network) if lmbda is None else lmbda
     if weight is None:
         raise UserError(f"{checkpoint} does not say its lambda; give it with --lmbda.")
@@ -280,7 +289,7 @@ def command(
             options,
             make_cost,
             name=output.stem if name is None else name,
-            start=None if start_net is None else load_network(start_net),
+            start=start,
             train=[] if train_folder is None else list_images(train_folder),
             state=state,
             resume=resume,
@@ -303,9 +312,12 @@ def command(
         "name": integer.name,
         "architecture": integer.architecture,
         "layers": {layer: asdict(widths) for layer, widths in bits_of(integer).items()},
-        **run.cost.json(),
+        "bops": last["bops"],
+        "macs": last["macs"],
+        "cost": last["cost"],
+        "cost_counts": run.cost.json(),
         "ended": result.ended,
-        "steps": sum(entry["step"] in ("lower", "raise") for entry in result.log),
+        "steps": sum(entry["step"] in search.CHANGING for entry in result.log),
         "trials": last["trials"],
         "before": {key: first[key] for key in _FIGURES},
         "after": {key: last[key] for key in _FIGURES},

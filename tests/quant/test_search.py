@@ -39,7 +39,7 @@ from lichen.quant.search import (  # noqa: E402
     HardwareCost,
     Search,
     SearchOptions,
-    try_change,
+    try_move,
 )
 from lichen.sim.golden import analysis  # noqa: E402
 
@@ -48,6 +48,7 @@ OPTIONS = SearchOptions(
     quantization=Options(samples=600),
     lmbda=0.013,
     max_loss=0.03,
+    least=6,
     layers=THREE,
     kinds=("weight", "gamma"),
     tries=2,
@@ -189,7 +190,7 @@ def test_an_impossible_pace_is_refused() -> None:
 )
 def test_a_change_touches_what_it_must(tiny, images, bench, layer, what, bits, touched) -> None:
     problem, start, _ = bench
-    trial = try_change(problem, start, Change(layer, what, bits))
+    trial = try_move(problem, start, (Change(layer, what, bits),))
     assert trial.network is not None
     expected = bits_of(start)
     expected[layer] = replace(expected[layer], **{what: bits})
@@ -235,7 +236,7 @@ def test_hyperpriors(arch: str) -> None:
         Change("h_s.conv3", "weight", 6),
         Change("g_s.conv1", "weight", 4),
     ):
-        trial = try_change(problem, start, change)
+        trial = try_move(problem, start, (change,))
         assert trial.network is not None
         assert trial.rd == search._Bench(problem, trial.network).own(), change
         key, name = change.layer.split(".")
@@ -318,7 +319,7 @@ def test_greedy_choices_come_close_to_the_best(tiny) -> None:
     """Of all 27 assignments of 4, 6 or 8 bits to the weights of three stages, none that loses no
     more is 5 % cheaper than what the search finds."""
     images = load_calibration(models.calibration_photographs(), tiny.factor, size=128, limit=15)
-    options = replace(OPTIONS, kinds=("weight",), among=(4, 6, 8), max_loss=0.0)
+    options = replace(OPTIONS, kinds=("weight",), among=(4, 6, 8), least=4, max_loss=0.0)
     run = searched(tiny, images, options)
     problem = run._problem()
     losses: dict[tuple[int, ...], float] = {}
@@ -332,7 +333,7 @@ def test_greedy_choices_come_close_to_the_best(tiny) -> None:
             if bits == 8:
                 walk(network, loss, (*chosen, bits))
                 continue
-            trial = try_change(problem, network, Change(THREE[len(chosen)], "weight", bits))
+            trial = try_move(problem, network, (Change(THREE[len(chosen)], "weight", bits),))
             assert trial.network is not None
             walk(trial.network, run.loss(trial.rd), (*chosen, bits))
 
@@ -379,7 +380,7 @@ def test_bits_are_given_back_where_that_is_free(tiny, images) -> None:
     while run.state.ended is None and len(run.state.log) < 6:
         run.step()
     raised = [entry for entry in run.state.log if entry["step"] == "raise"]
-    assert raised and all(entry["to"] > entry["from"] for entry in raised)
+    assert raised and all(c["to"] > c["from"] for entry in raised for c in entry["changes"])
     losses = [entry["rd"] for entry in run.state.log]
     for before, entry in itertools.pairwise(run.state.log):
         if entry["step"] == "raise":
@@ -444,22 +445,55 @@ def test_the_command_and_the_bits_it_hands_on(tmp_path: Path) -> None:
     arguments += ["--crop", "96", "--max-images", "2", "--threads", "1", "--quiet"]
     done = CliRunner().invoke(quantize_command, arguments, catch_exceptions=False)
     assert done.exit_code == 0 and bits_of(load(other)) == widths
+    # a network is searched from its own integers
+    again = tmp_path / "again.lichen"
+    arguments = [str(net), "-o", str(again), *SMALL, *ONE, "--max-loss", "5%", "--stop-after", "1"]
+    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert load(again).bops(*PHOTO) <= integer.bops(*PHOTO)
 
 
-def test_the_command_with_a_board(tmp_path: Path) -> None:
-    """A pace that tiny's own 8 bits keep is met at once, with the plan to show for it."""
+@pytest.mark.parametrize(("fps", "fits"), [("5", True), ("40", False)])
+def test_the_command_with_a_board(fps: str, fits: bool, tmp_path: Path) -> None:
+    """What fits already needs no search; what cannot be reached is not said to fit."""
     net = tmp_path / "net.lichen"
-    arguments = ["tiny", "-o", str(net), "--json", "-", "--board", "ulx3s-85f", "--fps", "8"]
+    arguments = ["tiny", "-o", str(net), "--json", "-", "--board", "ulx3s-85f", "--fps", fps]
     arguments += ["--width", "288", *SMALL, "--layer", "g_a.conv1", "--bits", "weight"]
-    done = CliRunner().invoke(command, [*arguments, "--max-loss", "20%"], catch_exceptions=False)
+    done = CliRunner().invoke(command, [*arguments, "--stop-after", "1"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
-    assert report["cost"] == "hardware" and report["ended"] == "target"
-    target = report["target"]
-    assert target["fits"] and target["width"] == 288
-    assert target["plan"]["cycles_per_frame"] * 8 <= target["clock_mhz"] * 1e6
-    assert 0 < report["after"]["cost"] < report["before"]["cost"]
-    assert bits_of(load(net))["g_a.conv1"].weight < 8
+    target, before, after = report["target"], report["before"], report["after"]
+    assert report["cost_counts"]["name"] == "hardware" and target["fits"] is fits
+    assert target["width"] == 288 and report["cost"] == after["cost"]
+    if fits:
+        assert report["ended"] == "target" and report["steps"] == 0 and before["cost"] < 1
+        assert target["plan"]["cycles_per_frame"] * 5 <= target["clock_mhz"] * 1e6
+        assert "; fits ulx3s-85f" in done.stderr
+    else:
+        assert before["cost"] > 1 and target["plan"] is None
+        assert "does not fit yet" in done.stderr
+
+
+def test_the_search_ends_at_the_target(tiny, images, hardware, tmp_path) -> None:
+    class Target(HardwareCost):
+        def reached(self, network, cost):
+            return {"cycles_per_frame": 1} if cost < 0.995 * first else None
+
+    first = 1e9
+    options = replace(OPTIONS, layers=THREE[:2], max_loss=0.5)
+    path = tmp_path / "net.state.safetensors"
+
+    def make(start: Network) -> HardwareCost:
+        return Target(start, "g_a", hardware.pace)
+
+    first = make(search.quantize(tiny, images, OPTIONS.quantization).network)(
+        {layer: Widths() for layer in bits_of(models.load_network("tiny"))}
+    )
+    result = Search(tiny, images, options, make, state=path).run()
+    assert result.ended == "target" and result.target == {"cycles_per_frame": 1}
+    costs = [entry["cost"] for entry in result.log]
+    assert costs[-1] < 0.995 * first and all(c >= 0.995 * first for c in costs[:-1])
+    assert Search(tiny, images, options, make, state=path, resume=True).run().log == result.log
 
 
 def refusal(arguments: list[str]) -> str:
@@ -483,6 +517,8 @@ def test_bad_input_gets_one_sentence(tmp_path: Path) -> None:
         (["tiny", "-o", out, "--train", str(tmp_path)], "--steps-per-round"),
         (["tiny", "-o", out, "--resume", *SMALL], "nothing to resume"),
         (["tiny", "-o", out, "--start", str(random), *SMALL], "other stages"),
+        ([str(random), "-o", out, "--start", "tiny", *SMALL], "starts from itself"),
+        ([str(random), "-o", out, "--lmbda", "0.1", *SMALL], "does not say its scales"),
         (["tiny", "-o", out, "--layer", "g_a.x", *SMALL], "no stage g_a.x"),
     ):
         said = refusal([*arguments, "--quiet"])

