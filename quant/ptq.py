@@ -378,7 +378,9 @@ class TransformQuantizer:
         self.scale = np.full(transform.in_channels, source_scale)
         self.ints = inputs
         self.floats = reals or [
-            torch.from_numpy((x * self.scale).astype(np.float32)).permute(2, 0, 1)[None]
+            torch.from_numpy(x.astype(np.float32) * self.scale.astype(np.float32)).permute(2, 0, 1)[
+                None
+            ]
             for x in inputs
         ]
         self.options = options
