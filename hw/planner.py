@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -30,10 +30,7 @@ from lichen.hw.tiling import Tile, tiles
 from lichen.hw.unit import Resources, lanes_of, shape_of
 from lichen.hw.window import window_resources, window_row_words, window_rows
 from lichen.network.arithmetic import NORM_BITS, ceil_div
-from lichen.network.description import Format, Stage, Transform
-
-PHOTO = (512, 768)
-"""Height and width of the photograph all frame rates are quoted for."""
+from lichen.network.description import PHOTO, Format, Stage, Transform
 
 CHAINS = (1, 2, 4)
 """Channels per beat that are tried."""
@@ -235,29 +232,70 @@ def _fifo(shape: object, latency: int) -> Resources:
     return CreditFifo(shape=shape, depth=fifo_depth(Core.latency + latency)).resources()
 
 
+def _signature(stage: Stage, source: Format) -> tuple[Hashable, ...]:
+    """All that the cost of a stage depends on, but for the size of its frames."""
+    conv, requantizer, norm = stage.convolution, stage.requantizer, stage.normalization
+    least, most = conv.accumulator_range(source)
+    shifts = requantizer.pre_shift
+    return (
+        (conv.in_channels, conv.out_channels, conv.kernel, conv.stride, conv.padding),
+        (source.lo, source.hi, conv.weight_bits),
+        shape_of(min(-1, int(least.min())), int(most.max())).width,
+        shape_of(min(0, int(conv.bias.min())), max(0, int(conv.bias.max()))).width,
+        (int(shifts.max() - shifts.min()), requantizer.negative_multiplier is None),
+        (requantizer.output.lo, requantizer.output.hi),
+        norm and (norm.kind, norm.gamma_bits, norm.u_bits, norm.output.lo, norm.output.hi),
+    )
+
+
+_Tables = dict[tuple[_Array, int, int, bool], tuple[list[ArrayFolding], npt.NDArray[np.float64]]]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What searches have found out about stages, for others that have some of the same.
+
+    A search of its own forgets the tables of a pace when it goes on to the next.
+    """
+
+    stages: dict[Hashable, list[_Array]] = field(default_factory=dict)
+    posts: dict[Hashable, Resources] = field(default_factory=dict)
+    tables: _Tables = field(default_factory=dict)
+
+
 class _Search:
     """Foldings of least cost under a pace, for one tile width."""
 
-    def __init__(self, transform: Transform, max_width: int, backends: tuple[Backend, ...]):
+    def __init__(
+        self,
+        transform: Transform,
+        max_width: int,
+        backends: tuple[Backend, ...],
+        known: Known | None = None,
+    ):
         self.transform, self.max_width = transform, max_width
         sizes = transform.sizes(PHOTO[0], max_width)
         self.arrays: list[list[_Array]] = []
+        self._keeps_tables = known is not None
+        known = Known() if known is None else known
+        self._signatures: list[Hashable] = []
         for stage, source, before, size in zip(
             transform.stages, transform.sources, sizes, sizes[1:], strict=False
         ):
             kinds = [False] if stage.normalization is None else [False, True]
-            self.arrays.append(
-                [_Array(stage, source, kind, size, before[1], backends) for kind in kinds]
-            )
-        self._posts: dict[tuple[int, int], Resources] = {}
+            key = (_signature(stage, source), size, before[1], backends)
+            if key not in known.stages:
+                known.stages[key] = [
+                    _Array(stage, source, kind, size, before[1], backends) for kind in kinds
+                ]
+            self._signatures.append(key)
+            self.arrays.append(known.stages[key])
+        self._posts, self._tables = known.posts, known.tables
         self._worked: tuple[_Array, ...] = ()
-        self._tables: dict[
-            tuple[_Array, int, int, bool], tuple[list[ArrayFolding], npt.NDArray[np.float64]]
-        ] = {}
 
     def _post(self, number: int, chains: int) -> Resources:
         """What stands behind the arrays of a stage: requantizer, root, queues."""
-        key = (number, chains)
+        key = (self._signatures[number], chains)
         if key not in self._posts:
             stage = self.transform.stages[number]
             conv = self.arrays[number][0]
@@ -356,7 +394,8 @@ class _Search:
         # Prices alone tip an array from one kind of multiplier to the other as a whole, and
         # two large arrays often together: so it is decided beforehand which of the large ones
         # are made of lookup tables.
-        self._tables.clear()
+        if not self._keeps_tables:
+            self._tables.clear()
         # What has worked at another pace is likely to work again.
         for of_luts in sorted(self._choices(), key=lambda choice: choice != self._worked):
             prices = Prices.start(budget)

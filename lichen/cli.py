@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "Train an FP32 network on a folder of images.",
     "slim": "Take channels out of an FP32 network (GDN-Slimming).",
     "quantize": "Turn an FP32 checkpoint into an integer network.",
+    "search": "Give every stage the bits that are worth what they cost (experimental).",
     "ablate": "Measure what each part of DRAQ (experimental) changes.",
     "evaluate": "Measure rate and distortion on a folder of images.",
     "bdrate": "Compare two rate-distortion curves.",

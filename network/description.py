@@ -15,7 +15,7 @@ All constructors validate; pydantic reports the path of the offending field, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -130,9 +130,6 @@ class Format(_Model):
         """Largest absolute value."""
         return max(-self.lo, self.hi)
 
-
-FRAME = (512, 768)
-"""Height and width in pixels of the image that MACs and bit operations are counted on."""
 
 IMAGE_FORMAT = Format(bits=8, signed=False, lo=0, hi=255)
 """Pixels: unsigned 8-bit, scale 1/255."""
@@ -581,6 +578,9 @@ class EntropyTables(_Model):
         return self
 
 
+PHOTO = (512, 768)
+"""Height and width of the photograph that frame rates, MACs and bit-operations are quoted for."""
+
 TRANSFORMS = ("g_a", "g_s", "h_a", "h_s")
 """Names a transform may have."""
 
@@ -743,6 +743,22 @@ class Network(_Model):
             _require(
                 tables == channels[0], f"entropy.z has {tables} tables for {channels[0]} channels"
             )
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of all transforms for one image, normalizations included."""
+        return sum(t.macs(*size) for t, size in self._frames(height, width))
+
+    def bops(self, height: int, width: int) -> int:
+        """Bit-operations of all transforms for one image; see `Transform.bops`."""
+        return sum(t.bops(*size) for t, size in self._frames(height, width))
+
+    def _frames(self, height: int, width: int) -> Iterator[tuple[Transform, tuple[int, int]]]:
+        """The transforms with the size of their input; each reads what the one before it made."""
+        size = height, width
+        for name in ("g_a", "h_a", "h_s", "g_s"):
+            if name in self.transforms:
+                yield self.transforms[name], size
+                size = self.transforms[name].sizes(*size)[-1]
 
     def transform(self, name: str) -> Transform:
         """The named transform; a ValueError lists those present."""

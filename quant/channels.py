@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lichen.network.arithmetic import convolution_macs, norm_macs
-from lichen.network.description import FRAME
+from lichen.network.description import PHOTO
 from lichen.quant.checkpoint import ARCHS, TRANSFORMS, Layer, layers_of
 
 LATENTS = "latents"
@@ -111,14 +111,14 @@ def groups_of(arch: str) -> tuple[Group, ...]:
 def macs(
     arch: str, widths: Mapping[str, int], transforms: Iterable[str] = TRANSFORMS
 ) -> dict[str, int]:
-    """Multiplications of each transform for one image of `FRAME`, normalizations included.
+    """Multiplications of each transform for one image of `PHOTO`, normalizations included.
 
     ``widths`` are the output channels of all layers (`lichen.quant.checkpoint.widths_of`). The
     same as `lichen.network.description.Transform.macs` of the integer network.
     """
     last = {layer.transform: widths[layer.name] for layer in layers_of(arch)}
     inputs = {"g_a": 3, "g_s": last["g_a"], "h_a": last["g_a"], "h_s": last.get("h_a", 0)}
-    size = dict.fromkeys(TRANSFORMS, FRAME)
+    size = dict.fromkeys(TRANSFORMS, PHOTO)
     result = {}
     for key in ("g_a", "h_a", "h_s", "g_s"):
         total, channels, (height, width) = 0, inputs[key], size[key]

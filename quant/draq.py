@@ -284,7 +284,7 @@ def outlier_report(parent: FloatNetwork, start: Network, final: Network) -> list
     return report
 
 
-def _real_network(tuner: FineTuner, network: FloatNetwork) -> FloatNetwork:
+def real_network(tuner: FineTuner, network: FloatNetwork) -> FloatNetwork:
     """The real network that a tuner's shadows describe."""
     transforms = {
         key: transform.to_float(network.transforms[key])
@@ -387,7 +387,7 @@ def draq(
             for key, value in saved[0].items()
             if key.startswith("model.bottleneck.")
         }
-        start = _measured(network, images, begun, bottleneck, begun.provenance, name, refit)
+        start = measured(network, images, begun, bottleneck, begun.provenance, name, refit)
     extra["clips"] = {key: asdict(rule) for key, rule in rules.items()}
 
     # A run saved in its second phase has done with the first.
@@ -399,7 +399,7 @@ def draq(
             tuner.restore(*saved[:2])
         saved = None
         finetune.run(tuner, save=keep(tuner), progress=progress, stop_after=stop_after, log=log)
-        real = _real_network(tuner, parent)
+        real = real_network(tuner, parent)
         bottleneck = rate.parameters_of(tuner.bottleneck)
         start = calibrated(real, rules)
         begun = start.network
@@ -417,7 +417,7 @@ def draq(
         "clip_rules": {key: rule.json() for key, rule in rules.items()},
         "training": {"images": len(source.images), "sha256": source.digest},
     }
-    final = _measured(
+    final = measured(
         network, images, tuned, rate.parameters_of(tuner.bottleneck), settings, name, refit
     )
     mismatches = float32_mismatches(tuner, tuned, images)
@@ -457,7 +457,7 @@ def float32_mismatches(
     return mismatches
 
 
-def _measured(
+def measured(
     network: FloatNetwork,
     images: CalibrationImages,
     integer: Network,

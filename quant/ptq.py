@@ -35,6 +35,7 @@ from lichen.network.description import (
     Activation,
     Convolution,
     Format,
+    Network,
     Normalization,
     Stage,
     Transform,
@@ -53,6 +54,13 @@ WEIGHT_CLIPS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.5)
 
 GAMMA_CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """The same for rows of gamma."""
+
+
+WIDTHS_MIN = 2
+"""Fewest bits of anything."""
+
+WIDTHS_MAX = {"weight": 12, "activation": 16, "gamma": 12, "u": 16, "gdn_input": 16}
+"""Most bits, by the fields of `Widths`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +88,36 @@ class Widths:
     gdn_input: int = 8
 
     def __post_init__(self) -> None:
-        limits = {"weight": 12, "activation": 16, "gamma": 12, "u": 16, "gdn_input": 16}
-        for name, most in limits.items():
+        for name, most in WIDTHS_MAX.items():
             value = getattr(self, name)
-            if not 2 <= value <= most:
+            if not WIDTHS_MIN <= value <= most:
                 raise UserError(
-                    f"the bits of {name.replace('_', ' ')} must lie in 2 .. {most}, not {value}."
+                    f"the bits of {name.replace('_', ' ')} must lie in {WIDTHS_MIN} .. {most}, "
+                    f"not {value}."
                 )
+
+
+def widths_of(stage: Stage) -> Widths:
+    """The bits that a stage has; 8 for what it lacks."""
+    norm, own = stage.normalization, {}
+    if norm is not None:
+        own = {
+            "gamma": norm.gamma_bits,
+            "u": norm.u_bits,
+            "gdn_input": stage.requantizer.output.bits,
+        }
+    return Widths(
+        weight=stage.convolution.weight_bits, activation=min(stage.output.bits, 16), **own
+    )
+
+
+def bits_of(network: Network) -> dict[str, Widths]:
+    """The bits of all stages, under names such as ``g_a.conv1``."""
+    return {
+        f"{key}.{stage.name}": widths_of(stage)
+        for key, transform in network.transforms.items()
+        for stage in transform.stages
+    }
 
 
 @dataclass(frozen=True)
@@ -311,7 +342,7 @@ class TransformQuantizer:
     transform : FloatTransform
     source : Format
         Of the integers that enter.
-    source_scale : float
+    source_scale : float or float array (channels,)
         Real value of one step of them.
     inputs : list of int array (height, width, channels)
         What enters on the calibration images.
@@ -334,7 +365,7 @@ class TransformQuantizer:
         transform: FloatTransform,
         *,
         source: Format,
-        source_scale: float,
+        source_scale: float | FloatArray,
         inputs: list[npt.NDArray],
         options: Options,
         reals: list[Tensor] | None = None,
@@ -347,7 +378,9 @@ class TransformQuantizer:
         self.scale = np.full(transform.in_channels, source_scale)
         self.ints = inputs
         self.floats = reals or [
-            torch.from_numpy(x.astype(np.float32)).permute(2, 0, 1)[None] * source_scale
+            torch.from_numpy(x.astype(np.float32) * self.scale.astype(np.float32)).permute(2, 0, 1)[
+                None
+            ]
             for x in inputs
         ]
         self.options = options

@@ -676,7 +676,7 @@ class SlimResult:
     kept : dict of str to list of int
         Channels of the unpruned network that each layer has kept, by layer.
     macs_before, macs_after : dict of str to int
-        By transform, for one image of `lichen.network.description.FRAME`.
+        By transform, for one image of `lichen.network.description.PHOTO`.
     before, after : Loss
     rounds : list of dict
         Of each round: ``macs``, ``widths``, and losses ``pruned`` and ``tuned``.

@@ -45,6 +45,7 @@ def _number(value: float | None, digits: int) -> str:
 
 def _describe(name: str) -> dict[str, Any]:
     from lichen import models
+    from lichen.network.description import PHOTO
 
     path = models.shipped_network(name)
     assert path is not None
@@ -63,8 +64,8 @@ def _describe(name: str) -> dict[str, Any]:
                 s.output.bits for t in transforms for s in t.stages if s is not t.stages[-1]
             ),
         },
-        "macs": _total(network, "macs"),
-        "bops": _total(network, "bops"),
+        "macs": network.macs(*PHOTO),
+        "bops": network.bops(*PHOTO),
         "rd": models.measured(name),
         "fp32": None
         if parent is None
@@ -74,17 +75,3 @@ def _describe(name: str) -> dict[str, Any]:
             "rd": models.measured(f"{name}.fp32"),
         },
     }
-
-
-def _total(network: Any, what: str) -> int:
-    """MACs or bit operations of all transforms; each reads what the one before it made."""
-    from lichen.network.description import FRAME
-
-    height, width = FRAME
-    total = 0
-    for key in ("g_a", "h_a", "h_s", "g_s"):
-        if key in network.transforms:
-            transform = network.transforms[key]
-            total += getattr(transform, what)(height, width)
-            height, width = transform.sizes(height, width)[-1]
-    return total

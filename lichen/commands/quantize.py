@@ -111,6 +111,11 @@ TUNE = {
     help="Fractional bits of the latent of a hyperprior [default: what calibration finds best].",
 )  # fmt: skip
 @click.option(
+    "--bits-from", metavar="NET",
+    help="Give every stage the bits that it has in this network, of `lichen search` for example, "
+    "whatever the options above say.",
+)  # fmt: skip
+@click.option(
     "--clip", type=click.Choice(["mse", "percentile", "rd"]), default="mse", show_default=True,
     help="How ptq and draq find the clipping ranges of activations; rd (draq only): whichever "
     "estimator loses the least rate and distortion, tensor by tensor.",
@@ -205,6 +210,7 @@ def command(
     gdn_input_bits: int,
     latent_bits: int | None,
     latent_fraction: int | None,
+    bits_from: str | None,
     clip: str,
     percentile: float,
     clip_factor: float | None,
@@ -252,13 +258,13 @@ def command(
 
     from lichen.codec.evaluate import NetworkCodec
     from lichen.codec.evaluate import evaluate as evaluate_codec
-    from lichen.models import calibration_photographs
+    from lichen.models import calibration_photographs, load_network
     from lichen.network.file import dumps, load, write_atomically
     from lichen.quant import outliers
     from lichen.quant.calibrate import load_calibration
     from lichen.quant.draq import DraqOptions, DraqResult, draq, lambda_of
     from lichen.quant.finetune import TuneConfig, state_path
-    from lichen.quant.ptq import Options, Widths
+    from lichen.quant.ptq import Options, Widths, bits_of
     from lichen.quant.quantize import (
         CLIP_FACTORS,
         check_supported,
@@ -274,6 +280,7 @@ def command(
     started = time.monotonic()
     network = _load(checkpoint)
     check_supported(network)
+    per_stage = {} if bits_from is None else bits_of(load_network(bits_from))
     if calibrate is not None:
         source: str | list[Path] = calibrate
     else:
@@ -296,6 +303,7 @@ def command(
             u=u_bits,
             gdn_input=gdn_input_bits,
         ),
+        per_stage=per_stage,
         latent_bits=latent_bits,
         latent_fraction=latent_fraction,
         clip="mse" if clip == "rd" else clip,
