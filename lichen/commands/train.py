@@ -79,7 +79,7 @@ def _import_quant() -> Any:
 @click.option("--seed", default=0, show_default=True, help="Seed of weights, crops and noise.")
 @click.option(
     "--init", metavar="CKPT",
-    help="Start from a checkpoint (sets arch, N and M unless given; with another --arch, "
+    help="Start from a checkpoint (sets arch, N, M and lambda unless given; with another --arch, "
     "only its g_a and g_s are taken).",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the saved state of this run.")
@@ -147,6 +147,9 @@ def command(
     elif init:
         start = load_checkpoint(init)
         found = {"arch": start.arch, "n": start.n, "m": start.m}
+        lmbda = start.metadata.get("lmbda")
+        if isinstance(lmbda, float) and lmbda > 0:
+            found["lmbda"] = lmbda
         options |= {k: v for k, v in found.items() if not given(k)}
         # a slimmed network's layers keep their widths; another architecture takes g_a and g_s
         widths = other_widths(*start[:4])

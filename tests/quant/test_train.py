@@ -368,9 +368,13 @@ def test_command_trains_resumes_and_reports(images, tmp_path):
     assert json.loads(longer.stdout)["steps"] == 3
     other = tmp_path / "other.safetensors"
     arguments[3] = str(other)
-    warm = run("--init", str(out), "--steps", "1", "--batch", "1", "--patch", "64")
+    short = ("--steps", "1", "--batch", "1", "--patch", "64")
+    warm = run("--init", str(out), "--lmbda", "0.02", *short)
     assert (json.loads(warm.stdout)["n"], json.loads(warm.stdout)["m"]) == (4, 6)
     assert load_checkpoint(other).metadata["init"]["source"] == "run.safetensors"
+    arguments[3] = str(tmp_path / "on.safetensors")
+    run("--init", str(other), *short)
+    assert load_checkpoint(tmp_path / "on.safetensors").metadata["lmbda"] == 0.02
     arguments[3] = str(tmp_path / "hyper.safetensors")
     hyper = run("--init", str(out), "--arch", "mbt2018-mean", "--steps", "1", "--patch", "64")
     assert json.loads(hyper.stdout)["arch"] == "mbt2018-mean"
