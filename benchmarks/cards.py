@@ -96,8 +96,8 @@ def _quantization(name: str) -> list[str]:
             f"lichen quantize {name} -o {name}.lichen --method draq --calibrate CALIBRATE \\\n"
             f"    --train TRAIN --steps {how['steps_done']} --batch {tune['batch']} "
             f"--patch {tune['patch']} --lr {tune['lr']:g} --lr-scales {tune['lr_scales']:g} \\\n"
-            f"    --penalty {tune['penalty']:g} --clip-factor {how['quantization']['clip_factor']:g} "
-            f"--crop 256 --max-images {how['calibration']['images']}\n```"
+            f"    --penalty {tune['penalty']:g} --crop 256 "
+            f"--clip-factor {how['quantization']['clip_factor']:g} --max-images {how['calibration']['images']}\n```"
         )
     return [*text, ""]
 

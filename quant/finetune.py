@@ -33,7 +33,7 @@ from lichen.quant.data import CropSource
 from lichen.quant.fake import BIN_MARGIN, FakeTransform
 from lichen.quant.float_network import FloatNetwork
 from lichen.quant.quantize import scale_step
-from lichen.quant.train import deferred_interrupts, flatten, unflatten
+from lichen.quant.train import deferred_interrupts, flatten, flushed_denormals, unflatten
 
 BIAS_MAX = 1024
 """Steps that count as the full scale of a bias, at most."""
@@ -508,6 +508,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Network]:
         return tensors, info, load(file_path)
 
 
+@flushed_denormals()
 def run(
     tuner: FineTuner,
     *,
@@ -521,8 +522,6 @@ def run(
 
     ``stop_after`` ends it after so many steps of this call, whatever the schedule.
     """
-    # Gradients run into denormal numbers, which are several times slower.
-    torch.set_flush_denormal(True)
     first = tuner.step
     saved = logged = time.monotonic()
     sums, count = np.zeros(3), 0

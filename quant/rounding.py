@@ -72,7 +72,7 @@ def coordinate_descent(
     error = integers * scale[:, None] - weight
     gradient = np.einsum("rf,rfg->rg", error, hessian) if own else error @ hessian
     diagonal = np.einsum("rff->rf", hessian) if own else np.diag(hessian)[None]
-    diagonal = np.maximum(diagonal, 1e-300) * scale[:, None]
+    diagonal = np.maximum(diagonal * scale[:, None], 1e-300)
     for _ in range(sweeps):
         moved = False
         for i in range(integers.shape[1]):

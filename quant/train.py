@@ -633,6 +633,23 @@ def deferred_interrupts() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Take numbers near the least that floats hold for zero; also a decorator.
+
+    Gradients run into such numbers, which are several times slower. What is computed after
+    training may need them (the processor's mode is NumPy's as well).
+    """
+    denormal = torch.full((1,), 1e-310, dtype=torch.float64)
+    before = not (denormal * 0.5).item()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+@flushed_denormals()
 def train(
     config: TrainConfig,
     images: str | Path | CropSource,
@@ -677,8 +694,6 @@ def train(
     saved_state = load_state(output) if resume else None
     if saved_state is not None:
         _check_same_run(config, saved_state[1]["config"])
-    # A trained hyperprior's gradients run into denormal numbers, which halve the speed.
-    torch.set_flush_denormal(True)
     if isinstance(images, CropSource):
         source = images
     else:

@@ -17,6 +17,7 @@ from lichen import models  # noqa: E402
 from lichen.commands.slim import SLIM, command  # noqa: E402
 from lichen.commands.train import command as train_command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
+from lichen.network.description import PHOTO  # noqa: E402
 from lichen.quant import channels, slim  # noqa: E402
 from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
 from lichen.quant.checkpoint import (  # noqa: E402
@@ -84,11 +85,9 @@ def batches(images: Path, count: int = 2, size: int = 2) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", ["small-q3", "small-hyper-q3", "tiny"])
 def test_macs_are_those_of_the_integer_network(name):
-    from lichen.commands.models import _total
-
     loaded = load_checkpoint(f"{name}.fp32")
     counted = channels.macs(loaded.arch, widths_of(loaded.arch, loaded.state_dict))
-    assert sum(counted.values()) == _total(models.load_network(name), "macs")
+    assert sum(counted.values()) == models.load_network(name).macs(*PHOTO)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

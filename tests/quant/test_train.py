@@ -38,6 +38,7 @@ from lichen.quant.train import (  # noqa: E402
     TrainConfig,
     Trainer,
     Transforms,
+    flushed_denormals,
     forward_train,
     load_state,
     state_path,
@@ -677,3 +678,13 @@ def test_psnr():
     a = np.zeros((4, 4, 3), dtype=np.uint8)
     assert psnr(a, a) == float("inf")
     assert psnr(a, a + 1) == pytest.approx(48.13, abs=0.01)
+
+
+def test_denormal_numbers_are_back_after_training():
+    def least() -> float:
+        return float(np.full(1, 1e-310)[0] * np.full(1, 0.5)[0])
+
+    assert least() > 0
+    with flushed_denormals(), flushed_denormals():
+        assert (torch.full((1,), 1e-310, dtype=torch.float64) * 0.5).item() == 0
+    assert least() > 0
