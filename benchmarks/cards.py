@@ -97,7 +97,8 @@ def _quantization(name: str) -> list[str]:
             f"    --train TRAIN --steps {how['steps_done']} --batch {tune['batch']} "
             f"--patch {tune['patch']} --lr {tune['lr']:g} --lr-scales {tune['lr_scales']:g} \\\n"
             f"    --penalty {tune['penalty']:g} --crop 256 "
-            f"--clip-factor {how['quantization']['clip_factor']:g} --max-images {how['calibration']['images']}\n```"
+            f"--clip-factor {how['quantization']['clip_factor']:g} "
+            f"--max-images {how['calibration']['images']}\n```"
         )
     return [*text, ""]
 
