@@ -99,7 +99,7 @@ def anchor_of(name: str, anchors: Path) -> dict[str, Any]:
     """What the anchor's file says of its last run, and what fine-tuning took."""
     meta = load_checkpoint(str(anchors / f"{name}.safetensors")).metadata
     tune = models.load_network(name).provenance["quantization"]
-    keys = ("steps", "batch", "patch", "lr", "warmup", "round_from", "optimizer", "seed")
+    keys = ("lmbda", "steps", "batch", "patch", "lr", "warmup", "round_from", "optimizer", "seed")
     settings = {key: meta[key] for key in keys}
     return settings | {"fine_tuning_steps": tune["steps_done"]}
 
@@ -171,10 +171,14 @@ def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
         "# What integers cost\n",
         f"BD-rate (PSNR) over {report['images']} photographs of Kodak, from bytes really coded, "
         "W8A8: weights, activations, gamma, squares and the inputs of the normalizations all have "
-        "8 bits. Less is better. `minmax` and `ptq` are calibration alone; fine-tuning is judged "
-        "most honestly against FP32 parents that went on training for as many steps, on the same "
-        "crops. Made by `benchmarks/quantization.py`.\n",
+        "8 bits. Less is better. `minmax` and `ptq` are calibration alone. Made by "
+        "`benchmarks/quantization.py`.\n",
     ]
+    if report["anchors"]:
+        text.append(
+            "Fine-tuning is judged most honestly against FP32 parents that went on training for as "
+            "many steps, on the same crops.\n"
+        )
     everything = curves_of(report)
     for stem, curves in everything.items():
         by_title = {curve.name: curve for curve in curves}
@@ -192,7 +196,8 @@ def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
         for name, run in report["anchors"].items():
             text.append(
                 f"lichen train --images TRAIN -o {name}.safetensors --init {name}.fp32 "
-                f"--steps {run['steps']} --batch {run['batch']} --patch {run['patch']} "
+                f"--lmbda {run['lmbda']:g} --steps {run['steps']} "
+                f"--batch {run['batch']} --patch {run['patch']} "
                 f"--lr {run['lr']:g} --warmup {run['warmup']} --round-from {run['round_from']:g} "
                 f"--seed {run['seed']}  # fine-tuning: {run['fine_tuning_steps']}"
             )
