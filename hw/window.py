@@ -280,12 +280,15 @@ class Window(Unit):
         need_x = Signal(size, init=(pixels - 1) * st + k - 1)
         need_y = Signal(size, init=k - 1)
         exhausted = Signal()  # the last group of the frame has started
-        row_end, bottom_end = Signal(), Signal()
-        m.d.comb += [
+        # Groups start two cycles apart at least (`available`), so these may come a cycle late.
+        row_end, bottom_end = Signal(reset_less=True), Signal(reset_less=True)
+        count = Signal.like(self.feed.count, reset_less=True)
+        m.d.sync += [
             row_end.eq(remaining <= pixels),
             bottom_end.eq(nxt.row == last_row),
-            self.feed.count.eq(Mux(row_end, remaining, pixels)),
+            count.eq(Mux(remaining <= pixels, remaining, pixels)),
         ]
+        m.d.comb += self.feed.count.eq(count)
         available = Signal()
         m.d.sync += available.eq(
             ~seq.start & ~exhausted & (written | (wy > need_y) | ((wy == need_y) & (wx > need_x)))
