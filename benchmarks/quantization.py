@@ -30,14 +30,14 @@ from lichen import models
 from lichen.codec.evaluate import Codec, Evaluation, NetworkCodec, evaluate, family, to_json
 from lichen.codec.rd import PSNR, Curve, bd_rate, points_table
 from lichen.commands.ablate import table as ablation_table
+from lichen.commands.quantize import _load
 from lichen.errors import UserError
 from lichen.network.description import Network
 from lichen.network.file import write_atomically
-from lichen.quant.calibrate import CalibrationImages, load_calibration
-from lichen.quant.checkpoint import build_model, load_checkpoint
+from lichen.quant.calibrate import CalibrationImages, load_calibration, usual_size
+from lichen.quant.checkpoint import ARCHS, build_model, load_checkpoint
 from lichen.quant.draq import lambda_of
 from lichen.quant.evaluate import FloatCodec
-from lichen.quant.float_network import from_compressai
 from lichen.quant.ptq import Options
 from lichen.quant.quantize import choose_clip_factor, quantize
 from lichen.sim.images import list_images
@@ -58,10 +58,7 @@ def float_codec(checkpoint: str, name: str) -> FloatCodec:
 
 def quantized(name: str, method: str, images: CalibrationImages) -> Network:
     """A shipped parent after calibration alone."""
-    found = load_checkpoint(f"{name}{models.PARENT_SUFFIX}")
-    source = {"source": {"lmbda": found.metadata["lmbda"]}}
-    model = build_model(*found[:4])
-    network = from_compressai(model, *found[:3], provenance=source)
+    network = _load(f"{name}{models.PARENT_SUFFIX}")
     options = Options(method=method)
     lmbda = lambda_of(network)
     if method == "ptq" and lmbda is not None:
@@ -121,9 +118,9 @@ def measure(
     report: dict[str, Any] = {"images": len(files), "points": [], "anchors": {}}
     todo: list[tuple[str, Row]] = []
     for name in names:
-        factor = 64 if "hyper" in models.load_network(name).architecture else 16
-        size = 512 if factor == 64 else 256
-        images = load_calibration(calibrate, factor, size=size, limit=CALIBRATION)
+        arch = ARCHS[models.load_network(name).architecture]
+        size = usual_size(arch.hyperprior)
+        images = load_calibration(calibrate, arch.factor, size=size, limit=CALIBRATION)
         todo += [(name, row) for row in rows_of(name, images, anchors)]
         if anchors is not None:
             report["anchors"][name] = anchor_of(name, anchors)

@@ -283,10 +283,11 @@ class Window(Unit):
         # Groups start two cycles apart at least (`available`), so these may come a cycle late.
         row_end, bottom_end = Signal(reset_less=True), Signal(reset_less=True)
         count = Signal.like(self.feed.count, reset_less=True)
+        few = remaining <= pixels
         m.d.sync += [
-            row_end.eq(remaining <= pixels),
+            row_end.eq(few),
             bottom_end.eq(nxt.row == last_row),
-            count.eq(Mux(remaining <= pixels, remaining, pixels)),
+            count.eq(Mux(few, remaining, pixels)),
         ]
         m.d.comb += self.feed.count.eq(count)
         available = Signal()

@@ -165,6 +165,12 @@ def layers_of(arch: str) -> tuple[Layer, ...]:
     return tuple(found)
 
 
+def stated_lambda(metadata: Mapping[str, Any]) -> float | None:
+    """The lambda that a checkpoint's header says it was trained with, if it does."""
+    value = metadata.get("lmbda")
+    return float(value) if isinstance(value, int | float) and value > 0 else None
+
+
 def new_model(arch: str, n: int, m: int, widths: Mapping[str, int] | None = None) -> Any:
     """A freshly initialised CompressAI model of `arch` with n and m channels.
 

@@ -30,6 +30,7 @@ from lichen.network.arithmetic import latent_symbol
 from lichen.network.description import Network
 from lichen.quant import finetune, outliers, rate
 from lichen.quant.calibrate import CalibrationImages
+from lichen.quant.checkpoint import stated_lambda
 from lichen.quant.data import CropSource
 from lichen.quant.fake import mismatch_rate
 from lichen.quant.finetune import INTEGER, REAL, FineTuner, TuneConfig
@@ -138,8 +139,7 @@ class DraqResult:
 def lambda_of(network: FloatNetwork) -> float | None:
     """The lambda that a network was trained with, if its provenance says so."""
     source = network.provenance.get("source")
-    value = source.get("lmbda") if isinstance(source, Mapping) else None
-    return float(value) if isinstance(value, int | float) and value > 0 else None
+    return stated_lambda(source) if isinstance(source, Mapping) else None
 
 
 def coded_key(network: FloatNetwork) -> str:

@@ -71,12 +71,15 @@ class RateDistortion:
     images : int
     segments : dict of str to float
         The part of ``bpp`` that each of the symbols ``y`` and ``z`` take.
+    mse : float
+        Mean squared error of 8-bit pixels; its mean is not that of the images' PSNRs.
     """
 
     psnr: float
     bpp: float
     images: int
     segments: dict[str, float]
+    mse: float
 
     def json(self) -> dict[str, Any]:
         return {
@@ -119,6 +122,7 @@ def _mean(psnrs: list[float], bits: list[dict[str, float]], pixels: list[int]) -
         sum(segments.values()),
         len(psnrs),
         segments,
+        float(np.mean([255**2 / 10 ** (p / 10) for p in psnrs])),
     )
 
 
@@ -459,11 +463,7 @@ def choose_clip_factor(
     losses = {}
     for factor in CLIP_FACTORS:
         trial = quantize(network, some, replace(options, clip="mse", clip_factor=factor))
-        errors = []
-        for crop in some.crops:
-            decoded = reconstruct(trial.network, analysis(trial.network, crop))
-            errors.append(np.mean((decoded.astype(np.float64) - crop) ** 2))
-        losses[factor] = trial.after.bpp + lmbda * float(np.mean(errors))
+        losses[factor] = trial.after.bpp + lmbda * trial.after.mse
         progress(f"clip factor {factor}")
     return min(losses, key=lambda factor: losses[factor]), losses
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,40 @@ folding = click.option(
 json_file = click.option(
     "--json", "json_file", metavar="FILE", help="Write the result as JSON (- for stdout)."
 )
+
+
+torch_threads = click.option(
+    "--threads", type=click.IntRange(min=0), default=0,
+    help="Threads to compute with (0: torch's choice).",
+)  # fmt: skip
+
+
+@contextmanager
+def quant_extra(what: str) -> Iterator[None]:
+    """Around imports of `lichen.quant`: UserError that ``what`` needs the extra, if it does."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"{what} needs the quant extra ({error.name} is missing); "
+            "install it with: pip install 'lichen[quant]'"
+        ) from None
+
+
+def known_lambda(lmbda: float | None, checkpoint: str) -> float:
+    """The lambda, or UserError where it is neither given nor stated by the checkpoint."""
+    if lmbda is None:
+        raise UserError(f"{checkpoint} does not say its lambda; give it with --lmbda.")
+    return lmbda
+
+
+def check_state(state: Path, *, resume: bool, overwrite: bool) -> None:
+    """UserError where an earlier run has left its state and nobody says what to do with it."""
+    if state.exists() and not (resume or overwrite):
+        raise UserError(
+            f"{state} is the state of an earlier run; add --resume to go on with it or "
+            "--overwrite to start anew."
+        )
 
 
 multipliers = click.option(

@@ -59,8 +59,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of everything random.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=0), default=0,
-              help="Threads to compute with (0: torch's choice).")  # fmt: skip
+@_options.torch_threads
 @_options.json_file
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
@@ -91,7 +90,7 @@ def command(
     import torch
 
     from lichen.network.file import save
-    from lichen.quant.calibrate import load_calibration
+    from lichen.quant.calibrate import load_calibration, usual_size
     from lichen.quant.draq import DraqOptions, draq, lambda_of
     from lichen.quant.finetune import TuneConfig
     from lichen.quant.ptq import Options, Widths
@@ -103,10 +102,8 @@ def command(
     if output is not None and not output.is_dir():
         raise UserError(f"{output} is not a folder; make it first.")
     network = _load(checkpoint)
-    weight = lambda_of(network) if lmbda is None else lmbda
-    if weight is None:
-        raise UserError(f"{checkpoint} does not say its lambda; give it with --lmbda.")
-    size = crop or (512 if network.hyper else 256)
+    weight = _options.known_lambda(lambda_of(network) if lmbda is None else lmbda, checkpoint)
+    size = crop or usual_size(network.hyper)
     crops = load_calibration(calibrate, network.factor, size=size, limit=max_images)
     train = list_images(train_folder)
     photos = [read_image(file) for file in list_images(images)]

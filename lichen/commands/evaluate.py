@@ -86,14 +86,12 @@ def _ms_ssim(wanted: bool | None) -> Metric | None:
     if wanted is False:
         return None
     try:
-        from lichen.quant.evaluate import ms_ssim
-    except ImportError as error:
+        with _options.quant_extra("MS-SSIM"):
+            from lichen.quant.evaluate import ms_ssim
+    except UserError:
         if wanted is None:
             return None
-        raise UserError(
-            f"MS-SSIM needs the quant extra ({error.name} is missing); "
-            "install it with: pip install 'lichen[quant]'"
-        ) from None
+        raise
     return ms_ssim
 
 
@@ -131,14 +129,9 @@ def _is_network(path: Path) -> bool:
 
 def _float_codec(source: str) -> Codec:
     """An FP32 checkpoint or zoo model."""
-    try:
+    with _options.quant_extra(f"{source} is no integer network, and measuring an FP32 one"):
         from lichen.quant.checkpoint import build_model, load_checkpoint
         from lichen.quant.evaluate import FloatCodec
-    except ImportError as error:
-        raise UserError(
-            f"{source} is no integer network, and measuring an FP32 one needs the quant extra "
-            f"({error.name} is missing); install it with: pip install 'lichen[quant]'"
-        ) from None
     checkpoint = load_checkpoint(source)
     path = Path(source)
     stem = path.name.removesuffix(".tar").removesuffix(".pth").removesuffix(".safetensors")

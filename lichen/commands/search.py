@@ -133,8 +133,7 @@ class Percent(click.ParamType):
 @click.option("--log", "log_file", metavar="FILE", type=click.Path(path_type=Path),
               help="Write every step as a line of JSON.")  # fmt: skip
 @click.option("--name", help="Name of the network [default: of the file].")
-@click.option("--threads", type=click.IntRange(min=0), default=0,
-              help="Threads to compute with (0: torch's choice).")  # fmt: skip
+@_options.torch_threads
 @_options.json_file
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
@@ -196,7 +195,7 @@ def command(
     from lichen.models import calibration_photographs, load_network
     from lichen.network.file import dumps, load, write_atomically
     from lichen.quant import search
-    from lichen.quant.calibrate import load_calibration
+    from lichen.quant.calibrate import load_calibration, usual_size
     from lichen.quant.draq import lambda_of
     from lichen.quant.finetune import TuneConfig, state_path
     from lichen.quant.ptq import Options, bits_of
@@ -220,11 +219,9 @@ def command(
         if start_net is not None:
             start = load_network(start_net)
         network = _load(checkpoint)
-    weight = lambda_of(network) if lmbda is None else lmbda
-    if weight is None:
-        raise UserError(f"{checkpoint} does not say its lambda; give it with --lmbda.")
+    weight = _options.known_lambda(lambda_of(network) if lmbda is None else lmbda, checkpoint)
     source = calibration_photographs() if calibrate is None else calibrate
-    size = crop or (512 if network.hyper else 256)
+    size = crop or usual_size(network.hyper)
     images = load_calibration(source, network.factor, size=size, limit=max_images)
     tune = None
     if steps_per_round:
@@ -252,11 +249,7 @@ def command(
         device=device,
     )
     state = state_path(output)
-    if state.exists() and not (resume or overwrite):
-        raise UserError(
-            f"{state} is the state of an earlier run; add --resume to go on with it or "
-            "--overwrite to start anew."
-        )
+    _options.check_state(state, resume=resume, overwrite=overwrite)
     clock_mhz = 0.0
     if board is not None:
         from lichen.boards.achieved import expected_clock

@@ -97,8 +97,7 @@ def _names(text: str) -> tuple[str, ...]:
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run beside CKPT.")
 @click.option("--overwrite", is_flag=True, help="Start anew though there is one.")
 @click.option("--half", is_flag=True, help="Store the checkpoint in float16, half the size.")
-@click.option("--threads", type=click.IntRange(min=0), default=0,
-              help="Threads to compute with (0: torch's choice).")  # fmt: skip
+@_options.torch_threads
 @_options.json_file
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
@@ -119,17 +118,12 @@ def command(
     **options: Any,
 ) -> None:
     """Slim, fine-tune, write, and say what it cost."""
-    try:
+    with _options.quant_extra("slimming"):
         import torch
 
         from lichen.quant import slim
-        from lichen.quant.checkpoint import ARCHS, load_checkpoint
+        from lichen.quant.checkpoint import ARCHS, load_checkpoint, stated_lambda
         from lichen.quant.data import CropSource
-    except ImportError as error:
-        raise UserError(
-            f"slimming needs the quant extra ({error.name} is missing); "
-            "install it with: pip install 'lichen[quant]'"
-        ) from None
     from lichen.models import calibration_photographs
     from lichen.quant.calibrate import load_calibration
     from lichen.sim.images import list_images
@@ -145,15 +139,15 @@ def command(
             "--overwrite to start anew."
         )
     start = load_checkpoint(checkpoint)
-    weight = start.metadata.get("lmbda") if lmbda is None else lmbda
-    if not isinstance(weight, int | float) or weight <= 0:
-        raise UserError(f"{checkpoint} does not say its lambda; give it with --lmbda.")
+    weight = _options.known_lambda(
+        stated_lambda(start.metadata) if lmbda is None else lmbda, checkpoint
+    )
     config = slim.SlimConfig(
         **options,
         final_steps=final_steps,
         kinds=_names(transforms),
         count=_names(count),
-        lmbda=float(weight),
+        lmbda=weight,
     )
     crops = load_calibration(
         validate if validate is not None else calibration_photographs(), ARCHS[start.arch].factor

@@ -11,18 +11,14 @@ import click
 from click.core import ParameterSource
 from tqdm import tqdm
 
+from lichen.commands import _options
 from lichen.errors import UserError
 
 
 def _import_quant() -> Any:
     """The training module, or a sentence about the missing extra."""
-    try:
+    with _options.quant_extra("training"):
         from lichen.quant import train
-    except ImportError as error:
-        raise UserError(
-            f"training needs the quant extra ({error.name} is missing); "
-            "install it with: pip install 'lichen[quant]'"
-        ) from None
     return train
 
 
@@ -117,7 +113,7 @@ def command(
     quant = _import_quant()
     import torch
 
-    from lichen.quant.checkpoint import build_model, load_checkpoint, other_widths
+    from lichen.quant.checkpoint import build_model, load_checkpoint, other_widths, stated_lambda
     from lichen.quant.evaluate import evaluate_fp32
     from lichen.sim.images import list_images
 
@@ -131,6 +127,7 @@ def command(
 
     target = Path(output)
     start = None
+    _options.check_state(quant.state_path(target), resume=resume, overwrite=overwrite)
     if resume:
         if init or overwrite:
             raise UserError("--resume goes with neither --init nor --overwrite.")
@@ -139,16 +136,11 @@ def command(
         if given("steps") or given("minutes"):
             saved = {**saved, "steps": None, "minutes": None}
         options = {**saved, **{k: v for k, v in options.items() if given(k)}}
-    elif quant.state_path(target).exists() and not overwrite:
-        raise UserError(
-            f"{quant.state_path(target)} is the state of an earlier run; add --resume to go on "
-            "with it or --overwrite to start anew."
-        )
     elif init:
         start = load_checkpoint(init)
         found = {"arch": start.arch, "n": start.n, "m": start.m}
-        lmbda = start.metadata.get("lmbda")
-        if isinstance(lmbda, float) and lmbda > 0:
+        lmbda = stated_lambda(start.metadata)
+        if lmbda is not None:
             found["lmbda"] = lmbda
         options |= {k: v for k, v in found.items() if not given(k)}
         # a slimmed network's layers keep their widths; another architecture takes g_a and g_s

@@ -40,13 +40,7 @@ from lichen.quant.quantize import Quantized, quantize  # noqa: E402
 from lichen.sim import golden  # noqa: E402
 from lichen.sim.golden import run_stages  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _disturb(fake: FakeTransform, seed: int, size: float = 1.0) -> None:

@@ -30,12 +30,7 @@ from lichen.sim.images import crop_middle, read_image  # noqa: E402
 SMALL = ["--crop", "96", "--max-images", "3", "--threads", "1", "--quiet"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -38,12 +38,7 @@ HYPER = [name for name, arch in ARCHS.items() if arch.hyperprior]
 FINE = Widths(weight=12, activation=16, gamma=12, u=16, gdn_input=16)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:

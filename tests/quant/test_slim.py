@@ -38,12 +38,7 @@ from lichen.quant.train import TrainConfig, forward_train, train  # noqa: E402
 N, M = 8, 12
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -53,12 +53,7 @@ TRAIN = DATA / "train"
 SMALL = {"n": 4, "m": 6, "batch": 2, "patch": 64, "warmup": 5}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
