@@ -30,7 +30,6 @@ from lichen import models
 from lichen.codec.evaluate import Codec, Evaluation, NetworkCodec, evaluate, family, to_json
 from lichen.codec.rd import PSNR, Curve, bd_rate, points_table
 from lichen.commands.ablate import table as ablation_table
-from lichen.commands.quantize import _load
 from lichen.errors import UserError
 from lichen.network.description import Network
 from lichen.network.file import write_atomically
@@ -40,6 +39,7 @@ from lichen.quant.draq import lambda_of
 from lichen.quant.evaluate import FloatCodec
 from lichen.quant.ptq import Options
 from lichen.quant.quantize import choose_clip_factor, quantize
+from lichen.quant.source import load_float_network
 from lichen.sim.images import list_images
 
 PARENT, ANCHOR = "FP32, as shipped", "FP32, with the fine-tuning's steps"
@@ -58,7 +58,7 @@ def float_codec(checkpoint: str, name: str) -> FloatCodec:
 
 def quantized(name: str, method: str, images: CalibrationImages) -> Network:
     """A shipped parent after calibration alone."""
-    network = _load(f"{name}{models.PARENT_SUFFIX}")
+    network = load_float_network(f"{name}{models.PARENT_SUFFIX}")
     options = Options(method=method)
     lmbda = lambda_of(network)
     if method == "ptq" and lmbda is not None:

@@ -84,7 +84,7 @@ def command(
     quiet: bool,
 ) -> None:
     """Quantize four ways, measure each on the same images, print the table."""
-    from lichen.commands.quantize import _import_quant, _load
+    from lichen.commands.quantize import _import_quant
 
     _import_quant()
     import torch
@@ -95,13 +95,14 @@ def command(
     from lichen.quant.finetune import TuneConfig
     from lichen.quant.ptq import Options, Widths
     from lichen.quant.quantize import measure, measure_float, quantize
+    from lichen.quant.source import load_float_network
     from lichen.sim.images import list_images, read_image
 
     if threads:
         torch.set_num_threads(threads)
     if output is not None and not output.is_dir():
         raise UserError(f"{output} is not a folder; make it first.")
-    network = _load(checkpoint)
+    network = load_float_network(checkpoint)
     weight = _options.known_lambda(lambda_of(network) if lmbda is None else lmbda, checkpoint)
     size = crop or usual_size(network.hyper)
     crops = load_calibration(calibrate, network.factor, size=size, limit=max_images)

@@ -7,7 +7,6 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,32 +18,6 @@ def _import_quant() -> None:
     """Fail with a sentence when the extra is missing."""
     with _options.quant_extra("quantizing"):
         import lichen.quant.checkpoint  # noqa: F401
-
-
-def _load(checkpoint: str) -> Any:
-    """The float network of a checkpoint."""
-    from lichen.quant.bls2017 import FILES, load_bls2017
-    from lichen.quant.checkpoint import build_model, load_checkpoint
-    from lichen.quant.float_network import from_compressai
-
-    if (Path(checkpoint) / FILES[0]).is_file():
-        return load_bls2017(checkpoint)
-    loaded = load_checkpoint(checkpoint)
-    # The header may hold anything; what has no place in JSON is left out.
-    source = {
-        key: value
-        for key, value in loaded.metadata.items()
-        if isinstance(value, str | int | bool) or (isinstance(value, float) and value == value)
-    }
-    source["file"] = source.pop("source", Path(checkpoint).name)
-    return from_compressai(
-        build_model(loaded.arch, loaded.n, loaded.m, loaded.state_dict),
-        loaded.arch,
-        loaded.n,
-        loaded.m,
-        provenance={"source": source},
-        kept_channels=loaded.metadata.get("kept_channels"),
-    )
 
 
 # Defaults of `lichen.quant.finetune.TuneConfig` (a test compares them), which cannot be
@@ -269,12 +242,13 @@ def command(
         quantize,
     )
     from lichen.quant.quantize import steps as quantize_steps
+    from lichen.quant.source import load_float_network
     from lichen.sim.images import list_images, read_image
 
     if threads:
         torch.set_num_threads(threads)
     started = time.monotonic()
-    network = _load(checkpoint)
+    network = load_float_network(checkpoint)
     check_supported(network)
     per_stage = {} if bits_from is None else bits_of(load_network(bits_from))
     if calibrate is not None:

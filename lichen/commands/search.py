@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from lichen.commands import _options
-from lichen.commands.quantize import TUNE, _import_quant, _load
+from lichen.commands.quantize import TUNE, _import_quant
 from lichen.errors import UserError
 
 
@@ -199,6 +199,7 @@ def command(
     from lichen.quant.draq import lambda_of
     from lichen.quant.finetune import TuneConfig, state_path
     from lichen.quant.ptq import Options, bits_of
+    from lichen.quant.source import load_float_network
     from lichen.sim.images import list_images
 
     if threads:
@@ -218,7 +219,7 @@ def command(
     else:
         if start_net is not None:
             start = load_network(start_net)
-        network = _load(checkpoint)
+        network = load_float_network(checkpoint)
     weight = _options.known_lambda(lambda_of(network) if lmbda is None else lmbda, checkpoint)
     source = calibration_photographs() if calibrate is None else calibrate
     size = crop or usual_size(network.hyper)

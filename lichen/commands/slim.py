@@ -132,12 +132,7 @@ def command(
         torch.set_num_threads(threads)
     if resume and overwrite:
         raise UserError("give either --resume or --overwrite, not both.")
-    folder = slim.work_folder(output)
-    if folder.exists() and not (resume or overwrite):
-        raise UserError(
-            f"{folder} is the state of an interrupted run; add --resume to go on with it or "
-            "--overwrite to start anew."
-        )
+    _options.check_state(slim.work_folder(output), resume=resume, overwrite=overwrite)
     start = load_checkpoint(checkpoint)
     weight = _options.known_lambda(
         stated_lambda(start.metadata) if lmbda is None else lmbda, checkpoint

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 torch = pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
-from lichen.commands.quantize import TUNE, _load, command  # noqa: E402
+from lichen.commands.quantize import TUNE, command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.models import calibration_photographs  # noqa: E402
 from lichen.network.arithmetic import ROOT_TABLES, NormKind  # noqa: E402
@@ -37,6 +37,7 @@ from lichen.quant.kernels import normalized_root  # noqa: E402
 from lichen.quant.latents import fit_latent_range  # noqa: E402
 from lichen.quant.ptq import ClipRule, Options, Widths  # noqa: E402
 from lichen.quant.quantize import Quantized, quantize  # noqa: E402
+from lichen.quant.source import load_float_network  # noqa: E402
 from lichen.sim import golden  # noqa: E402
 from lichen.sim.golden import run_stages  # noqa: E402
 
@@ -180,7 +181,7 @@ def held_out() -> CalibrationImages:
 
 @pytest.fixture(scope="module")
 def parent():
-    return _load("tiny")
+    return load_float_network("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -431,7 +432,7 @@ def hyper_checkpoint(tmp_path) -> Path:
 @pytest.mark.parametrize("fraction", [1, 3])
 def test_a_latent_that_rounds_down_stays_so(hyper_checkpoint, fraction):
     """g_a's last bias holds minus half a step where the latent has a fraction: shadows keep it."""
-    network = _load(str(hyper_checkpoint))
+    network = load_float_network(str(hyper_checkpoint))
     images = load_calibration(calibration_photographs(), 64, size=128, limit=4)
     fine = Widths(weight=12, activation=16, gamma=12, u=16, gdn_input=16)
     options = Options(widths=fine, latent_fraction=fraction, samples=2000)
@@ -476,7 +477,7 @@ def _checkpoint(arch: str, path: Path) -> Path:
 def test_coding_of_a_crop_equals_golden(arch, tmp_path):
     """From pixels to pixels, in float64, after all shadows have moved: every transform, the
     symbols, the indices of their tables, and what the synthesis makes of them."""
-    network = _load(str(_checkpoint(arch, tmp_path / "net.safetensors")))
+    network = load_float_network(str(_checkpoint(arch, tmp_path / "net.safetensors")))
     images = load_calibration(calibration_photographs(), 64, size=128, limit=3)
     start = quantize(network, images, Options(latent_bits=8, samples=1000)).network
     key = "z" if network.hyper else "y"
@@ -509,7 +510,7 @@ def test_coding_of_a_crop_equals_golden(arch, tmp_path):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_architecture_learns(arch, tmp_path):
     """Gradients reach all transforms, and a few steps lower the loss on other photographs."""
-    network = _load(str(_checkpoint(arch, tmp_path / "net.safetensors")))
+    network = load_float_network(str(_checkpoint(arch, tmp_path / "net.safetensors")))
     images = load_calibration(calibration_photographs(), 64, size=128, limit=3)
     start = quantize(network, images, Options(latent_bits=8, samples=1000)).network
     key = "z" if network.hyper else "y"
@@ -527,7 +528,7 @@ def test_every_architecture_learns(arch, tmp_path):
 @pytest.mark.parametrize("arch", ["bmshj2018-hyperprior", "mbt2018-mean"])
 def test_draq_of_a_hyperprior(arch, tmp_path):
     """Both phases, and entropy tables for z and y at the end."""
-    network = _load(str(_checkpoint(arch, tmp_path / "net.safetensors")))
+    network = load_float_network(str(_checkpoint(arch, tmp_path / "net.safetensors")))
     images = load_calibration(calibration_photographs(), 64, size=128, limit=2)
     options = DraqOptions(
         quantization=Options(samples=1000),

@@ -18,7 +18,6 @@ pytest.importorskip("compressai")
 from lichen import models  # noqa: E402
 from lichen.boards.board import find  # noqa: E402
 from lichen.cli import main  # noqa: E402
-from lichen.commands.quantize import _load  # noqa: E402
 from lichen.commands.quantize import command as quantize_command  # noqa: E402
 from lichen.commands.search import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
@@ -41,6 +40,7 @@ from lichen.quant.search import (  # noqa: E402
     SearchOptions,
     try_move,
 )
+from lichen.quant.source import load_float_network  # noqa: E402
 from lichen.sim.golden import analysis  # noqa: E402
 
 THREE = ("g_a.conv1", "g_a.conv2", "g_s.conv3")
@@ -60,7 +60,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def tiny() -> FloatNetwork:
-    return _load("tiny")
+    return load_float_network("tiny")
 
 
 @pytest.fixture(scope="module")

@@ -365,12 +365,12 @@ def unevenly_slimmed(arch: str, images: Path) -> Checkpoint:
 def test_slimmed_networks_quantize_code_and_tune(arch, images, tmp_path):
     """Through the files: kept channels arrive, FP32 and integers decode what they coded."""
     from lichen.codec.evaluate import NetworkCodec
-    from lichen.commands.quantize import _load
     from lichen.network.file import load, save
     from lichen.quant.draq import DraqOptions, draq
     from lichen.quant.evaluate import FloatCodec
     from lichen.quant.finetune import TuneConfig
     from lichen.quant.ptq import Options
+    from lichen.quant.source import load_float_network
     from lichen.sim.golden import analysis, reconstruct
     from lichen.sim.images import read_image
 
@@ -381,7 +381,7 @@ def test_slimmed_networks_quantize_code_and_tune(arch, images, tmp_path):
     image = read_image(next(iter(images.iterdir())))[:128, :64]
     codec = FloatCodec(build_model(*loaded[:4]))
     assert codec.decode(codec.encode(image), *image.shape[:2]).shape == image.shape
-    network = _load(str(path))
+    network = load_float_network(str(path))
     tuned = draq(
         network,
         CalibrationImages([image]),

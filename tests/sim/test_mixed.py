@@ -16,7 +16,6 @@ pytest.importorskip("compressai")
 
 from lichen import models  # noqa: E402
 from lichen.boards.board import Budget, find  # noqa: E402
-from lichen.commands.quantize import _load  # noqa: E402
 from lichen.hw.folding import Folding  # noqa: E402
 from lichen.hw.planner import fits, plan  # noqa: E402
 from lichen.hw.price import Pace  # noqa: E402
@@ -26,6 +25,7 @@ from lichen.quant.float_network import FloatNetwork, FloatStage, FloatTransform 
 from lichen.quant.ptq import Options, Widths, bits_of  # noqa: E402
 from lichen.quant.quantize import quantize  # noqa: E402
 from lichen.quant.search import HardwareCost, Search, SearchOptions  # noqa: E402
+from lichen.quant.source import load_float_network  # noqa: E402
 from lichen.sim.golden import run_stages  # noqa: E402
 from lichen.sim.transform import simulate_transform  # noqa: E402
 from tests.hw.cases import random_folding  # noqa: E402
@@ -46,7 +46,7 @@ def cut(stage: FloatStage, before: int, after: int) -> FloatStage:
 
 @pytest.fixture(scope="module")
 def slim() -> FloatNetwork:
-    tiny, transforms = _load("tiny"), {}
+    tiny, transforms = load_float_network("tiny"), {}
     for key, channels in CHANNELS.items():
         inputs = (3 if key == "g_a" else CHANNELS["g_a"][-1], *channels)
         transforms[key] = FloatTransform(
