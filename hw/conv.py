@@ -15,6 +15,7 @@ from lichen.hw.memory import CreditFifo, fifo_depth
 from lichen.hw.norm import norm_payload
 from lichen.hw.regroup import Regroup
 from lichen.hw.requantize import Requantize
+from lichen.hw.skid import Skid
 from lichen.hw.unit import Resources, Unit, delayed, lanes_of, shape_of
 from lichen.hw.window import SIZE_BITS, Window
 from lichen.network.arithmetic import ceil_div
@@ -108,6 +109,8 @@ class ConvUnit(Unit):
             max_width=max_width,
         )
         self.regroup = Regroup(shape=a_shape, channels=channels, i_lanes=i_lanes, o_lanes=lanes)
+        # Here the layers meet: whoever sends and the window may be far apart.
+        self.skid = Skid(shape=lanes_of(a_shape, lanes))
         self.post = Requantize(
             bias=[int(b) for b in convolution.bias],
             constants=stage.requantizer,
@@ -135,6 +138,7 @@ class ConvUnit(Unit):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.regroup = regroup = self.regroup
+        m.submodules.skid = skid = self.skid
         m.submodules.window = window = self.window
         m.submodules.core = core = self.core
         m.submodules.post = post = self.post
@@ -148,7 +152,8 @@ class ConvUnit(Unit):
             self.out_width.eq(window.out_width),
             self.out_height.eq(window.out_height),
         ]
-        connect(m, regroup.o, window.i)
+        connect(m, regroup.o, skid.i)
+        connect(m, skid.o, window.i)
         connect(m, window.feed, core.feed)
         m.d.comb += [
             core.credit.eq(fifo.credit),
@@ -169,5 +174,5 @@ class ConvUnit(Unit):
         return m
 
     def resources(self) -> Resources:
-        parts = (self.regroup, self.window, self.core, self.post, self.fifo)
+        parts = (self.regroup, self.skid, self.window, self.core, self.post, self.fifo)
         return Resources.total(part.resources() for part in parts)

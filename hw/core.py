@@ -14,7 +14,7 @@ from amaranth.lib.wiring import In, Out
 from lichen.hw.array import SystolicArray, array_resources
 from lichen.hw.element import Backend, Element
 from lichen.hw.feed import FEED_LATENCY, FeedSignature
-from lichen.hw.memory import Ram, bit_information, ram_resources
+from lichen.hw.memory import FastRom, Ram, bit_information, fast_rom_resources, ram_resources
 from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
 from lichen.network.arithmetic import ceil_div
 
@@ -180,11 +180,10 @@ class Core(Unit):
                 }
             )
         )
-        self.rom = Ram(
+        self.rom = FastRom(
             depth=shape.rom_depth,
             width=chains * chain_length * self.lanes * self.weight_shape.width,
             init=self._rom_words,
-            writable=False,
         )
         self.drains = [
             Ram(
@@ -220,14 +219,16 @@ class Core(Unit):
         m.submodules.array = array = self.array
         feed = self.feed
 
-        # Weights run in step with the operands: two cycles to the memory, two through it, and
+        # Weights run in step with the operands: a cycle to the memory, three through it, and
         # two more registers on the long way from its blocks to the array.
         address = Signal(range(self.rom.depth))
         here = Signal.like(address)
         m.d.comb += here.eq(Mux(feed.restart, 0, address))
         with m.If(feed.step):
             m.d.sync += address.eq(here + 1)
-        m.d.comb += self.rom.r_addr.eq(delayed(m, here, FEED_LATENCY - Ram.latency - 2, "rom_addr"))
+        m.d.comb += self.rom.r_addr.eq(
+            delayed(m, here, FEED_LATENCY - FastRom.latency - 2, "rom_addr")
+        )
         weights = Signal(len(self.rom.r_data), reset_less=True)
         m.d.sync += weights.eq(self.rom.r_data)
         m.d.comb += array.w.as_value().eq(delayed(m, weights, 1, "weights"))
@@ -317,10 +318,9 @@ def core_resources(
 ) -> Resources:
     """What a `Core` of this shape takes; ``information`` is `bit_information` of its weights."""
     bits = shape.chains * accumulator_bits
-    rom = ram_resources(
+    rom = fast_rom_resources(
         shape.rom_depth,
         shape.chains * shape.chain_length * element.lanes * element.w_shape.width,
-        writable=False,
         information=information,
     )
     drain = ram_resources(shape.drain_depth, bits, writable=True)

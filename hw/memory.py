@@ -1,7 +1,8 @@
 """The one place memories are made, cut into device blocks so that their number is known.
 
-Two kinds: `Ram` reads through two registers, as block RAM wants for speed; `CreditFifo` is a
-small first-word-fall-through queue in lookup tables.
+Three kinds: `Ram` reads through two registers, as block RAM wants for speed; `FastRom` through
+three, of which one cuts large tables of logic; `CreditFifo` is a small first-word-fall-through
+queue in lookup tables.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, unsigned
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Shape, Signal, Value, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -111,6 +112,10 @@ def pieces(depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
 DISTRIBUTED_DEPTH_MAX = 256
 """No more words than this are kept in lookup tables."""
 
+LOGIC_DEPTH = 32
+"""Words of a `FastRom` that lookup tables choose from between two registers. Synthesis shares
+tables among the bits of a ROM by chaining them, the more of them the more words there are."""
+
 
 class Ram(Unit):
     """A memory with one write and one read port; ``r_data`` follows ``r_addr`` by two cycles.
@@ -179,6 +184,11 @@ class Ram(Unit):
             address = self.r_addr[:low_bits]
             if not piece.block:
                 address = delayed(m, address, 1, f"address_{i}")
+            elif self.latency > ecp5.BLOCK_LATENCY:
+                address = delayed(m, address, self.latency - ecp5.BLOCK_LATENCY, f"address_{i}")
+            if not piece.block and self.latency > ecp5.BLOCK_LATENCY:
+                outputs.append(self._logic(m, f"piece_{i}", words, address))
+                continue
             step = piece.width or self.width
             style = "block" if piece.block else "distributed" if self.writable else "logic"
             slices: list[Value] = []
@@ -234,6 +244,23 @@ class Ram(Unit):
         m.d.comb += self.r_data.eq(value)
         return m
 
+    def _logic(self, m: Module, name: str, words: list[int], address: Value) -> Value:
+        """The word at ``address``, two cycles later, out of lookup tables."""
+        parts: list[Value] = []
+        for start in range(0, len(words), LOGIC_DEPTH):
+            some = words[start : start + LOGIC_DEPTH]
+            memory = Memory(
+                shape=unsigned(self.width), depth=len(some), init=some, attrs={"ram_style": "logic"}
+            )
+            m.submodules[f"{name}_{start}"] = memory
+            read = memory.read_port(domain="comb")
+            m.d.comb += read.addr.eq(address)
+            parts.append(delayed(m, read.data, 1, f"{name}_{start}_read"))
+        if len(parts) == 1:
+            return delayed(m, parts[0], 1, f"{name}_read")
+        which = delayed(m, address[ceil_log2(LOGIC_DEPTH) :], 1, f"{name}_which")
+        return delayed(m, Array(parts)[which], 1, f"{name}_read")
+
     def _selected(self, address: Value, piece: Piece) -> Value:
         """Whether an address lies in a piece."""
         if len(self.pieces) == 1:
@@ -243,6 +270,27 @@ class Ram(Unit):
 
     def resources(self) -> Resources:
         return ram_resources(self.depth, self.width, writable=self.writable)
+
+
+class FastRom(Ram):
+    """A large ROM: ``r_data`` follows ``r_addr`` by three cycles.
+
+    Members
+    -------
+    r_addr : In
+    r_data : Out
+    """
+
+    latency = ecp5.BLOCK_LATENCY + 1
+
+    def __init__(
+        self, *, depth: int, width: int, init: Sequence[int] | Callable[[], Sequence[int]]
+    ):
+        super().__init__(depth=depth, width=width, init=init, writable=False)
+
+    def resources(self, information: float = 1.0) -> Resources:
+        """What it takes; ``information`` is how much its bits tell, see `bit_information`."""
+        return fast_rom_resources(self.depth, self.width, information=information)
 
 
 @cache
@@ -255,14 +303,36 @@ def ram_resources(depth: int, width: int, *, writable: bool, information: float 
     for piece in pieces(depth, width, writable):
         part = piece.resources(width, writable=writable)
         if not piece.block and not writable:
-            # Lookup tables of 5 to 7 inputs come in twos, fours and eights.
-            rounded = 1 << ceil_log2(ceil_div(piece.words, 16))
-            share = ROM_MUX * information if rounded > 1 else 1.0
-            part = Resources(lut=round(rounded * width * share))
+            part = Resources(lut=logic_luts(piece.words, width, information))
         parts.append(part)
     # Every piece but the first has to be chosen, too.
     parts.append(Resources(lut=round((len(parts) - 1) * (PIECE_LUTS * width + 4))))
     return Resources.total(parts)
+
+
+@cache
+def fast_rom_resources(depth: int, width: int, *, information: float = 1.0) -> Resources:
+    """What a `FastRom` takes."""
+    total = ram_resources(depth, width, writable=False, information=information)
+    for piece in pieces(depth, width, False):
+        if piece.block:
+            continue
+        # Not one table for all of its words, but one for every LOGIC_DEPTH and a choice of them.
+        whole = logic_luts(piece.words, width, information)
+        parts = sum(
+            logic_luts(min(LOGIC_DEPTH, piece.words - start), width, information)
+            for start in range(0, piece.words, LOGIC_DEPTH)
+        )
+        choice = (ceil_div(piece.words, LOGIC_DEPTH) - 1) * width
+        total += Resources(lut=parts + choice - whole)
+    return total
+
+
+def logic_luts(words: int, width: int, information: float) -> int:
+    """Lookup tables that hold words of which a bit tells ``information``."""
+    # Lookup tables of 5 to 7 inputs come in twos, fours and eights.
+    rounded = 1 << ceil_log2(ceil_div(words, 16))
+    return round(rounded * width * (ROM_MUX * information if rounded > 1 else 1.0))
 
 
 ROM_MUX = 1.2
@@ -373,9 +443,11 @@ def fifo_depth(latency: int) -> int:
 __all__ = [
     "BLOCK_SHAPES",
     "CreditFifo",
+    "FastRom",
     "Piece",
     "Ram",
     "bit_information",
+    "fast_rom_resources",
     "fifo_depth",
     "pieces",
     "ram_resources",

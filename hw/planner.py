@@ -26,6 +26,7 @@ from lichen.hw.pipeline import Pipeline
 from lichen.hw.pixel_buffer import pixel_buffer_resources
 from lichen.hw.regroup import regroup_resources
 from lichen.hw.requantize import Requantize
+from lichen.hw.skid import skid_resources
 from lichen.hw.tiling import Tile, tiles
 from lichen.hw.unit import Resources, lanes_of, shape_of
 from lichen.hw.window import window_resources, window_row_words, window_rows
@@ -225,7 +226,8 @@ class _Array:
             pixels=folding.pixels,
         )
         words = window_rows(conv.kernel, conv.stride) * row
-        return core + window_resources(words, lanes=folding.lanes, bits=bits, pixels=folding.pixels)
+        window = window_resources(words, lanes=folding.lanes, bits=bits, pixels=folding.pixels)
+        return core + skid_resources(folding.lanes * bits) + window
 
 
 def _fifo(shape: object, latency: int) -> Resources:

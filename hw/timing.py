@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from lichen.hw.core import Core
 from lichen.hw.pixel_buffer import PixelBuffer
+from lichen.hw.skid import Skid
 
 if TYPE_CHECKING:
     from lichen.hw.pipeline import Pipeline
@@ -23,6 +24,8 @@ QUEUE = 256
 """Ring size of the model's event queues; more than any unit has banks or fifo places."""
 
 NEVER = 1 << 62
+
+SKID_PLACES = Skid.places
 
 _PARAMETERS = (
     "kind",  # 0 convolution, 1 normalization
@@ -72,6 +75,8 @@ _PARAMETERS = (
 _STATE = (
     # regroup
     *("g_full", "g_slot", "g_beat"),
+    # skid buffer of a convolution: items in it
+    "skid",
     # window: write side
     *("w_beat", "wx", "wy", "written", "lead", "last_user", "user_sub", "room"),
     # window: what is released, what comes next
@@ -91,6 +96,7 @@ _STATE = (
     G_FULL,
     G_SLOT,
     G_BEAT,
+    SKID,
     W_BEAT,
     WX,
     WY,
@@ -160,13 +166,14 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent
                 )
             else:
                 w_ready[u] = s[USED] != 2
+            g_ready = s[SKID] != SKID_PLACES if p[KIND] == 0 else w_ready[u]
             if p[REGROUP] == 0:
-                i_ready[u] = w_ready[u]
+                i_ready[u] = g_ready
             elif p[REGROUP] == 1:
-                i_ready[u] = s[G_FULL] == 0 or w_ready[u]
+                i_ready[u] = s[G_FULL] == 0 or g_ready
             else:
                 last = s[G_SLOT] == p[RATIO] - 1 or s[G_BEAT] == p[REGROUP_BEATS] - 1
-                i_ready[u] = s[G_FULL] == 0 or (w_ready[u] and last)
+                i_ready[u] = s[G_FULL] == 0 or (g_ready and last)
             o_valid[u] = s[O_HEAD] != s[O_TAIL] and pushes[u, s[O_HEAD] % QUEUE] <= t
 
         for u in range(units):
@@ -178,12 +185,13 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent
                 if first < 0:
                     first = t
             # Regroup.
+            g_ready = s[SKID] != SKID_PLACES if p[KIND] == 0 else w_ready[u]
             if p[REGROUP] == 0:
-                w_fire = i_fire
+                g_fire = i_fire
             else:
-                w_fire = s[G_FULL] != 0 and w_ready[u]
+                g_fire = s[G_FULL] != 0 and g_ready
                 if p[REGROUP] == 1:
-                    if w_fire:
+                    if g_fire:
                         s[G_FULL] = 0
                     if i_fire:
                         if s[G_SLOT] == p[RATIO] - 1 or s[G_BEAT] == p[REGROUP_BEATS] - 1:
@@ -193,7 +201,7 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent
                             s[G_SLOT] += 1
                         s[G_BEAT] = 0 if s[G_BEAT] == p[REGROUP_BEATS] - 1 else s[G_BEAT] + 1
                 else:
-                    if w_fire:
+                    if g_fire:
                         at_end = s[G_BEAT] == p[REGROUP_BEATS] - 1
                         if s[G_SLOT] == p[RATIO] - 1 or at_end:
                             s[G_SLOT] = 0
@@ -203,6 +211,14 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent
                         s[G_BEAT] = 0 if at_end else s[G_BEAT] + 1
                     if i_fire:
                         s[G_FULL] = 1
+
+            # Skid buffer.
+            if p[KIND] == 0:
+                w_fire = s[SKID] != 0 and w_ready[u]
+                s[SKID] += g_fire
+                s[SKID] -= w_fire
+            else:
+                w_fire = g_fire
 
             # Sequencer: does a group end, does one start?
             done = s[BUSY] == 1
@@ -280,7 +296,7 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent
                     else:
                         s[W_BEAT] += 1
 
-            if i_fire or w_fire or start or done:
+            if i_fire or g_fire or w_fire or start or done:
                 moved = True
             # Drain reader, with the counters as they were before this cycle's group start.
             issue = s[F_HEAD] != s[F_TAIL] and fills[u, s[F_HEAD] % QUEUE] <= t and s[CREDITS] != 0

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lichen.hw import ecp5
-from lichen.hw.memory import BLOCK_SHAPES, Ram, pieces
+from lichen.hw.memory import BLOCK_SHAPES, FastRom, Ram, pieces
 from lichen.hw.verilog import emit
 
 CELLS = Path(__file__).with_name("ecp5_cells.v")
@@ -41,15 +41,23 @@ def test_weights_of_1600_words_fill_their_blocks():
 
 
 @pytest.mark.parametrize(
-    ("depth", "width", "writable"),
-    [(1, 3, False), (100, 40, False), (1600, 384, False), (700, 10, True), (2100, 5, True)],
+    ("depth", "width", "writable", "kind"),
+    [
+        *((1, 3, False, Ram), (100, 40, False, Ram), (1600, 384, False, Ram)),
+        *((700, 10, True, Ram), (2100, 5, True, Ram)),
+        *((1, 3, False, FastRom), (32, 7, False, FastRom), (100, 40, False, FastRom)),
+        *((512, 72, False, FastRom), (1600, 384, False, FastRom)),
+    ],
 )
-def test_reads_follow_two_cycles_later(depth, width, writable):
+def test_reads_follow_after_the_latency(depth, width, writable, kind):
     rng = np.random.default_rng(depth)
     words = [
         int.from_bytes(rng.bytes(-(-width // 8)), "little") >> (-width % 8) for _ in range(depth)
     ]
-    ram = Ram(depth=depth, width=width, init=None if writable else words, writable=writable)
+    if kind is FastRom:
+        ram: Ram = FastRom(depth=depth, width=width, init=words)
+    else:
+        ram = Ram(depth=depth, width=width, init=None if writable else words, writable=writable)
     addresses = [*rng.integers(0, depth, 300).tolist(), 0, depth - 1, depth - 1]
     read: list[int] = []
 
@@ -76,7 +84,7 @@ def test_reads_follow_two_cycles_later(depth, width, writable):
     simulator.add_clock(1e-6)
     simulator.add_testbench(bench)
     simulator.run()
-    assert read[Ram.latency - 1 :] == [words[a] for a in addresses[: -(Ram.latency - 1)]]
+    assert read[ram.latency - 1 :] == [words[a] for a in addresses[: -(ram.latency - 1)]]
 
 
 SHAPES = [
