@@ -83,6 +83,12 @@ FREE = 1e-9
 LEAST_LOSS = 1e-5
 """Losses below this share of the start's rate count as so much, or a gain would divide by zero."""
 
+BARGAIN = 1.5
+"""Bits are bought where they win so many times what it seems to lose to save as much elsewhere."""
+
+LEAST_GAIN = 5e-4
+"""Share of the start's rate that bits which cost nothing must win to be given."""
+
 
 # Costs -------------------------------------------------------------------------------------
 
@@ -95,12 +101,15 @@ class Cost(Protocol):
     name : str
     kinds : tuple of str
         Fields of `Widths` that it depends on.
+    free : tuple of str
+        Fields that it does not depend on: what may have more bits if that helps.
     transforms : tuple of str
         Keys of the transforms that it counts.
     """
 
     name: str
     kinds: tuple[str, ...]
+    free: tuple[str, ...]
     transforms: tuple[str, ...]
 
     def __call__(self, widths: Mapping[str, Widths]) -> float:
@@ -119,6 +128,7 @@ class BopsCost:
 
     name = "bops"
     kinds: tuple[str, ...] = ("weight", "activation", "gamma", "u")
+    free: tuple[str, ...] = ("gdn_input",)
 
     def __init__(self, network: Network) -> None:
         self.transforms = tuple(network.transforms)
@@ -170,6 +180,7 @@ class HardwareCost:
 
     name = "hardware"
     kinds: tuple[str, ...] = ("weight", "activation", "gamma", "u", "gdn_input")
+    free: tuple[str, ...] = ()
 
     def __init__(self, network: Network, transform: str, pace: Pace) -> None:
         self.transforms: tuple[str, ...] = (transform,)
@@ -629,7 +640,8 @@ class SearchOptions:
     lmbda : float
         Weight of the mean squared error of 8-bit pixels against bits per pixel.
     max_loss : float
-        Where to end, see the module: 0.01 is 1 %.
+        Where to end, see the module: 0.01 is 1 %. Below 0, that much must be won against the
+        start, by bits given where they cost little.
     least : int
         Fewest bits of anything.
     tries : int
@@ -665,7 +677,10 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         for good, what in (
-            (self.max_loss >= 0, f"the loss must not be negative: {self.max_loss}"),
+            (
+                abs(self.max_loss) < 1,
+                f"the loss must lie between -100 and 100 %, not be {self.max_loss:.0%}",
+            ),
             (
                 WIDTHS_MIN <= self.least <= 8,
                 f"the fewest bits must lie in {WIDTHS_MIN} .. 8, not {self.least}",
@@ -707,6 +722,7 @@ class _State:
     slopes: dict[str, float] = field(default_factory=dict)
     lowered: list[str] = field(default_factory=list)
     raised: list[str] = field(default_factory=list)
+    bought: list[str] = field(default_factory=list)
     rounds: int = 0
     since: int = 0
     trials: int = 0
@@ -886,7 +902,10 @@ class Search:
 
     def knobs(self) -> list[tuple[str, str]]:
         """Stages, and what of them may change, in order."""
-        kinds = [k for k in self.cost.kinds if not self.options.kinds or k in self.options.kinds]
+        return self._knobs(self.cost.kinds)
+
+    def _knobs(self, of: Sequence[str]) -> list[tuple[str, str]]:
+        kinds = [k for k in of if not self.options.kinds or k in self.options.kinds]
         result = []
         for key in self.cost.transforms:
             transform = self.state.start.transforms[key]
@@ -941,8 +960,9 @@ class Search:
         return (rd.loss - first.loss) / first.bpp if math.isfinite(first.bpp) else 0.0
 
     def step(self) -> None:
-        """One step: bits taken away, else given back for free, else exchanged, else fine-tuning,
-        else the end."""
+        """One step: bits given that cannot cost anything, else bought if the loss is to be lower,
+        else taken away, else given back for free, else bought where they are worth more than those
+        that could be taken, else exchanged, else fine-tuning, else the end."""
         s = self.state
         tuning = self.options.tune is not None
         if tuning and s.since >= self.options.tune_every:
@@ -950,7 +970,15 @@ class Search:
             return
         if not s.slopes:
             self._survey()
-        if self._lower() or self._raise() or self._exchange():
+        kinds = self.cost.kinds
+        if (
+            self._raise(self.cost.free)
+            or (self._room < 0 and self._buy())
+            or self._lower()
+            or self._raise(kinds)
+            or self._buy()
+            or self._exchange()
+        ):
             return
         if tuning and s.since:
             self._tune()
@@ -976,13 +1004,18 @@ class Search:
         """Try the next fewer bits of everything."""
         widths = bits_of(self.state.network)
         moves: list[Move] = []
-        for layer, what in self.knobs():
+        for layer, what in self._knobs((*self.cost.kinds, *self.cost.free)):
             lesser = self._lesser(getattr(widths[layer], what))
             if lesser:
                 moves.append((Change(layer, what, lesser[0]),))
         trials = self._try(moves)
         told = [self._told(trial) for trial in trials]
         self.state.log.append(self._entry("survey", None) | {"tried": told})
+
+    def _greater(self, bits: int, what: str) -> int | None:
+        """The next more bits than these, None where there are no more."""
+        more = range(bits + 1, WIDTHS_MAX[what] + 1)
+        return next((b for b in more if self._allowed(b)), None)
 
     @property
     def _room(self) -> float:
@@ -993,18 +1026,7 @@ class Search:
     def _lower(self) -> bool:
         """Take bits away where most is saved per loss; False when nothing may go."""
         widths = bits_of(self.state.network)
-        cost = self.cost(widths)
-        worth: dict[Move, tuple[float, float]] = {}
-        for layer, what in self.knobs():
-            if f"{layer}.{what}" in self.state.raised:
-                continue
-            bits, lowest = getattr(widths[layer], what), cost
-            for b in self._lesser(bits):
-                change = Change(layer, what, b)
-                then = self.cost(change.apply(widths))
-                if then < lowest * (1 - FREE):
-                    worth[(change,)] = cost - then, _noise(b, bits)
-                    lowest = then
+        worth = self._lower_moves(widths, self.cost(widths))
 
         def estimate(move: Move) -> float:
             # going by its knob's last trial
@@ -1014,11 +1036,29 @@ class Search:
         saved = {move: saving for move, (saving, _) in worth.items()}
         return self._best_of("lower", saved, estimate, sure=True)
 
+    def _lower_moves(
+        self, widths: Mapping[str, Widths], cost: float
+    ) -> dict[Move, tuple[float, float]]:
+        """Changes that take bits away, with what each saves and how much noise it adds."""
+        moves: dict[Move, tuple[float, float]] = {}
+        kept = {*self.state.raised, *self.state.bought}
+        for layer, what in self.knobs():
+            if f"{layer}.{what}" in kept:
+                continue
+            bits, lowest = getattr(widths[layer], what), cost
+            for b in self._lesser(bits):
+                change = Change(layer, what, b)
+                then = self.cost(change.apply(widths))
+                if then < lowest * (1 - FREE):
+                    moves[(change,)] = cost - then, _noise(b, bits)
+                    lowest = then
+        return moves
+
     def _exchange(self) -> bool:
-        """Give bits back in one place to take more in another; False when nothing is won.
+        """Give bits in one place to take more in another; False when nothing is won.
 
         Single steps end where the next one would lose too much, or where what was taken first
-        is in the way of something better.
+        is in the way of something better. And some places are worth more bits than the start's.
         """
         s, slopes = self.state, self.state.slopes
         widths = bits_of(s.network)
@@ -1027,8 +1067,7 @@ class Search:
         losses: dict[Move, float] = {}
         for layer, what in self.knobs():
             bits = getattr(widths[layer], what)
-            start = getattr(bits_of(s.start)[layer], what)
-            more = next((b for b in range(bits + 1, start + 1) if self._allowed(b)), None)
+            more = self._greater(bits, what)
             if more is None:
                 continue
             back = Change(layer, what, more)
@@ -1090,29 +1129,64 @@ class Search:
         self._accept(how, best[0][1], list(tried.values()), s.lowered)
         return True
 
-    def _raise(self) -> bool:
-        """Give bits back where that costs nothing; False when none helps."""
+    def _raise(self, kinds: Sequence[str]) -> bool:
+        """Give bits of some kinds where that costs nothing; False when none helps."""
         s = self.state
         widths = bits_of(s.network)
-        cost = self.cost(widths)
+        cost, least = self.cost(widths), LEAST_GAIN * s.first.bpp
         found = []
-        for layer, what in self.knobs():
+        for layer, what in self._knobs(kinds):
             bits = getattr(widths[layer], what)
-            more = next(
-                (b for b in range(bits + 1, WIDTHS_MAX[what] + 1) if self._allowed(b)), None
-            )
+            more = self._greater(bits, what)
             if f"{layer}.{what}" in s.lowered or more is None:
                 continue
             change = Change(layer, what, more)
-            if self.cost(change.apply(widths)) <= cost * (1 + FREE):
-                slope = s.slopes.get(f"{layer}.{what}", 0.0)
-                found.append((slope * _noise(more, bits), (change,)))
+            won = s.slopes.get(f"{layer}.{what}", math.inf) * _noise(bits, more)
+            if won >= least / 2 and self.cost(change.apply(widths)) <= cost * (1 + FREE):
+                found.append((-won, (change,)))
         trials = self._try([move for _, move in sorted(found)[: self.options.tries]])
         best = min(trials, key=lambda t: (t.rd.loss, t.move), default=None)
-        least = LEAST_LOSS * s.first.bpp
         if best is None or best.rd.loss > s.now.loss - least:
             return False
         self._accept("raise", best, trials, s.raised)
+        return True
+
+    def _buy(self) -> bool:
+        """Give bits where most is won per cost while the loss is to be lower than it is, or
+        where more is won than taking as much elsewhere seems to lose; False when nothing is."""
+        s = self.state
+        widths = bits_of(s.network)
+        cost = self.cost(widths)
+        least, free = LEAST_GAIN * s.first.bpp, FREE * cost
+        rate = 0.0
+        if self._room >= 0:
+            lower = self._lower_moves(widths, cost)
+            rates = [
+                s.slopes.get(f"{c.layer}.{c.what}", 0.0) * noise / saving
+                for (c,), (saving, noise) in lower.items()
+            ]
+            positive = [r for r in rates if r > 0]
+            if not positive:
+                return False
+            rate = BARGAIN * min(positive)
+        prices: dict[Move, float] = {}
+        found = []
+        for layer, what in self.knobs():
+            bits = getattr(widths[layer], what)
+            more = self._greater(bits, what)
+            if more is None:
+                continue
+            change = Change(layer, what, more)
+            price = prices[(change,)] = max(free, self.cost(change.apply(widths)) - cost)
+            won = s.slopes.get(f"{layer}.{what}", 0.0) * _noise(bits, more)
+            if won >= least / 2 and won / price >= rate / 2:
+                found.append((-won / price, (change,)))
+        trials = self._try([move for _, move in sorted(found)[: self.options.tries]])
+        good = [t for t in trials if s.now.loss - t.rd.loss >= max(least, rate * prices[t.move])]
+        if not good:
+            return False
+        best = min(good, key=lambda t: ((t.rd.loss - s.now.loss) / prices[t.move], t.move))
+        self._accept("buy", best, trials, s.bought)
         return True
 
     def _accept(self, how: str, best: Trial, trials: list[Trial], knobs: list[str]) -> None:
@@ -1270,11 +1344,12 @@ class Search:
         return state
 
 
-CHANGING = ("lower", "raise", "exchange")
+CHANGING = ("lower", "raise", "buy", "exchange")
 """Kinds of steps that change bits."""
 
 _PLAIN = (
-    "follow", "log", "slopes", "lowered", "raised", "rounds", "since", "trials", "ended", "target"
+    "follow", "log", "slopes", "lowered", "raised", "bought", "rounds", "since", "trials", "ended",
+    "target",
 )  # fmt: skip
 """What of a state is stored as JSON values."""
 

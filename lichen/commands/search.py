@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ class Percent(click.ParamType):
         try:
             share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
         except ValueError:
-            share = -1.0
-        if not 0 <= share < 1:
-            self.fail(f"{value!r} is no share from 0 to 1, such as 1% or 0.01.", param, ctx)
+            share = math.nan
+        if not -1 < share < 1:
+            self.fail(f"{value!r} is no share below 1, such as 1% or 0.01.", param, ctx)
         return share
 
 
@@ -51,7 +52,7 @@ class Percent(click.ParamType):
 @click.option(
     "--max-loss", type=Percent(), default="1%", show_default=True,
     help="End when no change is left that keeps R + lambda D within this share of the rate above "
-    "the start's.",
+    "the start's. Negative: so much is to be won by bits that cost little.",
 )  # fmt: skip
 @click.option(
     "--cost", "cost_name", type=click.Choice(["bops", "hardware"]),
@@ -97,6 +98,11 @@ class Percent(click.ParamType):
 @click.option("--max-images", type=click.IntRange(min=2), metavar="N",
               help="Take N images at even distances [default: all].")  # fmt: skip
 @click.option("--latent-bits", type=click.IntRange(2, 16), help="Symbols [default: 8].")
+@click.option(
+    "--clip-factor", type=click.FloatRange(0, 4, min_open=True),
+    help="What the clipping ranges of least squared error are multiplied with [default: of 1, "
+    "1.25, 1.5 and 2 what loses least on the calibration images].",
+)  # fmt: skip
 @click.option("--samples", type=click.IntRange(min=100), default=24000, show_default=True,
               help="Positions per stage that weights are fitted on.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
@@ -157,6 +163,7 @@ def command(
     crop: int | None,
     max_images: int | None,
     latent_bits: int | None,
+    clip_factor: float | None,
     samples: int,
     seed: int,
     train_folder: str | None,
@@ -199,6 +206,7 @@ def command(
     from lichen.quant.draq import lambda_of
     from lichen.quant.finetune import TuneConfig, state_path
     from lichen.quant.ptq import Options, bits_of
+    from lichen.quant.quantize import CLIP_FACTORS, choose_clip_factor
     from lichen.quant.source import load_float_network
     from lichen.sim.images import list_images
 
@@ -230,13 +238,15 @@ def command(
             steps=steps_per_round, batch=batch, patch=patch, lr=lr, lmbda=weight, penalty=0.0,
             seed=seed,
         )  # fmt: skip
+    quantization = Options(latent_bits=latent_bits, samples=samples, seed=seed)
+    if clip_factor is None:
+        with tqdm(total=len(CLIP_FACTORS), desc="clip factor", unit="try", disable=quiet) as bar:
+            clip_factor, _ = choose_clip_factor(
+                network, images, quantization, weight, progress=lambda step: bar.update() and None
+            )
+    quantization = replace(quantization, clip_factor=clip_factor)
     options = search.SearchOptions(
-        quantization=Options(
-            latent_bits=latent_bits,
-            samples=samples,
-            clip_factor=1.0 if tune is None else 1.3,
-            seed=seed,
-        ),
+        quantization=quantization,
         lmbda=weight,
         max_loss=max_loss,
         least=least_bits,

@@ -392,9 +392,32 @@ def test_bits_are_given_back_where_that_is_free(tiny, images) -> None:
     assert min(losses) == losses[-1]
 
 
+def test_bits_are_bought_where_something_is_to_be_won(tiny, images) -> None:
+    """From 4-bit weights: the loss falls until as much is won as was asked for."""
+    coarse = replace(OPTIONS.quantization, widths=Widths(weight=4))
+    options = replace(OPTIONS, quantization=coarse, kinds=("weight",), max_loss=-0.02, least=3)
+    run = Search(tiny, images, options, BopsCost)
+    while run.loss(run.state.now) > options.max_loss and run.state.ended is None:
+        run.step()
+    assert run.loss(run.state.now) <= options.max_loss
+    bought = [(a, b) for a, b in itertools.pairwise(run.state.log) if b["step"] == "buy"]
+    assert bought
+    for before, entry in bought:
+        assert entry["rd"] < before["rd"] and entry["cost"] > before["cost"]
+        (change,) = entry["changes"]
+        assert change["what"] == "weight" and change["to"] == change["from"] + 1
+    # What was bought is not taken away again.
+    names = {f"{c['layer']}.{c['what']}" for _, entry in bought for c in entry["changes"]}
+    while run.state.ended is None and len(run.state.log) < 12:
+        run.step()
+    for entry in run.state.log:
+        if entry["step"] == "lower":
+            assert not names & {f"{c['layer']}.{c['what']}" for c in entry["changes"]}
+
+
 def test_options_are_checked(tiny, images) -> None:
     for changes, words in (
-        ({"max_loss": -0.1}, "must not be negative"),
+        ({"max_loss": -1.1}, "between -100 and 100 %"),
         ({"least": 1}, "fewest bits"),
         ({"tries": 0}, "at least one change"),
         ({"held_out": 1}, "held out"),
