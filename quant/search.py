@@ -1142,7 +1142,7 @@ class Search:
                 continue
             change = Change(layer, what, more)
             won = s.slopes.get(f"{layer}.{what}", math.inf) * _noise(bits, more)
-            if won >= least / 2 and self.cost(change.apply(widths)) <= cost * (1 + FREE):
+            if self.cost(change.apply(widths)) <= cost * (1 + FREE):
                 found.append((-won, (change,)))
         trials = self._try([move for _, move in sorted(found)[: self.options.tries]])
         best = min(trials, key=lambda t: (t.rd.loss, t.move), default=None)
