@@ -15,6 +15,7 @@ import lichen  # noqa: F401
 # isort: split
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lichen import models
 from lichen.errors import UserError
 from lichen.network.file import write_atomically
 from lichen.quant.checkpoint import Checkpoint, load_checkpoint
+from lichen.quant.ptq import Widths, bits_of
 
 IMAGES = "073e0d7b7f5db68ea865eaade37549ad042d9cc625a7f18a589c2fc9ca9b5fd0"
 """Digest of the decoded training images that the licences below are of."""
@@ -81,12 +83,29 @@ def _quantization(name: str) -> list[str]:
     network = models.load_network(name)
     how = network.provenance["quantization"]
     widths = how.get("quantization", how)["widths"]
+    bits = bits_of(network)
+    mixed = len(set(bits.values())) > 1
     text = [
         "## Integer network\n",
         f"Method {how['method']}, calibrated on {how['calibration']['images']} images. Bits: "
-        + ", ".join(f"{key.replace('_', ' ')} {bits}" for key, bits in widths.items())
-        + ".",
+        + (
+            "by stage."
+            if mixed
+            else ", ".join(f"{k.replace('_', ' ')} {b}" for k, b in widths.items()) + "."
+        ),
     ]
+    if mixed:
+        kinds = [field.name for field in fields(Widths)]
+        text += [
+            "",
+            "| stage | " + " | ".join(kind.replace("_", " ") for kind in kinds) + " |",
+            "|---" * (len(kinds) + 1) + "|",
+            *(
+                f"| {stage} | " + " | ".join(str(getattr(own, kind)) for kind in kinds) + " |"
+                for stage, own in bits.items()
+            ),
+            "",
+        ]
     if "tune" in how:
         tune = how["tune"]
         text.append(
@@ -97,7 +116,8 @@ def _quantization(name: str) -> list[str]:
             f"    --train TRAIN --steps {how['steps_done']} --batch {tune['batch']} "
             f"--patch {tune['patch']} --lr {tune['lr']:g} --lr-scales {tune['lr_scales']:g} \\\n"
             f"    --penalty {tune['penalty']:g} --crop 256 "
-            f"--clip-factor {how['quantization']['clip_factor']:g} "
+            + (f"--bits-from {name}.lichen " if mixed else "")
+            + f"--clip-factor {how['quantization']['clip_factor']:g} "
             f"--max-images {how['calibration']['images']}\n```"
         )
     return [*text, ""]
@@ -123,6 +143,7 @@ def card(name: str, checkpoint: Checkpoint, points: dict[str, dict[str, float]])
         f"| loss | {meta['lmbda']} * 255^2 * MSE + bits per pixel (optimised for MSE) |",
         "| crops | random, flipped; gradient norm clipped to 1 |",
         *(f"| run {i} | {_run(run)} |" for i, run in enumerate([*history, meta], 1)),
+        *_slimming(meta),
         "",
         "Measured from really coded bytes, symbols on the integer grid, 8-bit pixels, means "
         "over Kodak's 24 images (`benchmarks/rd.py`):\n",
@@ -138,6 +159,20 @@ def card(name: str, checkpoint: Checkpoint, points: dict[str, dict[str, float]])
     text += ["", *_quantization(name)]
     text += ["## Command\n", "The last run:\n", "```", _command(name, meta), "```\n", DATA]
     return "\n".join(text)
+
+
+def _slimming(meta: dict[str, Any]) -> list[str]:
+    """Rows on what `lichen slim` has taken from a network."""
+    if "slim" not in meta:
+        return []
+    slim = meta["slim"]
+    last = slim["rounds"][-1]
+    widths = ", ".join(f"{layer} {width}" for layer, width in last["widths"].items())
+    return [
+        f"| slimmed | to {last['cost']:.1%} of the MACs in {len(slim['rounds'])} rounds, "
+        "fine-tuned in each (`lichen slim`, docs/slim.md) |",
+        f"| channels | {widths} |",
+    ]
 
 
 def measured(rd: dict[str, Any]) -> dict[str, dict[str, float]]:
