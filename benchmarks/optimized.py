@@ -93,8 +93,8 @@ def page_of(report: dict[str, Any]) -> str:
         "# Fewer channels, fewer bits\n",
         f"`{OPTIMIZED}` against W8A8 networks of the same family that got as many steps of "
         f"training in FP32 and through their integers, on {report['images']} photographs of Kodak, "
-        "from bytes really coded. MACs and bit-operations of a photograph of 768x512, both transforms, "
-        "normalizations included. Made by `benchmarks/optimized.py`.\n",
+        "from bytes really coded. MACs and bit-operations of a photograph of 768x512, both "
+        "transforms, normalizations included. Made by `benchmarks/optimized.py`.\n",
         f"**BD-rate (PSNR): {overhead:+.2f} %**\n",
     ]
     if MS_SSIM in optimized.metrics and MS_SSIM in plain.metrics:
