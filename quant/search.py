@@ -60,6 +60,7 @@ from lichen.quant.ptq import (
     bits_of,
 )
 from lichen.quant.quantize import Quantized, check_supported, quantize
+from lichen.quant.refine import refine_output
 from lichen.sim.golden import (
     Latents,
     code_latent,
@@ -397,6 +398,11 @@ class _Bench:
         widths = change.apply(bits_of(self.network))
         stages = list(transform.stages)
         between = change.what == "activation"
+        if between and not self.problem.follow and change.bits > stages[index].output.bits:
+            # What was trained keeps all its constants.
+            finer = refine_output(transform, index, change.bits)
+            transforms = dict(self.network.transforms) | {key: finer}
+            return self.network.model_copy(update={"transforms": transforms}), key, index
         source, scale = transform.sources[index], stages[index].scales["input"]
         ints = self.seen.ints[key][index]
         reals = None if self.reals is None else self.reals[key][index]
@@ -503,7 +509,7 @@ def try_move(problem: Problem, network: Network, move: Move) -> Trial:
         for change in move[:-1]:
             bench = _Bench(problem, bench.requantized(change)[0])
         changed, key, index = bench.requantized(move[-1])
-    except ValidationError:  # an accumulator or a norm that would be too wide
+    except (ValidationError, UserError):  # an accumulator or a norm that would be too wide
         return Trial(move, RD(math.inf, math.inf, math.inf), None)
     return Trial(move, bench.measure(changed, key, index), changed)
 

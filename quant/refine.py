@@ -1,0 +1,68 @@
+"""Finer activations for a network that has been trained through its integers."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from lichen.errors import UserError
+from lichen.network.description import Format, Transform
+
+
+def refine_output(transform: Transform, index: int, bits: int) -> Transform:
+    """The transform with more bits for the output of stage ``index``, all else as it was.
+
+    Every step is divided by a power of two: what the stage rounds is rounded more finely, and the
+    next stage's weights read it on the old scale. So nothing that training has found is quantized
+    anew.
+
+    Raises UserError for fewer bits, for the last stage, and where constants leave their range.
+    """
+    stage, following = transform.stages[index], None
+    if index + 1 < len(transform.stages):
+        following = transform.stages[index + 1]
+    more = bits - stage.output.bits
+    if following is None or more < 0:
+        raise UserError(f"{stage.name} cannot be given {bits} bits by finer steps.")
+    if more == 0:
+        return transform
+    own, reading = dict(stage.scales), dict(following.scales)
+    for scales, name in ((own, "output"), (reading, "input")):
+        if name in scales:
+            scales[name] = scales[name] / 2**more
+    norm, requantizer, reader = stage.normalization, stage.requantizer, following.requantizer
+    convolution = following.convolution
+    try:
+        old = stage.output
+        if old.signed:
+            most = (1 << (bits - 1)) - 1
+            output = Format(bits=bits, signed=True, lo=-most, hi=most)
+        else:
+            output = Format(bits=bits, signed=False, lo=old.lo << more, hi=(1 << bits) - 1)
+        if norm is not None:
+            norm = _with(norm, output=output, shift=norm.shift - more)
+        else:
+            requantizer = _with(requantizer, output=output, shift=requantizer.shift - more)
+        first = _with(stage, requantizer=requantizer, normalization=norm, scales=own)
+        second = _with(
+            following,
+            convolution=_with(convolution, bias=convolution.bias.astype(np.int64) * 2**more),
+            requantizer=_with(reader, pre_shift=reader.pre_shift + more),
+            scales=reading,
+        )
+        stages = list(transform.stages)
+        stages[index : index + 2] = [first, second]
+        return Transform(input=transform.input, stages=stages)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"{stage.name} cannot have {bits} bits: {reason}.") from None
+
+
+Part = TypeVar("Part", bound=BaseModel)
+
+
+def _with(part: Part, **changes: Any) -> Part:
+    """The part with changes, checked."""
+    return type(part).model_validate(dict(part) | changes)

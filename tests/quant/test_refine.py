@@ -1,0 +1,48 @@
+"""Finer activations: what a trained network computes stays, only rounded more finely."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lichen import models
+from lichen.errors import UserError
+from lichen.quant.refine import refine_output
+from lichen.sim.golden import run_stages
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    with Image.open(models.photograph()) as photo:
+        return np.asarray(photo.convert("RGB"))[128:192, 256:320].astype(np.int64)
+
+
+@pytest.mark.parametrize("more", [1, 2, 4])
+def test_steps_get_finer_and_nothing_else_changes(pixels: np.ndarray, more: int) -> None:
+    g_a = models.load_network("tiny").transforms["g_a"]
+    coarse = run_stages(g_a, pixels)
+    for index in range(len(g_a.stages) - 1):
+        bits = g_a.stages[index].output.bits + more
+        finer = refine_output(g_a, index, bits)
+        assert finer.stages[index].output.bits == bits
+        fine = run_stages(finer, pixels)
+        # Where nothing is clipped, the old value is the new one, rounded once more.
+        hi = g_a.stages[index].output.hi
+        inside = np.abs(coarse[index]) < hi
+        apart = np.abs(fine[index] / 2**more - coarse[index])[inside]
+        assert 0 < apart.max() <= 0.5 + 2.0**-more
+        # The stages that follow see the same but for that rounding.
+        later = np.abs(fine[index + 1] - coarse[index + 1])
+        assert later.max() <= 12 and later.mean() < 0.6
+
+
+def test_what_cannot_be_refined(pixels: np.ndarray) -> None:
+    g_a = models.load_network("tiny").transforms["g_a"]
+    assert refine_output(g_a, 0, g_a.stages[0].output.bits) is g_a
+    with pytest.raises(UserError, match="cannot be given 7 bits"):
+        refine_output(g_a, 0, 7)
+    with pytest.raises(UserError, match="cannot be given"):
+        refine_output(g_a, len(g_a.stages) - 1, 10)
+    with pytest.raises(UserError, match="cannot have 40 bits"):
+        refine_output(g_a, 0, 40)
