@@ -232,7 +232,8 @@ def command(
     json_file: Path | None,
 ) -> None:
     """Measure the shipped families (or the networks named) and tabulate what integers cost."""
-    chosen = list(names) or [n for n in models.names() if models.shipped_parent(n) and "-q" in n]
+    families = ("small", "small-hyper")
+    chosen = list(names) or [n for n in models.names() if family(n) in families]
     before: dict[str, Any] = {}
     if json_file is not None and json_file.exists():
         before = json.loads(json_file.read_text())

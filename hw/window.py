@@ -333,6 +333,7 @@ class Window(Unit):
         sub, rotation = Signal(range(st)), Signal(range(pixels))
         offset, base = Signal(row_bits, reset_less=True), Signal(row_bits, reset_less=True)
         x, y = Signal(size, reset_less=True), Signal(size, reset_less=True)
+        base_last, row_step = ring - self.row_words, self.row_words
         with m.If(seq.step):
             m.d.sync += [beat.eq(beat + 1), offset.eq(offset + 1)]
             with m.If(beat == cg - 1):
@@ -352,7 +353,8 @@ class Window(Unit):
                         x.eq(now.x),
                         ky.eq(ky + 1),
                         y.eq(y + 1),
-                        base.eq(Mux(base == ring - self.row_words, 0, base + self.row_words)),
+                        # Not "0 or the next": synthesis would make a reset of that, fed by itself.
+                        base.eq(base + Mux(base == base_last, -base_last, row_step)),
                     ]
                     with m.If(ky == k - 1):
                         m.d.sync += [ky.eq(0), y.eq(now.y), base.eq(now.base)]
