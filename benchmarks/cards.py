@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from safetensors import safe_open
 
 from lichen import models
 from lichen.errors import UserError
@@ -120,6 +121,12 @@ def _quantization(name: str) -> list[str]:
             + f"--clip-factor {how['quantization']['clip_factor']:g} "
             f"--max-images {how['calibration']['images']}\n```"
         )
+    if "refined" in how:
+        words = " ".join(f"{layer}={bits}" for layer, bits in how["refined"].items())
+        text.append(
+            "\nThe activations that have more than 8 bits had 8 until then; afterwards: "
+            f"`python benchmarks/refine.py TUNED {words} -o {name}.lichen`."
+        )
     return [*text, ""]
 
 
@@ -131,10 +138,17 @@ def card(name: str, checkpoint: Checkpoint, points: dict[str, dict[str, float]])
     meta = checkpoint.metadata
     if meta["images_sha256"] != IMAGES:
         raise UserError(f"{name} was trained on other images than the card's licences are of.")
-    history = meta.get("init", {}).get("history", [])
+    slim = meta.get("slim")
+    runs = [*meta.get("init", {}).get("history", []), meta]
+    if slim is not None:
+        # Its own rounds have a row of their own; the header repeats the parent's last run.
+        runs = runs[: -len(slim["rounds"])]
+    with safe_open(models.folder() / f"{name}.safetensors", framework="numpy") as file:
+        dtype = file.get_slice(next(iter(file.keys()))).get_dtype()
+    stored = {"F16": "float16", "F32": "float32"}[dtype]
     text = [
         f"# {name}\n",
-        f"FP32 network (`{name}.safetensors`, stored in float16) of CompressAI's\n"
+        f"FP32 network (`{name}.safetensors`, stored in {stored}) of CompressAI's\n"
         f"`{checkpoint.arch}` with N = {checkpoint.n} channels and M = {checkpoint.m} latent "
         f"channels, GDN,\nat lambda {meta['lmbda']}, and the integer network made of it "
         f"(`{name}.lichen`).\n",
@@ -142,8 +156,8 @@ def card(name: str, checkpoint: Checkpoint, points: dict[str, dict[str, float]])
         "|---|---|",
         f"| loss | {meta['lmbda']} * 255^2 * MSE + bits per pixel (optimised for MSE) |",
         "| crops | random, flipped; gradient norm clipped to 1 |",
-        *(f"| run {i} | {_run(run)} |" for i, run in enumerate([*history, meta], 1)),
-        *_slimming(meta),
+        *(f"| run {i} | {_run(run)} |" for i, run in enumerate(runs, 1)),
+        *([] if slim is None else _slimming(slim)),
         "",
         "Measured from really coded bytes, symbols on the integer grid, 8-bit pixels, means "
         "over Kodak's 24 images (`benchmarks/rd.py`):\n",
@@ -157,22 +171,35 @@ def card(name: str, checkpoint: Checkpoint, points: dict[str, dict[str, float]])
                 f"| {title} | {p['bpp']:.4f} | {p['psnr-rgb']:.2f} dB | {p['ms-ssim-rgb']:.4f} |"
             )
     text += ["", *_quantization(name)]
-    text += ["## Command\n", "The last run:\n", "```", _command(name, meta), "```\n", DATA]
+    command = _command(name, meta) if slim is None else _slim_command(name, slim)
+    text += ["## Command\n", "The last run:\n", "```", command, "```\n", DATA]
     return "\n".join(text)
 
 
-def _slimming(meta: dict[str, Any]) -> list[str]:
+def _slimming(slim: dict[str, Any]) -> list[str]:
     """Rows on what `lichen slim` has taken from a network."""
-    if "slim" not in meta:
-        return []
-    slim = meta["slim"]
     last = slim["rounds"][-1]
     widths = ", ".join(f"{layer} {width}" for layer, width in last["widths"].items())
     return [
-        f"| slimmed | to {last['cost']:.1%} of the MACs in {len(slim['rounds'])} rounds, "
-        "fine-tuned in each (`lichen slim`, docs/slim.md) |",
+        f"| slimmed | from {slim['macs_before'] / 1e9:.2f} to {slim['macs_after'] / 1e9:.2f} G "
+        f"MACs (a photograph of 768x512), {last['cost']:.1%}, in {len(slim['rounds'])} rounds with "
+        f"{slim['steps']} steps of fine-tuning after each but the last, and "
+        f"{slim['final_steps']} after that, {slim['optimizer']}, peak {slim['lr']:g} |",
         f"| channels | {widths} |",
     ]
+
+
+def _slim_command(name: str, slim: dict[str, Any]) -> str:
+    """The command that slimmed a network."""
+    parent = slim["source"].removesuffix(".safetensors")
+    return (
+        f"lichen slim {parent}{models.PARENT_SUFFIX} -o {name}.safetensors --train TRAIN "
+        f"--macs {slim['macs']:g} \\\n"
+        f"    --rounds {len(slim['rounds'])} --steps {slim['steps']} "
+        f"--final-steps {slim['final_steps']} --lr {slim['lr']:g} --lr-adam {slim['lr_adam']:g} "
+        f"--batches {slim['batches']} \\\n    --seed {slim['seed']}"
+        + (" --compile" if slim["compile"] else "")
+    )
 
 
 def measured(rd: dict[str, Any]) -> dict[str, dict[str, float]]:

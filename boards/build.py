@@ -44,6 +44,14 @@ PLACE_AND_ROUTE = (
 """nextpnr's options. Designs that fill a device are placed a tenth faster so than by default, and
 its first router does not come to an end with them."""
 
+HIDE_NAMES = """hierarchy -top top
+proc
+flatten
+select -set dollars w:*$*
+rename -hide @dollars"""
+"""Amaranth tells namesakes apart by "$1", "$2"; mapping with ABC adds such names itself, and where
+two meet, Yosys 0.45 to 0.70 ends with an assertion about the names or sizes of wires."""
+
 TIMING_MARGIN = 1.1
 """Place and route aims this much above the clock: that is what makes it meet the clock."""
 
@@ -241,6 +249,7 @@ def _build(
             "top",
             emit_src=False,
             verbose=True,
+            script_after_read=HIDE_NAMES,
             script_after_synth="tee -q -o logs/yosys.json stat -json",
             # Missing timing is for the report to judge, not a reason to make no bitstream.
             nextpnr_opts=[

@@ -14,13 +14,15 @@ from lichen.errors import UserError
 from lichen.network.file import load
 from lichen.quant.checkpoint import load_checkpoint
 
+FAMILIES = ("small", "small-hyper", "small-opt")
+
 
 def card(name: str) -> str:
     return (models.folder() / f"{name}.md").read_text()
 
 
 def test_every_network_is_complete():
-    families = [f"{family}-q{i}" for family in ("small", "small-hyper") for i in range(1, 5)]
+    families = [f"{family}-q{i}" for family in FAMILIES for i in range(1, 5)]
     assert {"tiny", *families} <= set(models.names())
     for name in models.names():
         network = models.load_network(name)
