@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from lichen import models
 from lichen.codec.evaluate import Evaluation, NetworkCodec, evaluate, to_json
-from lichen.codec.rd import MS_SSIM, PSNR, Curve, bd_rate, points_table
+from lichen.codec.rd import MS_SSIM, Curve, bd_rate, points_table
 from lichen.errors import UserError
 from lichen.network.description import PHOTO
 from lichen.network.file import load, write_atomically
@@ -78,10 +78,7 @@ def curve(report: dict[str, Any], title: str) -> Curve:
     points = [
         Evaluation.from_json(p["evaluation"]) for p in report["points"] if p["curve"] == title
     ]
-    results = to_json(points, title)["results"]
-    metrics = {m: tuple(results[m]) for m in (PSNR, MS_SSIM) if m in results}
-    names = tuple(point.name for point in sorted(points, key=lambda p: p.bpp))
-    return Curve(title, tuple(results["bpp"]), metrics, names)
+    return Curve.of_json(to_json(points, title))
 
 
 def page_of(report: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from lichen import models
 from lichen.codec.evaluate import Codec, Evaluation, NetworkCodec, evaluate, family, to_json
-from lichen.codec.rd import PSNR, Curve, bd_rate, points_table
+from lichen.codec.rd import Curve, bd_rate, points_table
 from lichen.commands.ablate import table as ablation_table
 from lichen.errors import UserError
 from lichen.network.description import Network
@@ -147,10 +147,7 @@ def curves_of(report: dict[str, Any]) -> dict[str, list[Curve]]:
     curves: dict[str, list[Curve]] = {}
     for stem, rows in found.items():
         for title, points in rows.items():
-            results = to_json(points, title)["results"]
-            names = tuple(point.name for point in sorted(points, key=lambda p: p.bpp))
-            curve = Curve(title, tuple(results["bpp"]), {PSNR: tuple(results[PSNR])}, names)
-            curves.setdefault(stem, []).append(curve)
+            curves.setdefault(stem, []).append(Curve.of_json(to_json(points, title)))
     return curves
 
 

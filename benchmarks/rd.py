@@ -129,14 +129,6 @@ def measure(
     return report
 
 
-def to_curve(measured: dict[str, Any]) -> Curve:
-    """A curve of `measure`."""
-    results = measured["results"]
-    metrics = {key: tuple(results[key]) for key in (PSNR, MS_SSIM) if key in results}
-    names = tuple(point["name"] for point in measured["points"])
-    return Curve(measured["name"], tuple(results["bpp"]), metrics, names)
-
-
 def ours(curves: list[Curve]) -> list[Curve]:
     """The networks among the curves."""
     return [curve for curve in curves if curve.name not in FORMATS]
@@ -226,7 +218,7 @@ def command(
             report = measure(images, list(names) or models.names(), fp32, before, save)
         except UserError as error:
             raise click.UsageError(str(error)) from None
-    curves = [to_curve(curve) for curve in report["curves"]]
+    curves = [Curve.of_json(curve) for curve in report["curves"]]
     known = references()
     published = [known[name] for name in PUBLISHED] if report["set"] == "kodak" else []
     if plot_file is not None:

@@ -26,19 +26,20 @@ from lichen.quant.refine import refine_output
 @click.option("--name", help="Name of the network [default: as it was].")
 def main(net: str, bits: tuple[str, ...], output: Path, name: str | None) -> None:
     """Refine the activations of NET."""
-    network = models.load_network(net)
-    transforms = dict(network.transforms)
+    refined: dict[str, int] = {}
     try:
+        network = models.load_network(net)
+        transforms = dict(network.transforms)
         for word in bits:
             layer, _, number = word.partition("=")
             key, _, stage = layer.partition(".")
             names = [s.name for s in transforms[key].stages] if key in transforms else []
             if stage not in names or not number.isdigit():
                 raise UserError(f"{word!r} is no STAGE=BITS of this network.")
-            transforms[key] = refine_output(transforms[key], names.index(stage), int(number))
+            refined[layer] = int(number)
+            transforms[key] = refine_output(transforms[key], names.index(stage), refined[layer])
     except UserError as error:
         raise click.UsageError(str(error)) from None
-    refined = {word.partition("=")[0]: int(word.partition("=")[2]) for word in bits}
     provenance = dict(network.provenance)
     provenance["quantization"] = dict(provenance["quantization"]) | {"refined": refined}
     changes = {"transforms": transforms, "provenance": provenance, "name": name or network.name}

@@ -72,6 +72,17 @@ class Curve:
             {key: tuple(point[key] for point in ordered) for key in shared},
         )
 
+    @staticmethod
+    def of_json(measured: Mapping[str, Any]) -> Curve:
+        """A curve, with the names of its points, from what `codec.evaluate.to_json` made."""
+        results = measured["results"]
+        return Curve(
+            measured["name"],
+            tuple(results["bpp"]),
+            {key: tuple(results[key]) for key in _TITLES if key in results},
+            tuple(point["name"] for point in measured["points"]),
+        )
+
 
 @dataclass(frozen=True)
 class BDRate:

@@ -14,7 +14,7 @@ from amaranth.lib.wiring import In, Out
 from lichen.hw.array import SystolicArray, array_resources
 from lichen.hw.element import Backend, Element
 from lichen.hw.feed import FEED_LATENCY, FeedSignature
-from lichen.hw.memory import FastRom, Ram, bit_information, fast_rom_resources, ram_resources
+from lichen.hw.memory import FastRom, Ram, bit_information, ram_resources
 from lichen.hw.unit import Resources, Unit, check_positive, delayed, lanes_of
 from lichen.network.arithmetic import ceil_div
 
@@ -318,10 +318,12 @@ def core_resources(
 ) -> Resources:
     """What a `Core` of this shape takes; ``information`` is `bit_information` of its weights."""
     bits = shape.chains * accumulator_bits
-    rom = fast_rom_resources(
+    rom = ram_resources(
         shape.rom_depth,
         shape.chains * shape.chain_length * element.lanes * element.w_shape.width,
+        writable=False,
         information=information,
+        fast=True,
     )
     drain = ram_resources(shape.drain_depth, bits, writable=True)
     array = array_resources(

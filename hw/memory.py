@@ -181,11 +181,8 @@ class Ram(Unit):
         for i, piece in enumerate(self.pieces):
             low_bits = ceil_log2(piece.depth)
             words = list(initial[piece.start : piece.start + piece.words])
-            address = self.r_addr[:low_bits]
-            if not piece.block:
-                address = delayed(m, address, 1, f"address_{i}")
-            elif self.latency > ecp5.BLOCK_LATENCY:
-                address = delayed(m, address, self.latency - ecp5.BLOCK_LATENCY, f"address_{i}")
+            early = self.latency - ecp5.BLOCK_LATENCY if piece.block else 1
+            address = delayed(m, self.r_addr[:low_bits], early, f"address_{i}")
             if not piece.block and self.latency > ecp5.BLOCK_LATENCY:
                 outputs.append(self._logic(m, f"piece_{i}", words, address))
                 continue
@@ -288,14 +285,15 @@ class FastRom(Ram):
     ):
         super().__init__(depth=depth, width=width, init=init, writable=False)
 
-    def resources(self, information: float = 1.0) -> Resources:
-        """What it takes; ``information`` is how much its bits tell, see `bit_information`."""
-        return fast_rom_resources(self.depth, self.width, information=information)
+    def resources(self) -> Resources:
+        return ram_resources(self.depth, self.width, writable=False, fast=True)
 
 
 @cache
-def ram_resources(depth: int, width: int, *, writable: bool, information: float = 1.0) -> Resources:
-    """What a `Ram` takes.
+def ram_resources(
+    depth: int, width: int, *, writable: bool, information: float = 1.0, fast: bool = False
+) -> Resources:
+    """What a `Ram` takes, or a `FastRom` if ``fast``.
 
     ``information`` is how much a bit of a ROM tells, 0 .. 1: see `bit_information`.
     """
@@ -303,29 +301,15 @@ def ram_resources(depth: int, width: int, *, writable: bool, information: float 
     for piece in pieces(depth, width, writable):
         part = piece.resources(width, writable=writable)
         if not piece.block and not writable:
-            part = Resources(lut=logic_luts(piece.words, width, information))
+            # A table for every LOGIC_DEPTH words and a choice among them, or one table for all.
+            most = LOGIC_DEPTH if fast else piece.words
+            starts = range(0, piece.words, most)
+            tables = (logic_luts(min(most, piece.words - s), width, information) for s in starts)
+            part = Resources(lut=sum(tables) + (len(starts) - 1) * width)
         parts.append(part)
     # Every piece but the first has to be chosen, too.
     parts.append(Resources(lut=round((len(parts) - 1) * (PIECE_LUTS * width + 4))))
     return Resources.total(parts)
-
-
-@cache
-def fast_rom_resources(depth: int, width: int, *, information: float = 1.0) -> Resources:
-    """What a `FastRom` takes."""
-    total = ram_resources(depth, width, writable=False, information=information)
-    for piece in pieces(depth, width, False):
-        if piece.block:
-            continue
-        # Not one table for all of its words, but one for every LOGIC_DEPTH and a choice of them.
-        whole = logic_luts(piece.words, width, information)
-        parts = sum(
-            logic_luts(min(LOGIC_DEPTH, piece.words - start), width, information)
-            for start in range(0, piece.words, LOGIC_DEPTH)
-        )
-        choice = (ceil_div(piece.words, LOGIC_DEPTH) - 1) * width
-        total += Resources(lut=parts + choice - whole)
-    return total
 
 
 def logic_luts(words: int, width: int, information: float) -> int:
@@ -447,7 +431,6 @@ __all__ = [
     "Piece",
     "Ram",
     "bit_information",
-    "fast_rom_resources",
     "fifo_depth",
     "pieces",
     "ram_resources",

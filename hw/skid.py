@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Shape, Signal
+from amaranth.hdl import Module, Mux, Shape, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -38,15 +38,13 @@ class Skid(Unit):
         front, back = (Signal(width, name=n, reset_less=True) for n in ("front", "back"))
         full, waiting = Signal(), Signal()  # front, and back as well
         moves = Signal()  # front takes an item, if there is one
-        item = self.i.payload.as_value() if hasattr(self.i.payload, "as_value") else self.i.payload
+        item = Value.cast(self.i.payload)
         m.d.comb += [
             self.i.ready.eq(~waiting),
             self.o.valid.eq(full),
+            Value.cast(self.o.payload).eq(front),
             moves.eq(~full | self.o.ready),
         ]
-        target = self.o.payload
-        target = target.as_value() if hasattr(target, "as_value") else target
-        m.d.comb += target.eq(front)
         m.d.sync += [
             full.eq(~moves | waiting | self.i.valid),
             waiting.eq(~moves & (waiting | self.i.valid)),

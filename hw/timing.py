@@ -148,6 +148,7 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent
     i_ready = np.zeros(units + 1, np.bool_)
     i_ready[units] = True
     w_ready = np.zeros(units, np.bool_)
+    g_ready = np.zeros(units, np.bool_)  # what the regrouper hands over to
     room = np.zeros(units, np.bool_)  # of the next cycle
     o_valid = np.zeros(units, np.bool_)
     t = 0
@@ -166,14 +167,14 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent
                 )
             else:
                 w_ready[u] = s[USED] != 2
-            g_ready = s[SKID] != SKID_PLACES if p[KIND] == 0 else w_ready[u]
+            g_ready[u] = s[SKID] != SKID_PLACES if p[KIND] == 0 else w_ready[u]
             if p[REGROUP] == 0:
-                i_ready[u] = g_ready
+                i_ready[u] = g_ready[u]
             elif p[REGROUP] == 1:
-                i_ready[u] = s[G_FULL] == 0 or g_ready
+                i_ready[u] = s[G_FULL] == 0 or g_ready[u]
             else:
                 last = s[G_SLOT] == p[RATIO] - 1 or s[G_BEAT] == p[REGROUP_BEATS] - 1
-                i_ready[u] = s[G_FULL] == 0 or (g_ready and last)
+                i_ready[u] = s[G_FULL] == 0 or (g_ready[u] and last)
             o_valid[u] = s[O_HEAD] != s[O_TAIL] and pushes[u, s[O_HEAD] % QUEUE] <= t
 
         for u in range(units):
@@ -185,11 +186,10 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent
                 if first < 0:
                     first = t
             # Regroup.
-            g_ready = s[SKID] != SKID_PLACES if p[KIND] == 0 else w_ready[u]
             if p[REGROUP] == 0:
                 g_fire = i_fire
             else:
-                g_fire = s[G_FULL] != 0 and g_ready
+                g_fire = s[G_FULL] != 0 and g_ready[u]
                 if p[REGROUP] == 1:
                     if g_fire:
                         s[G_FULL] = 0

@@ -333,7 +333,6 @@ class Window(Unit):
         sub, rotation = Signal(range(st)), Signal(range(pixels))
         offset, base = Signal(row_bits, reset_less=True), Signal(row_bits, reset_less=True)
         x, y = Signal(size, reset_less=True), Signal(size, reset_less=True)
-        base_last, row_step = ring - self.row_words, self.row_words
         with m.If(seq.step):
             m.d.sync += [beat.eq(beat + 1), offset.eq(offset + 1)]
             with m.If(beat == cg - 1):
@@ -354,7 +353,14 @@ class Window(Unit):
                         ky.eq(ky + 1),
                         y.eq(y + 1),
                         # Not "0 or the next": synthesis would make a reset of that, fed by itself.
-                        base.eq(base + Mux(base == base_last, -base_last, row_step)),
+                        base.eq(
+                            base
+                            + Mux(
+                                base == ring - self.row_words,
+                                self.row_words - ring,
+                                self.row_words,
+                            )
+                        ),
                     ]
                     with m.If(ky == k - 1):
                         m.d.sync += [ky.eq(0), y.eq(now.y), base.eq(now.base)]

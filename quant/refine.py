@@ -20,14 +20,13 @@ def refine_output(transform: Transform, index: int, bits: int) -> Transform:
 
     Raises UserError for fewer bits, for the last stage, and where constants leave their range.
     """
-    stage, following = transform.stages[index], None
-    if index + 1 < len(transform.stages):
-        following = transform.stages[index + 1]
+    stage = transform.stages[index]
     more = bits - stage.output.bits
-    if following is None or more < 0:
+    if index + 1 == len(transform.stages) or more < 0:
         raise UserError(f"{stage.name} cannot be given {bits} bits by finer steps.")
     if more == 0:
         return transform
+    following = transform.stages[index + 1]
     own, reading = dict(stage.scales), dict(following.scales)
     for scales, name in ((own, "output"), (reading, "input")):
         if name in scales:

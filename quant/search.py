@@ -1045,7 +1045,8 @@ class Search:
     def _lower_moves(
         self, widths: Mapping[str, Widths], cost: float
     ) -> dict[Move, tuple[float, float]]:
-        """Changes that take bits away, with what each saves and how much noise it adds."""
+        """Changes that take bits away from ``widths`` and come below ``cost``, with what each saves
+        of it and how much noise it adds."""
         moves: dict[Move, tuple[float, float]] = {}
         kept = {*self.state.raised, *self.state.bought}
         for layer, what in self.knobs():
@@ -1079,17 +1080,11 @@ class Search:
             back = Change(layer, what, more)
             between = back.apply(widths)
             won = slopes.get(f"{layer}.{what}", 0.0) * _noise(bits, more)
-            for other, kind in self.knobs():
-                if (other, kind) == (layer, what) or f"{other}.{kind}" in s.raised:
-                    continue
-                theirs = getattr(between[other], kind)
-                for b in self._lesser(theirs):
-                    change = Change(other, kind, b)
-                    then = self.cost(change.apply(between))
-                    if then < cost * (1 - FREE):
-                        lost = slopes.get(f"{other}.{kind}", 0.0) * _noise(b, theirs)
-                        saved[back, change] = cost - then
-                        losses[back, change] = lost - won
+            for (change,), (saving, noise) in self._lower_moves(between, cost).items():
+                if (change.layer, change.what) != (layer, what):
+                    lost = slopes.get(f"{change.layer}.{change.what}", 0.0) * noise
+                    saved[back, change] = saving
+                    losses[back, change] = lost - won
         return self._best_of("exchange", saved, losses.__getitem__)
 
     def _best_of(

@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,6 +19,20 @@ def _import_quant() -> None:
     """Fail with a sentence when the extra is missing."""
     with _options.quant_extra("quantizing"):
         import lichen.quant.checkpoint  # noqa: F401
+
+
+def find_clip_factor(
+    network: Any, images: Any, options: Any, weight: float, *, quiet: bool
+) -> tuple[float, dict[float, float]]:
+    """`lichen.quant.quantize.choose_clip_factor`, with a progress bar."""
+    from tqdm import tqdm
+
+    from lichen.quant.quantize import CLIP_FACTORS, choose_clip_factor
+
+    with tqdm(total=len(CLIP_FACTORS), desc="clip factor", unit="try", disable=quiet) as bar:
+        return choose_clip_factor(
+            network, images, options, weight, progress=lambda step: bar.update() and None
+        )
 
 
 # Defaults of `lichen.quant.finetune.TuneConfig` (a test compares them), which cannot be
@@ -235,9 +250,7 @@ def command(
     from lichen.quant.finetune import TuneConfig, state_path
     from lichen.quant.ptq import Options, Widths, bits_of
     from lichen.quant.quantize import (
-        CLIP_FACTORS,
         check_supported,
-        choose_clip_factor,
         measure_float,
         quantize,
     )
@@ -289,10 +302,7 @@ def command(
         _options.check_state(state, resume=resume, overwrite=overwrite)
     factors: dict[float, float] | None = None
     if clip_factor is None and weight is not None and method != "minmax" and clip != "percentile":
-        with tqdm(total=len(CLIP_FACTORS), desc="clip factor", unit="try", disable=quiet) as bar:
-            chosen, factors = choose_clip_factor(
-                network, images, options, weight, progress=lambda step: bar.update() and None
-            )
+        chosen, factors = find_clip_factor(network, images, options, weight, quiet=quiet)
         options = replace(options, clip_factor=chosen)
     tuned: DraqResult | None = None
     if method == "draq":

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from lichen.commands import _options
-from lichen.commands.quantize import TUNE, _import_quant
+from lichen.commands.quantize import TUNE, _import_quant, find_clip_factor
 from lichen.errors import UserError
 
 
@@ -206,7 +206,6 @@ def command(
     from lichen.quant.draq import lambda_of
     from lichen.quant.finetune import TuneConfig, state_path
     from lichen.quant.ptq import Options, bits_of
-    from lichen.quant.quantize import CLIP_FACTORS, choose_clip_factor
     from lichen.quant.source import load_float_network
     from lichen.sim.images import list_images
 
@@ -240,10 +239,7 @@ def command(
         )  # fmt: skip
     quantization = Options(latent_bits=latent_bits, samples=samples, seed=seed)
     if clip_factor is None:
-        with tqdm(total=len(CLIP_FACTORS), desc="clip factor", unit="try", disable=quiet) as bar:
-            clip_factor, _ = choose_clip_factor(
-                network, images, quantization, weight, progress=lambda step: bar.update() and None
-            )
+        clip_factor, _ = find_clip_factor(network, images, quantization, weight, quiet=quiet)
     quantization = replace(quantization, clip_factor=clip_factor)
     options = search.SearchOptions(
         quantization=quantization,
