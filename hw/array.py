@@ -38,7 +38,7 @@ class SystolicArray(Unit):
     a : In (pixels x lanes)
         All pixels of a step together.
     w : In (channels x lanes)
-        As the element encodes them.
+        As the element encodes them, each `lateness` cycles after its step's operands.
     first, last : In(1)
         With the operands: the first and the last step of a pass.
     o : Out (pixels x chains)
@@ -118,18 +118,20 @@ class SystolicArray(Unit):
                 order.append(item * self.chains + c)
         return order
 
+    def lateness(self) -> list[int]:
+        """By how many cycles each weight comes after the operands: its element's place."""
+        return [i // self.ways for i in range(self.chain_length)] * self.chains
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         ways, elements = self.ways, self.elements
         accumulator = self.accumulator_shape
-        # Weights: element i of every chain waits i cycles, then each pixel one more.
+        # Weights come when pixel 0 needs them; each further pixel waits one cycle more.
         weights: dict[tuple[int, int], list[object]] = {}
         for c in range(self.chains):
             for i in range(elements):
                 place = c * self.chain_length + i * ways
-                weights[c, i] = [
-                    delayed(m, self.w[place + v], i, f"w_{c}_{i}_{v}") for v in range(ways)
-                ]
+                weights[c, i] = [self.w[place + v] for v in range(ways)]
         for p in range(self.pixels):
             operands = [delayed(m, self.a[p], p, f"a_{p}")] * self.chains
             first = delayed(m, self.first, p, f"first_{p}")

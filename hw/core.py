@@ -184,6 +184,7 @@ class Core(Unit):
             depth=shape.rom_depth,
             width=chains * chain_length * self.lanes * self.weight_shape.width,
             init=self._rom_words,
+            late=self.array.lateness(),
         )
         self.drains = [
             Ram(
@@ -219,8 +220,9 @@ class Core(Unit):
         m.submodules.array = array = self.array
         feed = self.feed
 
-        # Weights run in step with the operands: a cycle to the memory, three through it, and
-        # two more registers on the long way from its blocks to the array.
+        # Weights run in step with the operands, and with their element's place in the chain: a
+        # cycle to the memory, three through it, and two more registers on the long way from its
+        # blocks to the array.
         address = Signal(range(self.rom.depth))
         here = Signal.like(address)
         m.d.comb += here.eq(Mux(feed.restart, 0, address))

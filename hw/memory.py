@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import numpy as np
@@ -21,7 +21,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2
 
 from lichen.hw import ecp5
-from lichen.hw.unit import Resources, Unit, check_positive, delayed
+from lichen.hw.unit import Resources, Unit, check_positive, delayed, delays
 from lichen.network.arithmetic import ceil_div
 
 BLOCK_SHAPES = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
@@ -109,6 +109,18 @@ def pieces(depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
     return store(0, BLOCK_SHAPES[-1][0])[1]
 
 
+@dataclass(frozen=True)
+class Field:
+    """Neighbouring bits of a memory's words, from ``start`` up to ``stop``.
+
+    ``late`` is how many cycles after the memory's latency they come.
+    """
+
+    start: int
+    stop: int
+    late: int
+
+
 DISTRIBUTED_DEPTH_MAX = 256
 """No more words than this are kept in lookup tables."""
 
@@ -168,86 +180,136 @@ class Ram(Unit):
         """How the words are stored."""
         return pieces(self.depth, self.width, self.writable)
 
+    @property
+    def _fields(self) -> list[Field]:
+        """The parts of a word that come at the same time, in order."""
+        return [Field(0, self.width, 0)]
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         initial = self._init() if callable(self._init) else self._init or []
         if len(initial) > self.depth:
             raise ValueError(f"init must have at most {self.depth} words, not {len(initial)}")
+        fields = self._fields
+        latest = max(field.late for field in fields)
         chosen = [
-            delayed(m, self._selected(self.r_addr, piece), self.latency, f"chosen_{i}")
+            delays(m, self._selected(self.r_addr, piece), self.latency + latest, f"chosen_{i}")
             for i, piece in enumerate(self.pieces)
         ]
-        outputs: list[Value] = []
+        outputs: list[list[Value]] = []
         for i, piece in enumerate(self.pieces):
-            low_bits = ceil_log2(piece.depth)
             words = list(initial[piece.start : piece.start + piece.words])
             early = self.latency - ecp5.BLOCK_LATENCY if piece.block else 1
-            address = delayed(m, self.r_addr[:low_bits], early, f"address_{i}")
-            if not piece.block and self.latency > ecp5.BLOCK_LATENCY:
-                outputs.append(self._logic(m, f"piece_{i}", words, address))
-                continue
-            step = piece.width or self.width
-            style = "block" if piece.block else "distributed" if self.writable else "logic"
-            slices: list[Value] = []
-            for j in range(0, self.width, step):
-                bits = min(step, self.width - j)
-                part = [(word >> j) & ((1 << bits) - 1) for word in words]
-                write_enable = Const(0, 1)
-                if self.writable:
-                    write_enable = self.w_en & self._selected(self.w_addr, piece)
-                if piece.block and ecp5.on_ecp5(platform):
-                    data = Signal(bits, name=f"read_{i}_{j // step}")
-                    ecp5.block_ram(
-                        m,
-                        f"piece_{i}_{j // step}",
-                        width=piece.width,
-                        init=part,
-                        address=address,
-                        data=data,
-                        write=ecp5.BlockWrite(
-                            enable=write_enable,
-                            address=self.w_addr[:low_bits],
-                            data=self.w_data[j : j + bits],
-                        )
-                        if self.writable
-                        else None,
-                    )
-                    slices.append(data)
-                    continue
-                memory = Memory(
-                    shape=unsigned(bits),
-                    depth=piece.words,
-                    init=part,
-                    # Users keep colliding accesses apart: no logic to make them behave.
-                    attrs={"ram_style": style, "no_rw_check": 1},
+            address = self.r_addr[: ceil_log2(piece.depth)]
+            addresses = delays(m, address, early + latest, f"address_{i}")[early:]
+            parts: list[list[Value]] = [[] for _ in fields]
+            for j, (start, stop) in enumerate(self._slices(piece)):
+                inside = [
+                    (k, field)
+                    for k, field in enumerate(fields)
+                    if field.start < stop and start < field.stop
+                ]
+                first = min(field.late for _, field in inside)
+                data = self._slice(
+                    m,
+                    platform,
+                    f"{i}_{j}",
+                    piece,
+                    (start, stop),
+                    [(word >> start) & ((1 << stop - start) - 1) for word in words],
+                    addresses[first],
                 )
-                m.submodules[f"piece_{i}_{j // step}"] = memory
-                read = memory.read_port(domain="sync" if piece.block else "comb")
-                m.d.comb += read.addr.eq(address)
-                if piece.block:
-                    m.d.comb += read.en.eq(1)
-                slices.append(delayed(m, read.data, 1, f"read_{i}_{j // step}"))
-                if self.writable:
-                    write = memory.write_port()
-                    m.d.comb += [
-                        write.addr.eq(self.w_addr[:low_bits]),
-                        write.data.eq(self.w_data[j : j + bits]),
-                        write.en.eq(write_enable),
-                    ]
-            outputs.append(Cat(*slices))
-        value = outputs[-1]
-        for select, output in zip(chosen[-2::-1], outputs[-2::-1], strict=True):
-            value = Mux(select, output, value)
-        m.d.comb += self.r_data.eq(value)
+                for k, field in inside:
+                    bits = data[max(field.start, start) - start : min(field.stop, stop) - start]
+                    parts[k].append(delayed(m, bits, field.late - first, f"late_{i}_{j}_{k}"))
+            outputs.append([Cat(*part) for part in parts])
+        words_out: list[Value] = []
+        for k, field in enumerate(fields):
+            value = outputs[-1][k]
+            for select, output in zip(chosen[-2::-1], outputs[-2::-1], strict=True):
+                value = Mux(select[self.latency + field.late], output[k], value)
+            words_out.append(value)
+        m.d.comb += self.r_data.eq(Cat(*words_out))
         return m
 
-    def _logic(self, m: Module, name: str, words: list[int], address: Value) -> Value:
+    def _slices(self, piece: Piece) -> list[tuple[int, int]]:
+        """The bits of a word that every memory of a piece holds: from, up to."""
+        if not piece.block:
+            return [(field.start, field.stop) for field in self._fields]
+        starts = range(0, self.width, piece.width)
+        return [(start, min(start + piece.width, self.width)) for start in starts]
+
+    def _slice(
+        self,
+        m: Module,
+        platform: object,
+        name: str,
+        piece: Piece,
+        place: tuple[int, int],
+        init: list[int],
+        address: Value,
+    ) -> Value:
+        """One memory, bits ``place`` of a piece's words; what it reads follows ``address``."""
+        if not piece.block and self.latency > ecp5.BLOCK_LATENCY:
+            return self._logic(m, f"piece_{name}", place[1] - place[0], init, address)
+        bits = place[1] - place[0]
+        low_bits = ceil_log2(piece.depth)
+        write_enable: Value = Const(0, 1)
+        if self.writable:
+            write_enable = self.w_en & self._selected(self.w_addr, piece)
+        if piece.block and ecp5.on_ecp5(platform):
+            data = Signal(bits, name=f"read_{name}")
+            ecp5.block_ram(
+                m,
+                f"piece_{name}",
+                width=piece.width,
+                init=init,
+                address=address,
+                data=data,
+                write=ecp5.BlockWrite(
+                    enable=write_enable,
+                    address=self.w_addr[:low_bits],
+                    data=self.w_data[place[0] : place[1]],
+                )
+                if self.writable
+                else None,
+            )
+            return data
+        memory = Memory(
+            shape=unsigned(bits),
+            depth=piece.words,
+            init=init,
+            # Users keep colliding accesses apart: no logic to make them behave.
+            attrs={
+                "ram_style": "block"
+                if piece.block
+                else "distributed"
+                if self.writable
+                else "logic",
+                "no_rw_check": 1,
+            },
+        )
+        m.submodules[f"piece_{name}"] = memory
+        read = memory.read_port(domain="sync" if piece.block else "comb")
+        m.d.comb += read.addr.eq(address)
+        if piece.block:
+            m.d.comb += read.en.eq(1)
+        if self.writable:
+            write = memory.write_port()
+            m.d.comb += [
+                write.addr.eq(self.w_addr[:low_bits]),
+                write.data.eq(self.w_data[place[0] : place[1]]),
+                write.en.eq(write_enable),
+            ]
+        return delayed(m, read.data, 1, f"read_{name}")
+
+    def _logic(self, m: Module, name: str, width: int, words: list[int], address: Value) -> Value:
         """The word at ``address``, two cycles later, out of lookup tables."""
         parts: list[Value] = []
         for start in range(0, len(words), LOGIC_DEPTH):
             some = words[start : start + LOGIC_DEPTH]
             memory = Memory(
-                shape=unsigned(self.width), depth=len(some), init=some, attrs={"ram_style": "logic"}
+                shape=unsigned(width), depth=len(some), init=some, attrs={"ram_style": "logic"}
             )
             m.submodules[f"{name}_{start}"] = memory
             read = memory.read_port(domain="comb")
@@ -270,7 +332,19 @@ class Ram(Unit):
 
 
 class FastRom(Ram):
-    """A large ROM: ``r_data`` follows ``r_addr`` by three cycles.
+    """A large ROM: ``r_data`` follows ``r_addr`` by three cycles, or more.
+
+    Words of a systolic array's weights are needed piecemeal, each element's a cycle after its
+    neighbour's. It is the address that waits, a few bits for every block, and not what is read:
+    so blocks may lie along the array.
+
+    Parameters
+    ----------
+    depth, width, init
+        Of a `Ram`.
+    late : sequence of int
+        The word consists of so many fields of equal width, lowest bits first; by how many
+        cycles more each of them follows.
 
     Members
     -------
@@ -281,9 +355,28 @@ class FastRom(Ram):
     latency = ecp5.BLOCK_LATENCY + 1
 
     def __init__(
-        self, *, depth: int, width: int, init: Sequence[int] | Callable[[], Sequence[int]]
+        self,
+        *,
+        depth: int,
+        width: int,
+        init: Sequence[int] | Callable[[], Sequence[int]],
+        late: Sequence[int] = (0,),
     ):
         super().__init__(depth=depth, width=width, init=init, writable=False)
+        if width % len(late):
+            raise ValueError(f"width must be a multiple of the {len(late)} fields, not {width!r}")
+        self.late = tuple(late)
+
+    @property
+    def _fields(self) -> list[Field]:
+        width = self.width // len(self.late)
+        fields: list[Field] = []
+        for k, late in enumerate(self.late):
+            if fields and fields[-1].late == late:
+                fields[-1] = replace(fields[-1], stop=(k + 1) * width)
+            else:
+                fields.append(Field(k * width, (k + 1) * width, late))
+        return fields
 
     def resources(self) -> Resources:
         return ram_resources(self.depth, self.width, writable=False, fast=True)

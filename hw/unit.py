@@ -56,14 +56,19 @@ class Unit(wiring.Component, abc.ABC):
         """What the unit takes on the device, everything inside it included."""
 
 
+def delays(m: Module, value: ValueLike, cycles: int, name: str) -> list[ValueLike]:
+    """``value`` as it was 0, 1, .. ``cycles`` clock cycles ago (reset to 0)."""
+    values = [value]
+    for i in range(cycles):
+        stage = Signal(value.shape(), name=f"{name}_d{i + 1}", reset_less=True)
+        m.d.sync += stage.eq(values[-1])
+        values.append(stage)
+    return values
+
+
 def delayed(m: Module, value: ValueLike, cycles: int, name: str) -> ValueLike:
     """``value`` as it was ``cycles`` clock cycles ago (reset to 0)."""
-    shape = value.shape()
-    for i in range(cycles):
-        stage = Signal(shape, name=f"{name}_d{i + 1}", reset_less=True)
-        m.d.sync += stage.eq(value)
-        value = stage
-    return value
+    return delays(m, value, cycles, name)[-1]
 
 
 def lanes_of(shape: object, count: int) -> data.ArrayLayout:

@@ -87,6 +87,37 @@ def test_reads_follow_after_the_latency(depth, width, writable, kind):
     assert read[ram.latency - 1 :] == [words[a] for a in addresses[: -(ram.latency - 1)]]
 
 
+@pytest.mark.parametrize("depth", [20, 100, 600])
+def test_fields_of_a_word_come_as_late_as_was_asked(depth):
+    rng = np.random.default_rng(depth)
+    late, bits = (0, 1, 1, 3, 0, 2), 16
+    fields = rng.integers(0, 1 << bits, (depth, len(late)))
+    words = [sum(int(v) << (k * bits) for k, v in enumerate(row)) for row in fields]
+    rom = FastRom(depth=depth, width=bits * len(late), init=words, late=late)
+    addresses = rng.integers(0, depth, 100)
+    read: list[int] = []
+
+    async def bench(ctx):
+        for address in addresses.tolist():
+            ctx.set(rom.r_addr, address)
+            await ctx.tick()
+            read.append(ctx.get(rom.r_data))
+
+    simulator = Simulator(rom)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    for k, cycles in enumerate(late):
+        wait = rom.latency - 1 + cycles
+        got = [word >> (k * bits) & ((1 << bits) - 1) for word in read[wait:]]
+        assert got == fields[addresses[: len(addresses) - wait], k].tolist()
+
+
+def test_a_word_must_divide_into_its_fields():
+    with pytest.raises(ValueError, match="multiple of the 3 fields"):
+        FastRom(depth=4, width=7, init=[0], late=(0, 1, 2))
+
+
 SHAPES = [
     *((depth, width, True) for depth, width in ((600, 36), (1000, 18), (2000, 9), (3000, 7))),
     *((depth, width, True) for depth, width in ((5000, 2), (9000, 1), (4000, 4), (300, 80))),
