@@ -303,9 +303,8 @@ class Link(Unit):
         surplus = serializer.o.valid & (
             (in_flight & ~more) | ((phase == _Phase.HEADER) & (index == 0))
         )
-        # It takes a cycle to hear of one: comparing sizes and finding errors is a long way.
         failure = Signal(8)
-        m.d.sync += failure.eq(
+        m.d.comb += failure.eq(
             raised
             | Mux(self.overrun | (self.rx.valid & ~received.i.ready), Error.OVERRUN, 0)
             | Mux(self.framing, Error.FRAMING, 0)
