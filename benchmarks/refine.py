@@ -1,6 +1,8 @@
 """Give the activations of a fine-tuned network more bits, without quantizing anything anew.
 
-    python benchmarks/refine.py NET.lichen g_s.conv3=10 g_s.conv2=9 -o OUT.lichen --name NAME
+    python benchmarks/refine.py NET.lichen g_s.conv3=10 g_s.conv2.x=12 -o OUT.lichen --name NAME
+
+``STAGE.x`` is the input of the stage's normalization, ``x`` alone that of all of them.
 
 Rounding of activations is a noise that fine-tuning cannot train away, and the last stages of g_s
 read few products by few bits. Fine-tuning itself is three times as fast on bytes, so bits beyond
@@ -16,7 +18,7 @@ import click
 from lichen import models
 from lichen.errors import UserError
 from lichen.network.file import dumps, write_atomically
-from lichen.quant.refine import refine_output
+from lichen.quant.refine import refine_input, refine_output
 
 
 @click.command()
@@ -25,19 +27,27 @@ from lichen.quant.refine import refine_output
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 @click.option("--name", help="Name of the network [default: as it was].")
 def main(net: str, bits: tuple[str, ...], output: Path, name: str | None) -> None:
-    """Refine the activations of NET."""
+    """Refine the activations of NET, and the inputs of its normalizations."""
     refined: dict[str, int] = {}
     try:
         network = models.load_network(net)
         transforms = dict(network.transforms)
         for word in bits:
             layer, _, number = word.partition("=")
-            key, _, stage = layer.partition(".")
-            names = [s.name for s in transforms[key].stages] if key in transforms else []
-            if stage not in names or not number.isdigit():
+            chosen = [
+                (key, i, name.endswith(".x"))
+                for key, transform in transforms.items()
+                for i, stage in enumerate(transform.stages)
+                for name in (f"{key}.{stage.name}", f"{key}.{stage.name}.x")
+                if name == layer
+                or (layer == "x" and name.endswith(".x") and stage.normalization is not None)
+            ]
+            if not chosen or not number.isdigit():
                 raise UserError(f"{word!r} is no STAGE=BITS of this network.")
             refined[layer] = int(number)
-            transforms[key] = refine_output(transforms[key], names.index(stage), refined[layer])
+            for key, i, is_input in chosen:
+                refine = refine_input if is_input else refine_output
+                transforms[key] = refine(transforms[key], i, refined[layer])
     except UserError as error:
         raise click.UsageError(str(error)) from None
     provenance = dict(network.provenance)

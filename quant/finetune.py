@@ -35,9 +35,6 @@ from lichen.quant.float_network import FloatNetwork
 from lichen.quant.quantize import scale_step
 from lichen.quant.train import deferred_interrupts, flatten, flushed_denormals, unflatten
 
-BIAS_MAX = 1024
-"""Steps that count as the full scale of a bias, at most."""
-
 REAL, INTEGER = "regularize", "finetune"
 """The phases: real arithmetic with a growing penalty, integer arithmetic with a fading one."""
 
@@ -67,6 +64,8 @@ class TuneConfig:
         were calibrated.
     lr_entropy : float
         The same of the entropy bottleneck.
+    lr_hyper : float
+        The same of h_a and h_s, whose scales stay as they were calibrated.
     lmbda : float
         Weight of the mean squared error of 8-bit pixels against bits per pixel.
     distill : float
@@ -91,6 +90,7 @@ class TuneConfig:
     warmup: int = 50
     lr_scales: float = 3.0
     lr_entropy: float = 1.0
+    lr_hyper: float = 0.1
     lmbda: float = 0.013
     distill: float = 0.0
     penalty: float = 0.01
@@ -129,6 +129,19 @@ class TuneConfig:
 def _straight(value: Tensor, rounded: Tensor) -> Tensor:
     """``rounded``, with the gradient of ``value``."""
     return value + (rounded - value).detach()
+
+
+def bias_scale(stage: Any) -> float:
+    """What counts as the full scale of a stage's biases, in steps.
+
+    The range of what it rounds, since calibration has made that a few standard deviations. Pixels,
+    latents, scales and means have steps that are given, and reach far beyond the usual ones: there
+    it is 1, as the real network has them. A step of 127 symbols is none that z could be trained by.
+    """
+    output = stage.start.scales.get("output") if stage.fixed else None
+    if output is None:
+        return float(stage.start.requantizer.output.magnitude)
+    return float(1 / np.max(output))
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -251,20 +264,25 @@ class FineTuner:
         for name, parameter in self.transforms.named_parameters():
             owner, _, kind = name.rpartition(".")
             stage = self.transforms.get_submodule(owner)
+            hyper = name.startswith(("h_a.", "h_s."))
+            if hyper and not c.lr_hyper:
+                continue
             if kind == "weight":
                 scale = float(stage.limit)
             elif kind == "bias":
-                # the 16 bits of scales and means reach far beyond the usual ones
-                scale = float(min(stage.start.requantizer.output.magnitude, BIAS_MAX))
+                scale = bias_scale(stage)
             elif kind == "gamma":
                 # most gammas are small, so a step of theirs is a greater part of them
                 scale = float(1 << (stage.start.normalization.gamma_bits - 2))
             elif kind.startswith("log_"):
-                if self.phase == REAL or not c.lr_scales:
-                    continue  # without rounding, scales cancel
+                # Without rounding, scales cancel.
+                if self.phase == REAL or not c.lr_scales or hyper:
+                    continue
                 scale = c.lr_scales
             else:
                 scale = 1.0  # beta, relative
+            if hyper:
+                scale *= c.lr_hyper
             result.append((name, parameter, scale))
         for name, parameter in self.bottleneck.named_parameters():
             if parameter.requires_grad:

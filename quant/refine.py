@@ -1,4 +1,4 @@
-"""Finer activations for a network that has been trained through its integers."""
+"""Finer activations, and inputs of normalizations, for a network trained through its integers."""
 
 from __future__ import annotations
 
@@ -57,6 +57,48 @@ def refine_output(transform: Transform, index: int, bits: int) -> Transform:
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError(f"{stage.name} cannot have {bits} bits: {reason}.") from None
+
+
+def refine_input(transform: Transform, index: int, bits: int) -> Transform:
+    """The transform with more bits for the input ``x`` of the normalization of stage ``index``.
+
+    As `refine_output`: steps and clipping stay, the operand ``u`` of the multiplier array too.
+
+    Raises UserError for fewer bits, where there is no normalization, and where constants leave
+    their range.
+    """
+    stage = transform.stages[index]
+    norm, requantizer = stage.normalization, stage.requantizer
+    more = bits - requantizer.output.bits
+    if norm is None or more < 0:
+        raise UserError(f"the normalization of {stage.name} cannot be given {bits} bits.")
+    if more == 0:
+        return transform
+    scales = dict(stage.scales)
+    if "x" in scales:
+        scales["x"] = scales["x"] / 2**more
+    old = requantizer.output
+    try:
+        # The range stays what it was: a step more would let u outgrow its bits.
+        finer = Format(bits=bits, signed=old.signed, lo=old.lo * 2**more, hi=old.hi * 2**more)
+        refined = _with(
+            stage,
+            requantizer=_with(requantizer, output=finer, shift=requantizer.shift - more),
+            normalization=_with(
+                norm,
+                u_shift=norm.u_shift + more * (2 if norm.kind.squares else 1),
+                product_shift=norm.product_shift + more,
+            ),
+            scales=scales,
+        )
+        stages = list(transform.stages)
+        stages[index] = refined
+        return Transform(input=transform.input, stages=stages)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"the normalization of {stage.name} cannot have {bits} bits: {reason}."
+        ) from None
 
 
 Part = TypeVar("Part", bound=BaseModel)

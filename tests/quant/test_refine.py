@@ -8,8 +8,8 @@ from PIL import Image
 
 from lichen import models
 from lichen.errors import UserError
-from lichen.quant.refine import refine_output
-from lichen.sim.golden import run_stages
+from lichen.quant.refine import refine_input, refine_output
+from lichen.sim.golden import run_stages, trace_stage
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,43 @@ def test_steps_get_finer_and_nothing_else_changes(pixels: np.ndarray, more: int)
         # The stages that follow see the same but for that rounding.
         later = np.abs(fine[index + 1] - coarse[index + 1])
         assert later.max() <= 12 and later.mean() < 0.6
+
+
+@pytest.mark.parametrize("key", ["g_a", "g_s"])
+@pytest.mark.parametrize("more", [1, 4])
+def test_inputs_of_normalizations_get_finer(pixels: np.ndarray, key: str, more: int) -> None:
+    transforms = models.load_network("tiny").transforms
+    transform = transforms[key]
+    source: np.ndarray = pixels
+    if key == "g_s":
+        source = run_stages(transforms["g_a"], pixels)[-1]
+    for index, stage in enumerate(transform.stages):
+        if stage.normalization is None:
+            continue
+        bits = stage.requantizer.output.bits + more
+        finer = refine_input(transform, index, bits)
+        assert finer.stages[index].requantizer.output.bits == bits
+        before = transform.input if index == 0 else transform.stages[index - 1].output
+        x = source if index == 0 else run_stages(transform, source)[index - 1]
+        coarse = trace_stage(stage, before, x)
+        fine = trace_stage(finer.stages[index], before, x)
+        # the same values, rounded more finely, and clipped where they were
+        apart = np.abs(fine.x / 2**more - coarse.x)
+        assert 0 < apart.max() <= 0.5
+        assert np.abs(fine.x).max() <= stage.requantizer.output.hi * 2**more
+        assert np.abs(fine.output - coarse.output).max() <= 4
+        assert np.abs(fine.output - coarse.output).mean() < 0.6
+
+
+def test_inputs_that_cannot_be_refined() -> None:
+    g_a = models.load_network("tiny").transforms["g_a"]
+    assert refine_input(g_a, 0, g_a.stages[0].requantizer.output.bits) is g_a
+    with pytest.raises(UserError, match="cannot be given 7 bits"):
+        refine_input(g_a, 0, 7)
+    with pytest.raises(UserError, match="cannot be given 12 bits"):
+        refine_input(g_a, len(g_a.stages) - 1, 12)
+    with pytest.raises(UserError, match="cannot have 40 bits"):
+        refine_input(g_a, 0, 40)
 
 
 def test_what_cannot_be_refined(pixels: np.ndarray) -> None:
