@@ -271,13 +271,17 @@ class Core(Unit):
         # meanwhile.
         started = delayed(m, feed.start, 1, "started")
         count = delayed(m, feed.count, 1, "count")
-        m.d.comb += feed.bank_free.eq((free > 1) | ((free == 1) & ~started))
+        # Whether a bank is free is found a cycle ahead, since a start waits for nothing else.
+        next_free = Signal.like(free)
+        bank_free = Signal(init=1)
+        m.d.comb += [next_free.eq(free - started + freed), feed.bank_free.eq(bank_free)]
+        m.d.sync += bank_free.eq((next_free > 1) | ((next_free == 1) & ~feed.start))
         with m.If(started):
             m.d.sync += [
                 counts[taken].eq(count),
                 taken.eq(Mux(taken == self.shape.banks - 1, 0, taken + 1)),
             ]
-        m.d.sync += [free.eq(free - started + freed), full.eq(full + full_now - freed)]
+        m.d.sync += [free.eq(next_free), full.eq(full + full_now - freed)]
 
         bank, base = Signal(range(self.shape.banks)), Signal(range(depth))
         pixel, beat = Signal(range(self.shape.pixels)), Signal(range(self.shape.beats))

@@ -88,15 +88,21 @@ class Sequencer:
         pass_done = Signal(name="seq_pass_done")
         # What a start depends on lies ready in registers: its strobe goes far.
         first_step, first_pass = Signal(init=1, name="seq_first_step"), Signal(init=1)
+        free = Signal(init=1, name="seq_free")  # not active, or in the last cycle of a group
+        ending = Signal(name="seq_ending")  # the next cycle is that
         m.d.comb += [
             self.done.eq(pass_done & self.last_pass),
-            self.start.eq(self.ready & feed.bank_free & (~active | self.done)),
+            self.start.eq(self.ready & feed.bank_free & free),
         ]
+        m.d.sync += free.eq((free & ~self.start) | ending)
         if gap_cycles:
             gap = Signal(range(gap_cycles + 1), name="seq_gap")
             m.d.comb += [
                 self.step.eq(active & (gap == 0)),
                 pass_done.eq(gap == 1),
+                ending.eq(
+                    (gap == 2 if gap_cycles > 1 else self.step & self.last_step) & self.last_pass
+                ),
             ]
             with m.If(self.step & self.last_step):
                 m.d.sync += gap.eq(gap_cycles)
@@ -107,6 +113,12 @@ class Sequencer:
                 self.step.eq(active),
                 pass_done.eq(active & self.last_step),
             ]
+            if steps > 1:
+                m.d.comb += ending.eq(active & (index == steps - 2) & self.last_pass)
+            elif passes > 1:
+                m.d.comb += ending.eq(active & (number == passes - 2))
+            else:
+                m.d.comb += ending.eq(self.start)
         with m.If(self.step):
             m.d.sync += [index.eq(Mux(self.last_step, 0, index + 1)), first_step.eq(self.last_step)]
             if steps > 1:
