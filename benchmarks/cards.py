@@ -83,9 +83,11 @@ def _quantization(name: str) -> list[str]:
     """The section on the integer network."""
     network = models.load_network(name)
     how = network.provenance["quantization"]
-    widths = how.get("quantization", how)["widths"]
+    options = how.get("quantization", how)
+    widths, refined = dict(options["widths"]), how.get("refined", {})
+    widths["gdn_input"] = refined.get("x", widths["gdn_input"])
     bits = bits_of(network)
-    mixed = len(set(bits.values())) > 1
+    mixed = bool(options["per_stage"])
     text = [
         "## Integer network\n",
         f"Method {how['method']}, calibrated on {how['calibration']['images']} images. Bits: "
@@ -108,7 +110,7 @@ def _quantization(name: str) -> list[str]:
             "",
         ]
     if "tune" in how:
-        tune = how["tune"]
+        tune, tuned_x = how["tune"], options["widths"]["gdn_input"]
         text.append(
             f"Fine-tuned through its own integers for {how['steps_done']} steps of {tune['batch']} "
             f"crops of {tune['patch']}x{tune['patch']}, {tune['optimizer']}, peak {tune['lr']:g} "
@@ -118,13 +120,19 @@ def _quantization(name: str) -> list[str]:
             f"--patch {tune['patch']} --lr {tune['lr']:g} --lr-scales {tune['lr_scales']:g} \\\n"
             f"    --penalty {tune['penalty']:g} --crop 256 "
             + (f"--bits-from {name}.lichen " if mixed else "")
+            + (f"--gdn-input-bits {tuned_x} " if tuned_x != 8 else "")
             + f"--clip-factor {how['quantization']['clip_factor']:g} "
             f"--max-images {how['calibration']['images']}\n```"
         )
-    if "refined" in how:
-        words = " ".join(f"{layer}={bits}" for layer, bits in how["refined"].items())
+        if "lr_hyper" not in tune:
+            text.append(
+                "\nThat was before biases of symbols moved as in FP32 and h_a and h_s more slowly "
+                "(docs/draq.md): the command ends elsewhere now."
+            )
+    if refined:
+        words = " ".join(f"{layer}={bits}" for layer, bits in refined.items())
         text.append(
-            "\nThe activations that have more than 8 bits had 8 until then; afterwards: "
+            "\nThe activations named here (x: inputs of normalizations) had 8 bits until then: "
             f"`python benchmarks/refine.py TUNED {words} -o {name}.lichen`."
         )
     return [*text, ""]
