@@ -527,24 +527,32 @@ class Trainer:
         self.progress = self._progress()
 
 
+LAYOUT = "strides of transposed tensors"
+"""Where `flatten` keeps the memory layout of what is not contiguous."""
+
+
 def flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state of one parameter as tensors, and JSON values.
 
     An item i of a list of tensors is called KEY/i; an empty list in its place is left out, and
-    the value KEY then says how long the list is.
+    the value KEY then says how long the list is. A matrix may lie transposed in memory (an
+    eigenbasis does), and products of such round differently: that is kept as well.
     """
-    tensors, values = {}, {}
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
     for key, value in state.items():
         if isinstance(value, Tensor):
-            tensors[key] = value.detach().cpu().clone()
+            tensors[key] = value
         elif isinstance(value, list | tuple):
             values[key] = len(value)
             for i, item in enumerate(value):
                 if isinstance(item, Tensor):
-                    tensors[f"{key}/{i}"] = item.detach().cpu().clone()
+                    tensors[f"{key}/{i}"] = item
         else:
             values[key] = value
-    return tensors, values
+    if tensors:
+        values[LAYOUT] = {k: list(v.stride()) for k, v in tensors.items() if not v.is_contiguous()}
+    return {k: v.detach().cpu().clone() for k, v in tensors.items()}, values
 
 
 def unflatten(
@@ -552,17 +560,25 @@ def unflatten(
 ) -> dict[str, Any]:
     """Undo `flatten`, on the parameter's device."""
     state: dict[str, Any] = dict(values)
+    layout = state.pop(LAYOUT, None)
     for key in {k.split("/")[0] for k in tensors if "/" in k}:
         state[key] = [[] for _ in range(values[key])]
     for key, value in tensors.items():
         where, _, index = key.partition("/")
-        if index:
-            state[where][int(index)] = value.to(parameter.device)
-        elif value.shape == parameter.shape:
-            # In the parameter's memory layout, which the fused optimizer relies on.
-            state[key] = torch.empty_like(parameter).copy_(value).detach()
+        # A copy in any case: what was read from a file may lie at odd addresses in memory, and
+        # sums over it are then grouped, and rounded, in another way.
+        if layout is None and value.shape == parameter.shape and not index:
+            placed = torch.empty_like(parameter).detach()  # as older versions left it to be
         else:
-            state[key] = value.to(parameter.device)
+            strides = (layout or {}).get(key, value.stride())
+            placed = torch.empty_strided(
+                value.shape, strides, dtype=value.dtype, device=parameter.device
+            )
+        placed.copy_(value)
+        if index:
+            state[where][int(index)] = placed
+        else:
+            state[key] = placed
     return state
 
 
