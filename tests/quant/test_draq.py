@@ -507,6 +507,35 @@ def test_coding_of_a_crop_equals_golden(arch, tmp_path):
         np.testing.assert_array_equal(pixels[0].permute(1, 2, 0).numpy(), decoded)
 
 
+@pytest.mark.parametrize("arch", ["bmshj2018-factorized", "mbt2018-mean"])
+def test_what_moves_how_fast(arch, tmp_path):
+    """Biases of given steps as in the real network; a hyperprior slowly, without its scales."""
+    network = load_float_network(str(_checkpoint(arch, tmp_path / "net.safetensors")))
+    images = load_calibration(calibration_photographs(), 64, size=128, limit=3)
+    start = quantize(network, images, Options(latent_bits=8, samples=1000)).network
+    key = "z" if network.hyper else "y"
+
+    def rates(lr_hyper: float) -> dict[str, float]:
+        config, source = _config(lr_hyper=lr_hyper), CropSource([], patch=64)
+        tuner = FineTuner(INTEGER, start, network, network.bottlenecks[key], config, source)
+        return {name: scale for name, _, scale in tuner._scaled_parameters()}
+
+    found = rates(0.5)
+    assert found["g_a.stages.0.weight"] == 127
+    assert found["g_a.stages.0.bias"] == start.transforms["g_a"].stages[0].requantizer.output.hi
+    # one symbol; one grey value of 255
+    assert found["g_a.stages.3.bias"] == 2**start.latent_fraction
+    assert found["g_s.stages.3.bias"] == pytest.approx(255)
+    assert "g_a.stages.0.log_weight" in found
+    hyper = {name for name in found if name.startswith(("h_a.", "h_s."))}
+    assert bool(hyper) == network.hyper
+    if network.hyper:
+        assert found["h_a.stages.2.bias"] == 0.5  # half of a symbol of z
+        assert found["h_s.stages.0.weight"] == 0.5 * 127
+        assert not any(name.rpartition(".")[2].startswith("log_") for name in hyper)
+        assert not any(name.startswith(("h_a.", "h_s.")) for name in rates(0.0))
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_architecture_learns(arch, tmp_path):
     """Gradients reach all transforms, and a few steps lower the loss on other photographs."""

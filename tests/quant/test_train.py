@@ -38,11 +38,13 @@ from lichen.quant.train import (  # noqa: E402
     TrainConfig,
     Trainer,
     Transforms,
+    flatten,
     flushed_denormals,
     forward_train,
     load_state,
     state_path,
     train,
+    unflatten,
 )
 from lichen.sim.golden import psnr  # noqa: E402
 from lichen.sim.images import list_images, pad_image  # noqa: E402
@@ -106,6 +108,28 @@ def test_a_few_steps_lower_the_loss(arch, optimizer, lr, precision, images):
     losses = [trainer.train_step()[0] for _ in range(24)]
     assert np.isfinite(losses).all()
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
+def test_an_optimizer_state_keeps_its_memory_layout():
+    """Products of matrices that lie transposed round differently, on some processors."""
+    parameter = torch.zeros(3, 3)
+    state = {
+        "step": 4,
+        "exp_avg_sq": torch.arange(9.0).reshape(3, 3).T,
+        "Q": [torch.arange(6.0).reshape(2, 3).T, []],
+        "GG": torch.arange(4.0),
+    }
+    tensors, values = flatten(state)
+    values = json.loads(json.dumps(values))
+    restored = unflatten({k: v.contiguous() for k, v in tensors.items()}, values, parameter)
+    assert restored["step"] == 4 and restored["Q"][1] == []
+    for before, after in (
+        (state["exp_avg_sq"], restored["exp_avg_sq"]),
+        (state["Q"][0], restored["Q"][0]),
+        (state["GG"], restored["GG"]),
+    ):
+        assert torch.equal(before, after) and before.stride() == after.stride()
+        assert after.data_ptr() % 16 == 0
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "soap"])
