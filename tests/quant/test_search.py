@@ -310,7 +310,15 @@ def test_a_state_is_for_one_search_only(tiny, images, tmp_path) -> None:
         searched(tiny, images, state=tmp_path / "none", resume=True)
 
 
-def test_greedy_choices_come_close_to_the_best(tiny) -> None:
+@pytest.mark.parametrize(
+    "budgets",
+    [
+        (0.01, 0.02, 0.2),
+        # Known to fail on processors whose roundings lead past the best of single steps.
+        pytest.param((0.005, 0.02, 0.2), marks=pytest.mark.slow),
+    ],
+)
+def test_greedy_choices_come_close_to_the_best(tiny, budgets) -> None:
     """Of all 27 assignments of 4, 6 or 8 bits to the weights of three stages, none that loses no
     more is 5 % cheaper than what the search finds."""
     # fewer or smaller crops say too little about losses of a percent
@@ -344,9 +352,7 @@ def test_greedy_choices_come_close_to_the_best(tiny) -> None:
     walk(run.state.start, 0.0, ())
     assert len(losses) == 27
     found = set()
-    # Below a percent losses are not even monotone in bits, and luck with roundings, which is
-    # another on every processor, decides whether single steps find the way.
-    for budget in (0.01, 0.02, 0.2):
+    for budget in budgets:
         run = searched(tiny, images, replace(options, max_loss=budget))
         while run.state.ended is None:
             run.step()
@@ -392,6 +398,9 @@ def test_bits_are_given_back_where_that_is_free(tiny) -> None:
     for before, entry in itertools.pairwise(run.state.log):
         if entry["step"] == "raise":
             assert entry["rd"] < before["rd"] and entry["cost"] == before["cost"]
+    # until bits are taken away, which may lose again what was won
+    losses = [e["rd"] for e in itertools.takewhile(lambda e: e["step"] != "lower", run.state.log)]
+    assert min(losses) == losses[-1]
 
 
 def test_bits_are_bought_where_something_is_to_be_won(tiny, images) -> None:
