@@ -221,19 +221,18 @@ class Core(Unit):
         feed = self.feed
 
         # Weights run in step with the operands, and with their element's place in the chain: a
-        # cycle to the memory, three through it, and two more registers on the long way from its
-        # blocks to the array.
+        # cycle from the feeder's distant window, one to the memory, three through it, and a last
+        # register on the long way from its blocks to the array.
+        step, restart = (delayed(m, s, 1, s.name) for s in (feed.step, feed.restart))
         address = Signal(range(self.rom.depth))
         here = Signal.like(address)
-        m.d.comb += here.eq(Mux(feed.restart, 0, address))
-        with m.If(feed.step):
+        m.d.comb += here.eq(Mux(restart, 0, address))
+        with m.If(step):
             m.d.sync += address.eq(here + 1)
         m.d.comb += self.rom.r_addr.eq(
             delayed(m, here, FEED_LATENCY - FastRom.latency - 2, "rom_addr")
         )
-        weights = Signal(len(self.rom.r_data), reset_less=True)
-        m.d.sync += weights.eq(self.rom.r_data)
-        m.d.comb += array.w.as_value().eq(delayed(m, weights, 1, "weights"))
+        m.d.comb += array.w.as_value().eq(delayed(m, self.rom.r_data, 1, "weights"))
         m.d.comb += [
             array.a.as_value().eq(feed.a.as_value()),
             array.first.eq(feed.first),

@@ -12,9 +12,11 @@ greedy algorithms for maximizing submodular set functions", 1978).
 Since lambda is the slope of the rate-distortion curve where the network stands on it, this is, to
 first order, the rate that the change costs at equal quality: a BD-rate.
 
-*Requantization.* A change of bits touches one stage, or two where the format between them changes.
-They are quantized anew as ptq does it, on the integers that reach them; all others stay, also what
-fine-tuning has made of them.
+*Requantization.* The stage that a change of bits touches (two, where the format between them changes)
+is quantized anew as ptq does it, on the integers that reach it, and so are all stages after it in the
+transform: each is fitted to what the real network makes there, and so makes good what those before it
+lost. What bits lose then depends on the bits, not on the order in which they were taken. After
+fine-tuning only the stages touched are, and all others stay what training has made of them.
 """
 
 from __future__ import annotations
@@ -406,7 +408,9 @@ class _Bench:
         source, scale = transform.sources[index], stages[index].scales["input"]
         ints = self.seen.ints[key][index]
         reals = None if self.reals is None else self.reals[key][index]
-        for i in (index, index + 1) if between else (index,):
+        # Where stages follow the real network, those after a change make good what it lost.
+        end = len(stages) if self.problem.follow else index + 1 + between
+        for i in range(index, end):
             layer = f"{key}.{stages[i].name}"
             real = self.problem.real.transforms[key].stages[i]
             quantizer = TransformQuantizer(
