@@ -37,12 +37,9 @@ CLOCK_NET = "clk"
 PLACEMENT = "logs/nextpnr.json"
 """nextpnr's report."""
 
-PLACE_AND_ROUTE = (
-    *("--placer-heap-timingweight", "30", "--placer-heap-critexp", "4"),
-    *("--router", "router2"),
-)
-"""nextpnr's options. Designs that fill a device are placed a tenth faster so than by default, and
-its first router does not come to an end with them."""
+PLACE_AND_ROUTE = ("--placer", "static", "--router", "router2")
+"""nextpnr's options. The default placer crowds designs that fill a device into its middle, where the
+router does not come to an end, and the default router does not in any case."""
 
 HIDE_NAMES = """hierarchy -top top
 proc
