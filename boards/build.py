@@ -38,8 +38,8 @@ PLACEMENT = "logs/nextpnr.json"
 """nextpnr's report."""
 
 PLACE_AND_ROUTE = ("--placer", "static", "--router", "router2")
-"""nextpnr's options. The default placer crowds designs that fill a device into its middle, where the
-router does not come to an end, and the default router does not in any case."""
+"""nextpnr's options. The default placer crowds designs that fill a device into its middle, where
+the router does not come to an end, and the default router does not in any case."""
 
 HIDE_NAMES = """hierarchy -top top
 proc

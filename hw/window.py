@@ -42,7 +42,7 @@ class Window(Unit):
         S, channels per step and per beat of the input.
     pixels : int
         P.
-    passes, pass_cycles : int
+    passes, pass_cycles, drain_banks : int
         As the core needs them.
     max_width : int
         Widest input, in pixels.
@@ -71,6 +71,7 @@ class Window(Unit):
         pixels: int,
         passes: int,
         pass_cycles: int,
+        drain_banks: int,
         max_width: int,
         rows: int | None = None,
     ):
@@ -82,12 +83,13 @@ class Window(Unit):
             pixels=pixels,
             passes=passes,
             pass_cycles=pass_cycles,
+            drain_banks=drain_banks,
             max_width=max_width,
         )
         self.kernel, self.stride, self.padding = kernel, stride, padding
         self.channels, self.shape, self.lanes = channels, Shape.cast(shape), lanes
         self.pixels, self.passes, self.pass_cycles = pixels, passes, pass_cycles
-        self.max_width = max_width
+        self.drain_banks, self.max_width = drain_banks, max_width
         self.rows = window_rows(kernel, stride) if rows is None else rows
         if self.rows <= max(kernel, stride):
             raise ValueError(f"rows must exceed kernel and stride, not be {rows!r}")
@@ -260,7 +262,12 @@ class Window(Unit):
 
         # ---- The next group ------------------------------------------------------------
         seq = Sequencer(
-            m, passes=self.passes, steps=self.steps, pass_cycles=self.pass_cycles, feed=self.feed
+            m,
+            passes=self.passes,
+            steps=self.steps,
+            pass_cycles=self.pass_cycles,
+            banks=self.drain_banks,
+            feed=self.feed,
         )
         slot0 = -pad % self.rows * self.row_words
         group = data.StructLayout(

@@ -13,10 +13,11 @@ Since lambda is the slope of the rate-distortion curve where the network stands 
 first order, the rate that the change costs at equal quality: a BD-rate.
 
 *Requantization.* The stage that a change of bits touches (two, where the format between them
-changes) is quantized anew as ptq does it, on the integers that reach it, and so are all stages after
-it in the transform: each is fitted to what the real network makes there, and so makes good what those
-before it lost. What bits lose then depends on the bits, not on the order in which they were taken.
-After fine-tuning only the stages touched are, and all others stay what training has made of them.
+changes) is quantized anew as ptq does it, on the integers that reach it, and so are all stages
+after it in the transform: each is fitted to what the real network makes there, and so makes good
+what those before it lost. What bits lose then depends on the bits, not on the order in which they
+were taken. After fine-tuning only the stages touched are, and all others stay what training has
+made of them.
 """
 
 from __future__ import annotations
