@@ -17,8 +17,9 @@ SIZE_BITS = 16
 """Width of the run-time frame size."""
 
 WRITE_DELAY = 1
-"""Extra cycles between accepting a beat and writing it, so that the last reads of a window
-that has been released are over."""
+"""Extra cycles between accepting a beat and handing it to a memory, whose writes land another
+cycle late: so the last reads of a window that has been released are over. What is accepted in
+cycle 0 is written in cycle 3, and read in cycle 5 at the earliest."""
 
 
 class Window(Unit):
@@ -108,7 +109,11 @@ class Window(Unit):
             )
         )
         self.banks = [
-            Ram(depth=self.rows * self.row_words, width=lanes * self.shape.width)
+            Ram(
+                depth=self.rows * self.row_words,
+                width=lanes * self.shape.width,
+                late_writes=True,
+            )
             for _ in range(pixels)
         ]
 
