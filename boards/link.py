@@ -13,7 +13,6 @@ from lichen.boards.packer import PixelPacker
 from lichen.boards.protocol import Error, State, Stuck
 from lichen.boards.sender import PacketSender
 from lichen.boards.serializer import LatentSerializer
-from lichen.hw.skid import Skid, skid_resources
 from lichen.hw.unit import Resources, Unit, check_positive
 
 RESET_CYCLES = 256
@@ -148,11 +147,7 @@ class Link(Unit):
         raised, errors, stuck = Signal(8), Signal(8), Signal(8)
         status_wanted, status_clears = Signal(), Signal()
         in_flight, active = Signal(), Signal()
-        # A place between the queue and what decides on its bytes, which is a long way.
-        m.submodules.next_byte = next_byte = ResetInserter(flush)(Skid(shape=8))
-        wiring.connect(m, received.o, next_byte.i)
-        source = next_byte.o
-        byte = source.payload
+        byte = received.o.payload
 
         m.d.comb += [
             self.rx.ready.eq(1),
@@ -206,8 +201,8 @@ class Link(Unit):
 
         with m.Switch(phase):
             with m.Case(_Phase.HEADER):
-                m.d.comb += source.ready.eq(1)
-                with m.If(source.valid):
+                m.d.comb += received.o.ready.eq(1)
+                with m.If(received.o.valid):
                     m.d.sync += index.eq(index + 1)
                     with m.Switch(index):
                         for i, value in enumerate(prefix):
@@ -251,10 +246,10 @@ class Link(Unit):
             with m.Case(_Phase.PIXELS):
                 with m.If(~pixels_done):
                     m.d.comb += [
-                        packer.i.valid.eq(source.valid),
-                        source.ready.eq(packer.i.ready),
+                        packer.i.valid.eq(received.o.valid),
+                        received.o.ready.eq(packer.i.ready),
                     ]
-                with m.If(source.valid & source.ready):
+                with m.If(received.o.valid & received.o.ready):
                     m.d.sync += consumed.eq(consumed + 1)
                     m.d.comb += earned.eq(consumed == protocol.CREDIT_BYTES - 1)
                 with m.If(packer.pixel):
@@ -269,7 +264,7 @@ class Link(Unit):
                 with m.If(~more & (outgoing.level == 0) & (owed == 0) & sender.idle):
                     m.d.sync += [status_wanted.eq(1), phase.eq(_Phase.HEADER)]
             with m.Case(_Phase.HALT):
-                m.d.comb += source.ready.eq(1)
+                m.d.comb += received.o.ready.eq(1)
             with m.Case(_Phase.ABORT):
                 # Wait for the packet that has begun: its length was promised.
                 m.d.comb += self.reset.eq(1)
@@ -324,5 +319,4 @@ class Link(Unit):
 
     def resources(self) -> Resources:
         parts = (self._received, self._outgoing, self._packer, self._serializer, self._sender)
-        own = skid_resources(8) + Resources(lut=450)
-        return Resources.total(part.resources() for part in parts) + own
+        return Resources.total(part.resources() for part in parts) + Resources(lut=450)

@@ -106,7 +106,6 @@ class ConvUnit(Unit):
             pixels=pixels,
             passes=self.core.shape.passes,
             pass_cycles=self.core.shape.pass_cycles,
-            drain_banks=self.core.shape.banks,
             max_width=max_width,
         )
         self.regroup = Regroup(shape=a_shape, channels=channels, i_lanes=i_lanes, o_lanes=lanes)

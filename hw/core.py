@@ -74,10 +74,9 @@ class CoreShape:
     def banks(self) -> int:
         """Drain banks, so many that draining one group never delays the next.
 
-        A bank is taken when its group starts and comes back when its last beat is issued, of
-        which the feeder hears a cycle later.
+        A bank is taken when its group starts and comes back when its last beat is issued.
         """
-        drained = self.fill_latency + self.pixels * self.beats + 5
+        drained = self.fill_latency + self.pixels * self.beats + 4
         return 1 + max(1, ceil_div(drained, self.group_cycles))
 
     @property
@@ -264,21 +263,24 @@ class Core(Unit):
         counts = Array(
             Signal(range(self.shape.pixels + 1), name=f"count_{b}") for b in range(self.shape.banks)
         )
+        free = Signal(range(self.shape.banks + 1), init=self.shape.banks)
         full = Signal(range(self.shape.banks + 1))
         freed = Signal()
         # The feeder's window is far away: its strobe is looked at a cycle late, and counted
         # meanwhile.
         started = delayed(m, feed.start, 1, "started")
         count = delayed(m, feed.count, 1, "count")
-        bank_freed = Signal()
-        m.d.sync += bank_freed.eq(freed)
-        m.d.comb += feed.bank_freed.eq(bank_freed)
+        # Whether a bank is free is found a cycle ahead, since a start waits for nothing else.
+        next_free = Signal.like(free)
+        bank_free = Signal(init=1)
+        m.d.comb += [next_free.eq(free - started + freed), feed.bank_free.eq(bank_free)]
+        m.d.sync += bank_free.eq((next_free > 1) | ((next_free == 1) & ~feed.start))
         with m.If(started):
             m.d.sync += [
                 counts[taken].eq(count),
                 taken.eq(Mux(taken == self.shape.banks - 1, 0, taken + 1)),
             ]
-        m.d.sync += full.eq(full + full_now - freed)
+        m.d.sync += [free.eq(next_free), full.eq(full + full_now - freed)]
 
         bank, base = Signal(range(self.shape.banks)), Signal(range(depth))
         pixel, beat = Signal(range(self.shape.pixels)), Signal(range(self.shape.beats))

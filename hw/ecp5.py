@@ -131,31 +131,6 @@ class BlockWrite:
     data: Value
 
 
-def own_register(m: Module, platform: object, name: str, value: Value) -> Value:
-    """``value`` a cycle later, in flip-flops that synthesis does not share with others that hold
-    the same: a copy beside each of many distant users."""
-    late = Signal(len(value), name=name, reset_less=True)
-    if not on_ecp5(platform):
-        m.d.sync += late.eq(value)
-        return late
-    for i, bit in enumerate(value):
-        m.submodules[f"{name}_{i}"] = Instance(
-            "TRELLIS_FF",
-            a_keep=1,
-            p_GSR="DISABLED",
-            p_CEMUX="1",
-            p_CLKMUX="CLK",
-            p_LSRMUX="LSR",
-            p_SRMODE="LSR_OVER_CE",
-            p_REGSET="RESET",
-            i_CLK=ClockSignal(),
-            i_LSR=Const(0, 1),
-            i_DI=bit,
-            o_Q=late[i],
-        )
-    return late
-
-
 def block_ram(
     m: Module,
     name: str,

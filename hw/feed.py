@@ -25,8 +25,8 @@ class FeedSignature(wiring.Signature):
 
     Members
     -------
-    bank_freed : In(1)
-        A drain bank is free again. At first all are.
+    bank_free : In(1)
+        A drain bank is free: a group may start.
     start : Out(1)
         A group starts; its first step comes in the next cycle.
     count : Out
@@ -45,7 +45,7 @@ class FeedSignature(wiring.Signature):
     def __init__(self, *, shape: object, pixels: int, lanes: int):
         super().__init__(
             {
-                "bank_freed": In(1),
+                "bank_free": In(1),
                 "start": Out(1),
                 "count": Out(range(pixels + 1)),
                 "step": Out(1),
@@ -71,14 +71,10 @@ class Sequencer:
     pass_cycles : int
         Cycles per pass, at least ``steps``: a drain chain longer than a pass has steps needs
         idle cycles in between.
-    banks : int
-        Drain banks; a group takes one when it starts.
     feed : flow of a `FeedSignature`
     """
 
-    def __init__(
-        self, m: Module, *, passes: int, steps: int, pass_cycles: int, banks: int, feed: Any
-    ):
+    def __init__(self, m: Module, *, passes: int, steps: int, pass_cycles: int, feed: Any):
         gap_cycles = pass_cycles - steps
         self.ready = Signal(name="seq_ready")
         self.start = Signal(name="seq_start")
@@ -90,22 +86,15 @@ class Sequencer:
         self.last_step = Signal(init=steps == 1, name="seq_last_step")
         self.last_pass = Signal(init=passes == 1, name="seq_last_pass")
         pass_done = Signal(name="seq_pass_done")
-        # What a start depends on lies ready in registers, and here: its strobe goes far, and so
-        # the free banks are counted on this side.
+        # What a start depends on lies ready in registers: its strobe goes far.
         first_step, first_pass = Signal(init=1, name="seq_first_step"), Signal(init=1)
         free = Signal(init=1, name="seq_free")  # not active, or in the last cycle of a group
         ending = Signal(name="seq_ending")  # the next cycle is that
-        banks_free = Signal(range(banks + 1), init=banks, name="seq_banks_free")
-        bank_free = Signal(init=1, name="seq_bank_free")
         m.d.comb += [
             self.done.eq(pass_done & self.last_pass),
-            self.start.eq(self.ready & bank_free & free),
+            self.start.eq(self.ready & feed.bank_free & free),
         ]
-        m.d.sync += [
-            free.eq((free & ~self.start) | ending),
-            banks_free.eq(banks_free - self.start + feed.bank_freed),
-            bank_free.eq((banks_free > 1) | ((banks_free == 1) & ~self.start) | feed.bank_freed),
-        ]
+        m.d.sync += free.eq((free & ~self.start) | ending)
         if gap_cycles:
             gap = Signal(range(gap_cycles + 1), name="seq_gap")
             m.d.comb += [

@@ -145,9 +145,6 @@ class Ram(Unit):
         and ``writable`` false the memory is a ROM.
     writable : bool
         Whether there is a write port.
-    late_writes : bool
-        Writes land a cycle late, out of registers of each block's own: for memories of so many
-        blocks that the way from one register to all of them would be too long.
 
     Members
     -------
@@ -166,13 +163,11 @@ class Ram(Unit):
         width: int,
         init: Sequence[int] | Callable[[], Sequence[int]] | None = None,
         writable: bool = True,
-        late_writes: bool = False,
     ):
         check_positive(depth=depth, width=width)
         if init is None and not writable:
             raise ValueError("a memory that cannot be written must have init")
         self.depth, self.width, self.writable = depth, width, writable
-        self.late_writes = late_writes
         self._init = init
         address = unsigned(ceil_log2(depth))
         ports = {"r_addr": In(address), "r_data": Out(unsigned(width))}
@@ -259,19 +254,9 @@ class Ram(Unit):
             return self._logic(m, f"piece_{name}", place[1] - place[0], init, address)
         bits = place[1] - place[0]
         low_bits = ceil_log2(piece.depth)
-        write: ecp5.BlockWrite | None = None
+        write_enable: Value = Const(0, 1)
         if self.writable:
-            write = ecp5.BlockWrite(
-                enable=self.w_en & self._selected(self.w_addr, piece),
-                address=self.w_addr[:low_bits],
-                data=self.w_data[place[0] : place[1]],
-            )
-            if self.late_writes:
-                write = ecp5.BlockWrite(
-                    enable=ecp5.own_register(m, platform, f"w_en_{name}", write.enable),
-                    address=ecp5.own_register(m, platform, f"w_addr_{name}", write.address),
-                    data=delayed(m, write.data, 1, f"w_data_{name}"),
-                )
+            write_enable = self.w_en & self._selected(self.w_addr, piece)
         if piece.block and ecp5.on_ecp5(platform):
             data = Signal(bits, name=f"read_{name}")
             ecp5.block_ram(
@@ -281,7 +266,13 @@ class Ram(Unit):
                 init=init,
                 address=address,
                 data=data,
-                write=write,
+                write=ecp5.BlockWrite(
+                    enable=write_enable,
+                    address=self.w_addr[:low_bits],
+                    data=self.w_data[place[0] : place[1]],
+                )
+                if self.writable
+                else None,
             )
             return data
         memory = Memory(
@@ -303,12 +294,12 @@ class Ram(Unit):
         m.d.comb += read.addr.eq(address)
         if piece.block:
             m.d.comb += read.en.eq(1)
-        if write is not None:
-            port = memory.write_port()
+        if self.writable:
+            write = memory.write_port()
             m.d.comb += [
-                port.addr.eq(write.address),
-                port.data.eq(write.data),
-                port.en.eq(write.enable),
+                write.addr.eq(self.w_addr[:low_bits]),
+                write.data.eq(self.w_data[place[0] : place[1]]),
+                write.en.eq(write_enable),
             ]
         return delayed(m, read.data, 1, f"read_{name}")
 

@@ -201,7 +201,6 @@ class NormUnit(Unit):
             pixels=pixels,
             passes=self.core.shape.passes,
             pass_cycles=self.core.shape.pass_cycles,
-            drain_banks=self.core.shape.banks,
         )
         self.regroup = Regroup(shape=u_shape, channels=channels, i_lanes=chains, o_lanes=lanes)
         self.post = Normalize(normalization=norm, source=source, lanes=chains)

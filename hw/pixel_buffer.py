@@ -23,7 +23,7 @@ class PixelBuffer(Unit):
 
     Parameters
     ----------
-    channels, lanes, pixels, passes, pass_cycles, drain_banks : int
+    channels, lanes, pixels, passes, pass_cycles : int
         As for `lichen.hw.window.Window`.
     shape : Shape
         One value.
@@ -47,19 +47,12 @@ class PixelBuffer(Unit):
         pixels: int,
         passes: int,
         pass_cycles: int,
-        drain_banks: int,
     ):
         check_positive(
-            channels=channels,
-            lanes=lanes,
-            pixels=pixels,
-            passes=passes,
-            pass_cycles=pass_cycles,
-            drain_banks=drain_banks,
+            channels=channels, lanes=lanes, pixels=pixels, passes=passes, pass_cycles=pass_cycles
         )
         self.channels, self.shape, self.lanes = channels, Shape.cast(shape), lanes
         self.pixels, self.passes, self.pass_cycles = pixels, passes, pass_cycles
-        self.drain_banks = drain_banks
         super().__init__(
             wiring.Signature(
                 {
@@ -85,12 +78,7 @@ class PixelBuffer(Unit):
         queued = Signal(range(self.banks + 1))  # full, not yet started
         used = Signal(range(self.banks + 1))  # full, or being read
         seq = Sequencer(
-            m,
-            passes=self.passes,
-            steps=steps,
-            pass_cycles=self.pass_cycles,
-            banks=self.drain_banks,
-            feed=self.feed,
+            m, passes=self.passes, steps=steps, pass_cycles=self.pass_cycles, feed=self.feed
         )
 
         # Write side.

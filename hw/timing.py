@@ -86,7 +86,7 @@ _STATE = (
     # sequencer: cycles left of the group being read
     "busy",
     # drain banks and reader
-    *("free", "freed", "f_head", "f_tail", "pixel", "beat"),
+    *("free", "f_head", "f_tail", "pixel", "beat"),
     # output queue
     *("credits", "o_head", "o_tail"),
     # statistics
@@ -121,7 +121,6 @@ _STATE = (
     P_TAIL,
     BUSY,
     FREE,
-    FREED,
     F_HEAD,
     F_TAIL,
     PIXEL,
@@ -316,10 +315,6 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent
                 s[FREE] -= 1
             elif s[BUSY] != 0:
                 s[BUSY] -= 1
-            if s[FREED] != 0:
-                moved = True
-                s[FREE] += 1
-                s[FREED] = 0
             if issue:
                 moved = True
                 pushes[u, s[O_TAIL] % QUEUE] = t + p[POST_LATENCY] + 1
@@ -331,7 +326,7 @@ def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent
                     if s[PIXEL] == counts[u, s[F_HEAD] % QUEUE]:
                         s[PIXEL] = 0
                         s[F_HEAD] += 1
-                        s[FREED] = 1
+                        s[FREE] += 1
                 else:
                     s[BEAT] += 1
             if o_valid[u] and i_ready[u + 1]:

@@ -17,9 +17,8 @@ SIZE_BITS = 16
 """Width of the run-time frame size."""
 
 WRITE_DELAY = 1
-"""Extra cycles between accepting a beat and handing it to a memory, whose writes land another
-cycle late: so the last reads of a window that has been released are over. What is accepted in
-cycle 0 is written in cycle 3, and read in cycle 5 at the earliest."""
+"""Extra cycles between accepting a beat and writing it, so that the last reads of a window
+that has been released are over."""
 
 
 class Window(Unit):
@@ -43,7 +42,7 @@ class Window(Unit):
         S, channels per step and per beat of the input.
     pixels : int
         P.
-    passes, pass_cycles, drain_banks : int
+    passes, pass_cycles : int
         As the core needs them.
     max_width : int
         Widest input, in pixels.
@@ -72,7 +71,6 @@ class Window(Unit):
         pixels: int,
         passes: int,
         pass_cycles: int,
-        drain_banks: int,
         max_width: int,
         rows: int | None = None,
     ):
@@ -84,13 +82,12 @@ class Window(Unit):
             pixels=pixels,
             passes=passes,
             pass_cycles=pass_cycles,
-            drain_banks=drain_banks,
             max_width=max_width,
         )
         self.kernel, self.stride, self.padding = kernel, stride, padding
         self.channels, self.shape, self.lanes = channels, Shape.cast(shape), lanes
         self.pixels, self.passes, self.pass_cycles = pixels, passes, pass_cycles
-        self.drain_banks, self.max_width = drain_banks, max_width
+        self.max_width = max_width
         self.rows = window_rows(kernel, stride) if rows is None else rows
         if self.rows <= max(kernel, stride):
             raise ValueError(f"rows must exceed kernel and stride, not be {rows!r}")
@@ -109,11 +106,7 @@ class Window(Unit):
             )
         )
         self.banks = [
-            Ram(
-                depth=self.rows * self.row_words,
-                width=lanes * self.shape.width,
-                late_writes=True,
-            )
+            Ram(depth=self.rows * self.row_words, width=lanes * self.shape.width)
             for _ in range(pixels)
         ]
 
@@ -267,12 +260,7 @@ class Window(Unit):
 
         # ---- The next group ------------------------------------------------------------
         seq = Sequencer(
-            m,
-            passes=self.passes,
-            steps=self.steps,
-            pass_cycles=self.pass_cycles,
-            banks=self.drain_banks,
-            feed=self.feed,
+            m, passes=self.passes, steps=self.steps, pass_cycles=self.pass_cycles, feed=self.feed
         )
         slot0 = -pad % self.rows * self.row_words
         group = data.StructLayout(

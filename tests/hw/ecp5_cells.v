@@ -15,18 +15,6 @@ module CCU2C (
     wire c0 = p0 ? CIN : g0;
     assign S0 = p0 ^ CIN, S1 = p1 ^ c0, COUT = p1 ? c0 : g1;
 endmodule
-
-module TRELLIS_FF (
-    input CLK, LSR, DI,
-    output reg Q = 0
-);
-    parameter GSR = "ENABLED", CEMUX = "CE", CLKMUX = "INV", LSRMUX = "INV";
-    parameter SRMODE = "ASYNC", REGSET = "SET";
-    initial if (GSR != "DISABLED" || CEMUX != "1" || CLKMUX != "CLK" || LSRMUX != "LSR"
-                || SRMODE != "LSR_OVER_CE" || REGSET != "RESET")
-        $fatal(1, "only plain flip-flops are modelled");
-    always @(posedge CLK) Q <= LSR ? 1'b0 : DI;
-endmodule
 `endif
 
 module MULT18X18D (

@@ -171,11 +171,8 @@ endmodule
     return done.stdout.split()
 
 
-@pytest.mark.parametrize(
-    ("depth", "width", "writable", "late"),
-    [*((*shape, False) for shape in SHAPES), (600, 36, True, True), (3000, 17, True, True)],
-)
-def test_block_ram_cells_and_their_twin_read_the_same(depth, width, writable, late, tmp_path):
+@pytest.mark.parametrize(("depth", "width", "writable"), SHAPES)
+def test_block_ram_cells_and_their_twin_read_the_same(depth, width, writable, tmp_path):
     """Both against what was stored, while other words are being written."""
     rng = np.random.default_rng([depth, width])
 
@@ -185,41 +182,26 @@ def test_block_ram_cells_and_their_twin_read_the_same(depth, width, writable, la
     stored = [draw() for _ in range(depth)]
 
     def ram() -> Ram:
-        return Ram(depth=depth, width=width, init=stored, writable=writable, late_writes=late)
+        return Ram(depth=depth, width=width, init=stored, writable=writable)
 
     assert any(piece.block for piece in ram().pieces)
     now, steps, wanted = list(stored), [], []
     recent = rng.integers(0, depth, 8).tolist()
-    waiting: list[tuple[int, int]] = []  # writes that land in this cycle
     for _ in range(3000):
         read = int(rng.choice(recent)) if rng.random() < 0.5 else int(rng.integers(depth))
         target, enable = int(rng.integers(depth)), int(writable and rng.random() < 0.6)
-        if not late and target == read:
+        if target == read:
             enable = 0
-        while any(place == read for place, _ in waiting):
-            read = int(rng.integers(depth))
         word = draw()
         steps.append((read, enable, target, word))
         wanted.append(now[read])
-        landing = [(target, word)] if enable else []
-        if late:
-            landing, waiting = waiting, landing
-        for place, value in landing:
-            now[place] = value
-            recent[int(rng.integers(len(recent)))] = place
+        if enable:
+            now[target] = word
+            recent[int(rng.integers(len(recent)))] = target
     for name, platform in (("twin", None), ("cells", ecp5.Target())):
         lines = _bench(ram(), platform, tmp_path / name, steps)
         found = [int(line, 16) for line in lines[Ram.latency - 1 :]]
         assert found == wanted[: len(found)], name
-
-
-def test_late_writes_have_registers_beside_every_block():
-    ram = Ram(depth=1024, width=72, late_writes=True)
-    blocks = ram.resources().bram
-    assert blocks > 1
-    # an address and an enable for each, that synthesis must not merge
-    cells = emit(ram, "ram", ecp5.Target())
-    assert cells.count("TRELLIS_FF") == blocks * (10 + 1) == cells.count("(* keep = ")
 
 
 def test_block_ram_cells_are_made_for_the_device_alone_and_use_their_registers():
