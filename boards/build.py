@@ -37,9 +37,18 @@ CLOCK_NET = "clk"
 PLACEMENT = "logs/nextpnr.json"
 """nextpnr's report."""
 
-PLACE_AND_ROUTE = ("--placer", "static", "--router", "router2")
-"""nextpnr's options. The default placer crowds designs that fill a device into its middle, where
-the router does not come to an end, and the default router does not in any case."""
+PLACERS = {
+    "heap": ("--placer-heap-timingweight", "30", "--placer-heap-critexp", "4"),
+    "static": ("--placer", "static"),
+}
+"""nextpnr's options. The first knows more about timing, but crowds designs that fill a device into
+its middle, where the router does not come to an end; the second spreads them."""
+
+CROWDED = 0.5
+"""Share of the lookup tables above which a design is spread."""
+
+ROUTER = ("--router", "router2")
+"""The default router does not come to an end with designs that fill a device."""
 
 HIDE_NAMES = """hierarchy -top top
 proc
@@ -91,6 +100,8 @@ class Report:
         nextpnr's, of the placement that was kept.
     seeds : dict
         The highest frequency of every seed that was tried, by seed.
+    placer : str
+        Key of `PLACERS`.
     seconds : dict
         Per step.
     tool_versions : dict
@@ -117,6 +128,7 @@ class Report:
     baud: int
     seed: int
     seeds: dict[str, float]
+    placer: str
     seconds: dict[str, float]
     tool_versions: dict[str, str]
     bitstream: str = BITSTREAM
@@ -146,6 +158,7 @@ def build(
     folder: Path,
     seed: int = 1,
     seeds: int = 1,
+    placer: str | None = None,
     any_clock: bool = False,
     cycles_per_frame: int | None = None,
     frame: tuple[int, int] = FRAME,
@@ -168,6 +181,8 @@ def build(
     seeds : int
         How many seeds to try, ``seed`` the first of them; the fastest result is kept. As many
         run at once as there are processors.
+    placer : str or None
+        Key of `PLACERS`; None spreads what is `CROWDED`.
     any_clock : bool
         Place and route aim at the clock of ``pll``, or the board's ``aim_mhz`` if that is more, and
         the bitstream gets the highest clock that turns out to be safe, be it higher or lower. The
@@ -205,6 +220,7 @@ def build(
                 pll,
                 part,
                 list(range(seed, seed + seeds)),
+                placer,
                 any_clock,
                 cycles_per_frame,
                 frame,
@@ -228,6 +244,7 @@ def _build(
     pll: PLL,
     part: Path,
     seeds: list[int],
+    placer: str | None,
     any_clock: bool,
     cycles_per_frame: int | None,
     frame: tuple[int, int],
@@ -236,6 +253,8 @@ def _build(
     progress: Progress,
 ) -> Report:
     planned = top.resources()
+    if placer is None:
+        placer = "static" if planned.lut > CROWDED * board.budget.lut else "heap"
     aim_hz = TIMING_MARGIN * max(pll.output_hz, board.aim_mhz * 1e6 if any_clock else 0)
     logs = part / "logs"
     logs.mkdir()
@@ -252,7 +271,8 @@ def _build(
             nextpnr_opts=[
                 *("--seed", str(seeds[0]), "--report", PLACEMENT),
                 "--timing-allow-fail",
-                *PLACE_AND_ROUTE,
+                *PLACERS[placer],
+                *ROUTER,
             ],
             add_preferences=f'FREQUENCY NET "{CLOCK_NET}" {aim_hz:.0f} HZ;',
             ecppack_opts="--compress",
@@ -298,6 +318,7 @@ def _build(
         baud=round(board.uart.baud * pll.output_hz / target.output_hz),
         seed=max(achieved, key=lambda seed: achieved[seed]),
         seeds={str(seed): fmax for seed, fmax in achieved.items()},
+        placer=placer,
         seconds=dict(progress.seconds),
         tool_versions=tool_versions(),
         details=details or {},

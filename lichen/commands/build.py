@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     "processors, and keep the fastest.",
 )  # fmt: skip
 @click.option(
+    "--placer", type=click.Choice(["heap", "static"]),
+    help="Of nextpnr: heap minds timing, static spreads designs that the router cannot finish "
+    "otherwise [default: static where more than half of the LUTs are planned].",
+)  # fmt: skip
+@click.option(
     "--unit",
     metavar="NAME",
     help="Only this unit of the pipeline (conv1, conv1_norm, ...), alone on the device: no "
@@ -67,6 +72,7 @@ def command(
     clock: float | None,
     seed: int,
     seeds: int,
+    placer: str | None,
     unit: str | None,
     baseline: Path | None,
     allow_timing_failure: bool,
@@ -110,6 +116,7 @@ def command(
             folder=output,
             seed=seed,
             seeds=seeds,
+            placer=placer,
             any_clock=asked is None,
             cycles_per_frame=design.cycles_per_frame,
             details=design.describe(),

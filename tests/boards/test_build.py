@@ -90,6 +90,24 @@ def test_of_several_seeds_the_fastest_is_kept(tmp_path, tools):
     assert report.seeds == {"4": 61.0, "5": 70.5, "6": 66.0}
 
 
+@pytest.mark.parametrize(
+    ("asked", "crowded", "placer"),
+    [(None, False, "heap"), (None, True, "static"), ("static", False, "static"),
+     ("heap", True, "heap")],
+)  # fmt: skip
+def test_crowded_designs_are_spread(tmp_path, tools, monkeypatch, asked, crowded, placer):
+    budget = ULX3S_85F.budget.lut
+    share = make_top().resources().lut / budget
+    monkeypatch.setattr("lichen.boards.build.CROWDED", share * (0.99 if crowded else 1.01))
+    body = fakes.NEXTPNR % {"dsp": PLANNED.dsp, "bram": PLANNED.bram, "fmax": 80}
+    tools(nextpnr_ecp5=body + "pathlib.Path('logs/options').write_text(' '.join(sys.argv))\n")
+    assert run(tmp_path / "out", placer=asked).placer == placer
+    options = (tmp_path / "out" / "logs" / "options").read_text()
+    assert ("--placer static" in options) == (placer == "static")
+    assert ("--placer-heap" in options) == (placer == "heap")
+    assert "--router router2" in options
+
+
 def test_an_earlier_build_is_replaced_as_a_whole(tmp_path, tools):
     run(tmp_path / "out")
     (tmp_path / "out" / "stray").touch()
