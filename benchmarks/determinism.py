@@ -5,7 +5,8 @@ processes with different numbers of threads and different BLAS kernels. What h_s
 same z decides on the tables of all symbols of y, so a decoder must make exactly what the encoder
 made; for integers that is so by construction, for float32 it is luck.
 
-    python benchmarks/determinism.py small-hyper-q3 --image photo.png --json -
+    python benchmarks/determinism.py models/small-hyper-q3.lichen \\
+        --fp32 models/small-hyper-q3.safetensors --image photo.png
 
 Reported: whether pixels and table indices of the integer decoder agree in all processes, and for
 float32 at how many of h_s's outputs the processes differ, and at how many symbols CompressAI
