@@ -81,6 +81,9 @@ JUMP = 3
 BATCHES = 3
 """Times that a step measures a batch of changes before it takes the best of them."""
 
+SWEEP = 4
+"""Batches of changes measured before the search ends, though they seem to lose too much."""
+
 FREE = 1e-9
 """Relative difference of two costs that counts as none."""
 
@@ -973,7 +976,8 @@ class Search:
     def step(self) -> None:
         """One step: bits given that cannot cost anything, else bought if the loss is to be lower,
         else taken away, else given back for free, else bought where they are worth more than those
-        that could be taken, else exchanged, else fine-tuning, else the end."""
+        that could be taken, else exchanged, else whatever only seemed to lose too much, else
+        fine-tuning, else the end."""
         s = self.state
         tuning = self.options.tune is not None
         if tuning and s.since >= self.options.tune_every:
@@ -989,6 +993,7 @@ class Search:
             or self._raise(kinds)
             or self._buy()
             or self._exchange()
+            or self._sweep()
         ):
             return
         if tuning and s.since:
@@ -1091,6 +1096,50 @@ class Search:
                     saved[back, change] = saving
                     losses[back, change] = lost - won
         return self._best_of("exchange", saved, losses.__getitem__)
+
+    def _sweep(self) -> bool:
+        """Measure what estimates have ruled out, and steps of any length; False when none stays
+        within the loss.
+
+        An estimate is what the knob's last trial lost, and losses of a fraction of a percent are
+        half noise: before the end the least of them are looked at themselves.
+        """
+        s, slopes = self.state, self.state.slopes
+        widths = bits_of(s.network)
+        cost = self.cost(widths)
+        kept = {*s.raised, *s.bought}
+        saved: dict[Move, float] = {}
+        losses: dict[Move, float] = {}
+
+        def consider(before: Move, between: Mapping[str, Widths], won: float) -> None:
+            for layer, what in self.knobs():
+                bits, slope = getattr(between[layer], what), slopes.get(f"{layer}.{what}", 0.0)
+                moved = any((c.layer, c.what) == (layer, what) for c in before)
+                if moved or f"{layer}.{what}" in kept:
+                    continue
+                for b in filter(self._allowed, range(self.options.least, bits)):
+                    change = Change(layer, what, b)
+                    saving = cost - self.cost(change.apply(between))
+                    if saving > cost * FREE:
+                        saved[*before, change] = saving
+                        losses[*before, change] = slope * _noise(b, bits) - won
+
+        consider((), widths, 0.0)
+        for layer, what in self.knobs():
+            bits = getattr(widths[layer], what)
+            more = self._greater(bits, what)
+            if more is not None:
+                back = Change(layer, what, more)
+                won = slopes.get(f"{layer}.{what}", 0.0) * _noise(bits, more)
+                consider((back,), back.apply(widths), won)
+        least = sorted(saved, key=lambda move: (losses[move], move))
+        trials = self._try(least[: SWEEP * self.options.tries])
+        good = [t for t in trials if t.rd.loss - s.now.loss <= self._room]
+        if not good:
+            return False
+        best = min(good, key=lambda t: (-saved[t.move], t.rd.loss, t.move))
+        self._accept("lower" if len(best.move) == 1 else "exchange", best, trials, s.lowered)
+        return True
 
     def _best_of(
         self,
