@@ -963,10 +963,10 @@ class Search:
     def _allowed(self, bits: int) -> bool:
         return not self.options.among or bits in self.options.among
 
-    def _lesser(self, bits: int) -> list[int]:
-        """Fewer bits than these that a step may leave, most first."""
+    def _lesser(self, bits: int, *, far: bool = False) -> list[int]:
+        """Fewer bits than these that a step may leave, most first; ``far``: of any length."""
         allowed = [b for b in range(self.options.least, bits) if self._allowed(b)]
-        return [b for b in reversed(allowed) if b >= min(bits - JUMP, max(allowed))]
+        return [b for b in reversed(allowed) if far or b >= min(bits - JUMP, max(allowed))]
 
     def loss(self, rd: RD) -> float:
         """Above the start, as a share of its rate."""
@@ -1053,7 +1053,7 @@ class Search:
         return self._best_of("lower", saved, estimate, sure=True)
 
     def _lower_moves(
-        self, widths: Mapping[str, Widths], cost: float
+        self, widths: Mapping[str, Widths], cost: float, *, far: bool = False
     ) -> dict[Move, tuple[float, float]]:
         """Changes that take bits away from ``widths`` and come below ``cost``, with what each saves
         of it and how much noise it adds."""
@@ -1063,7 +1063,7 @@ class Search:
             if f"{layer}.{what}" in kept:
                 continue
             bits, lowest = getattr(widths[layer], what), cost
-            for b in self._lesser(bits):
+            for b in self._lesser(bits, far=far):
                 change = Change(layer, what, b)
                 then = self.cost(change.apply(widths))
                 if then < lowest * (1 - FREE):
@@ -1077,9 +1077,16 @@ class Search:
         Single steps end where the next one would lose too much, or where what was taken first
         is in the way of something better. And some places are worth more bits than the start's.
         """
-        s, slopes = self.state, self.state.slopes
-        widths = bits_of(s.network)
-        cost = self.cost(widths)
+        widths = bits_of(self.state.network)
+        saved, losses = self._exchanges(widths, self.cost(widths))
+        return self._best_of("exchange", saved, losses.__getitem__)
+
+    def _exchanges(
+        self, widths: Mapping[str, Widths], cost: float, *, far: bool = False
+    ) -> tuple[dict[Move, float], dict[Move, float]]:
+        """One more width here and fewer bits there, below ``cost``: what each saves of it, and what
+        it seems to lose."""
+        slopes = self.state.slopes
         saved: dict[Move, float] = {}
         losses: dict[Move, float] = {}
         for layer, what in self.knobs():
@@ -1090,12 +1097,12 @@ class Search:
             back = Change(layer, what, more)
             between = back.apply(widths)
             won = slopes.get(f"{layer}.{what}", 0.0) * _noise(bits, more)
-            for (change,), (saving, noise) in self._lower_moves(between, cost).items():
+            for (change,), (saving, noise) in self._lower_moves(between, cost, far=far).items():
                 if (change.layer, change.what) != (layer, what):
                     lost = slopes.get(f"{change.layer}.{change.what}", 0.0) * noise
                     saved[back, change] = saving
                     losses[back, change] = lost - won
-        return self._best_of("exchange", saved, losses.__getitem__)
+        return saved, losses
 
     def _sweep(self) -> bool:
         """Measure what estimates have ruled out, and steps of any length; False when none stays
@@ -1104,34 +1111,13 @@ class Search:
         An estimate is what the knob's last trial lost, and losses of a fraction of a percent are
         half noise: before the end the least of them are looked at themselves.
         """
-        s, slopes = self.state, self.state.slopes
+        s = self.state
         widths = bits_of(s.network)
         cost = self.cost(widths)
-        kept = {*s.raised, *s.bought}
-        saved: dict[Move, float] = {}
-        losses: dict[Move, float] = {}
-
-        def consider(before: Move, between: Mapping[str, Widths], won: float) -> None:
-            for layer, what in self.knobs():
-                bits, slope = getattr(between[layer], what), slopes.get(f"{layer}.{what}", 0.0)
-                moved = any((c.layer, c.what) == (layer, what) for c in before)
-                if moved or f"{layer}.{what}" in kept:
-                    continue
-                for b in filter(self._allowed, range(self.options.least, bits)):
-                    change = Change(layer, what, b)
-                    saving = cost - self.cost(change.apply(between))
-                    if saving > cost * FREE:
-                        saved[*before, change] = saving
-                        losses[*before, change] = slope * _noise(b, bits) - won
-
-        consider((), widths, 0.0)
-        for layer, what in self.knobs():
-            bits = getattr(widths[layer], what)
-            more = self._greater(bits, what)
-            if more is not None:
-                back = Change(layer, what, more)
-                won = slopes.get(f"{layer}.{what}", 0.0) * _noise(bits, more)
-                consider((back,), back.apply(widths), won)
+        saved, losses = self._exchanges(widths, cost, far=True)
+        for move, (saving, noise) in self._lower_moves(widths, cost, far=True).items():
+            slope = s.slopes.get(f"{move[0].layer}.{move[0].what}", 0.0)
+            saved[move], losses[move] = saving, slope * noise
         least = sorted(saved, key=lambda move: (losses[move], move))
         trials = self._try(least[: SWEEP * self.options.tries])
         good = [t for t in trials if t.rd.loss - s.now.loss <= self._room]
