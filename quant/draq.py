@@ -284,6 +284,15 @@ def outlier_report(parent: FloatNetwork, start: Network, final: Network) -> list
     return report
 
 
+def with_level(config: TuneConfig, start: Quantized) -> TuneConfig:
+    """The settings with the level at which PSNR counts as squared error does: the start's.
+
+    There lambda goes on meaning what it means to the parent: with the geometric mean of the
+    calibration crops' squared errors, the rate of a tuned network hardly moves.
+    """
+    return replace(config, level=255.0**2 / 10 ** (start.after.psnr / 10))
+
+
 def real_network(tuner: FineTuner, network: FloatNetwork) -> FloatNetwork:
     """The real network that a tuner's shadows describe."""
     transforms = {
@@ -393,7 +402,9 @@ def draq(
     # A run saved in its second phase has done with the first.
     real = parent
     if options.regularize_steps and (saved is None or saved[1]["phase"] == REAL):
-        config = replace(tune, steps=options.regularize_steps, minutes=None, distill=0.0)
+        config = replace(
+            with_level(tune, start), steps=options.regularize_steps, minutes=None, distill=0.0
+        )
         tuner = FineTuner(REAL, begun, parent, bottleneck, config, source, device)
         if saved is not None:
             tuner.restore(*saved[:2])
@@ -405,7 +416,8 @@ def draq(
         begun = start.network
         log(f"regularized: {start.after.psnr:.3f} dB, {start.after.bpp:.4f} bpp")
 
-    tuner = FineTuner(INTEGER, begun, real, bottleneck, tune, source, device)
+    config = with_level(tune, start)
+    tuner = FineTuner(INTEGER, begun, real, bottleneck, config, source, device)
     if saved is not None:
         tuner.restore(*saved[:2])
     finetune.run(tuner, save=keep(tuner), progress=progress, stop_after=stop_after, log=log)

@@ -38,6 +38,9 @@ from lichen.quant.train import deferred_interrupts, flatten, flushed_denormals, 
 REAL, INTEGER = "regularize", "finetune"
 """The phases: real arithmetic with a growing penalty, integer arithmetic with a fading one."""
 
+DISTORTIONS = ("mse", "psnr")
+"""What the loss takes the mean of, over crops."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
@@ -68,6 +71,11 @@ class TuneConfig:
         The same of h_a and h_s, whose scales stay as they were calibrated.
     lmbda : float
         Weight of the mean squared error of 8-bit pixels against bits per pixel.
+    distortion : str
+        ``mse``, or ``psnr``: each crop's squared error counts ``(1 + level) / (1 + error)``, which
+        is the gradient of the mean of PSNRs (and of 1 more, so that no crop counts without limit).
+    level : float
+        For ``psnr``, the squared error that counts as much as it does for ``mse``.
     distill : float
         0 .. 1: the part of the loss that keeps to the FP32 parent's reconstruction instead of
         the image, see `FineTuner.loss`.
@@ -92,6 +100,8 @@ class TuneConfig:
     lr_entropy: float = 1.0
     lr_hyper: float = 0.1
     lmbda: float = 0.013
+    distortion: str = "mse"
+    level: float = 1.0
     distill: float = 0.0
     penalty: float = 0.01
     sigmas: float = 4.0
@@ -116,6 +126,11 @@ class TuneConfig:
             ),
             (self.lr > 0, f"the learning rate must be above 0, not {self.lr}"),
             (self.lmbda > 0, f"lambda must be above 0, not {self.lmbda}"),
+            (
+                self.distortion in DISTORTIONS,
+                f"the distortion must be mse or psnr, not {self.distortion!r}",
+            ),
+            (self.level >= 0, f"the level must not be negative: {self.level}"),
             (0 <= self.distill <= 1, f"distill must lie in 0 .. 1, not {self.distill}"),
             (self.penalty >= 0, f"the penalty must not be negative: {self.penalty}"),
             (self.sigmas > 0, f"the bound must be above 0 deviations, not {self.sigmas}"),
@@ -327,15 +342,20 @@ class FineTuner:
         else:
             x_hat = self.transforms["g_s"](read, inward=True).float()
         bpp = bits / (x.shape[0] * x.shape[2] * x.shape[3])
-        mse = torch.mean((x_hat - x) ** 2)
-        distortion = mse
+        errors = torch.mean((x_hat - x) ** 2, dim=(1, 2, 3))
+        mse = errors.mean()
+        counts = torch.ones_like(errors)
+        if self.config.distortion == "psnr":
+            counts = (1 + self.config.level) / (1 + errors.detach())
+        distortion = torch.mean(counts * errors)
         if self.teacher is not None and torch.is_grad_enabled():
             with torch.no_grad():
                 y = self.teacher["g_a"].forward_real(x)
                 # the rounding error is ours, the latent is the parent's
                 own = y if self.start.means else y * 0.5**self.fraction
                 target = self.teacher["g_s"].forward_real(own + (read - soft)).clamp(0, 255)
-            distortion = (1 - part) * distortion + part * torch.mean((x_hat - target) ** 2)
+            added = torch.mean((x_hat - target) ** 2, dim=(1, 2, 3))
+            distortion = (1 - part) * distortion + part * torch.mean(counts * added)
         return self.config.lmbda * distortion + bpp, bpp, mse
 
     def _run(self, key: str, x: Tensor, inward: bool = False) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,7 @@ TUNE = {
     "penalty": 0.01,
     "sigmas": 4.0,
     "optimizer": "soap",
+    "distortion": "mse",
 }
 
 
@@ -150,6 +151,11 @@ TUNE = {
               help="draq: learning rate of the scales, relative to --lr.")  # fmt: skip
 @click.option("--optimizer", type=click.Choice(["soap", "adam"]), default=TUNE["optimizer"],
               show_default=True, help="draq: what moves weights and gammas.")  # fmt: skip
+@click.option(
+    "--distortion", type=click.Choice(["mse", "psnr"]), default=TUNE["distortion"],
+    show_default=True,
+    help="draq: psnr counts each crop's squared error relative to itself, as a mean of PSNRs does.",
+)  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
               help="draq: crops per step.")  # fmt: skip
 @click.option("--patch", type=click.IntRange(min=16), default=128, show_default=True,
@@ -210,6 +216,7 @@ def command(
     lr: float,
     lr_scales: float,
     optimizer: str,
+    distortion: str,
     batch: int,
     patch: int,
     distill: float,
@@ -321,6 +328,7 @@ def command(
                     lr=lr,
                     lr_scales=lr_scales,
                     optimizer=optimizer,
+                    distortion=distortion,
                     lmbda=weight,
                     distill=distill,
                     penalty=penalty,

@@ -253,6 +253,32 @@ def test_fine_tuning_lowers_the_loss_of_coarse_roundings(parent, images, held_ou
     assert tuner.evaluate(held_out.crops)[0] < 0.97 * before
 
 
+def test_psnr_weighs_crops_by_their_own_error(parent, start, images):
+    """The gradient is that of ``(1 + level) * log(1 + error)``, whose mean is one of PSNRs."""
+    flat = np.full_like(images.crops[0], 90)
+    crops = np.stack([images.crops[0], flat])
+    x = torch.from_numpy(crops.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+    c = _config(steps=1, distortion="psnr", level=25.0, lmbda=0.01)
+    tuner = FineTuner(
+        INTEGER, start.network, parent, parent.bottlenecks["y"], c, CropSource([], patch=64)
+    )
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        tuner.transforms.zero_grad()
+        loss.backward(retain_graph=True)
+        return tuner.transforms["g_s"].stages[-1].bias.grad.clone()
+
+    ours = gradient(tuner.loss(x, 0)[0])
+    torch.manual_seed(0)
+    read, _, _ = tuner._code(x, 0.0)
+    errors = ((tuner.transforms["g_s"](read, inward=True).float() - x) ** 2).mean(dim=(1, 2, 3))
+    assert errors[1] < 0.2 * errors[0]
+    expected = gradient(c.lmbda * 26.0 * torch.log1p(errors).mean())
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-7)
+    plain = gradient(c.lmbda * errors.mean())
+    assert not torch.allclose(ours, plain, rtol=0.1)
+
+
 def test_penalty_takes_outliers_away(parent, start):
     """Of uniform weights with rare outliers, and of a network as far as a short run goes."""
     rng = np.random.default_rng(0)
@@ -288,7 +314,7 @@ def test_resuming_gives_the_same_network(parent, images, tmp_path):
     """Interrupted in either phase, the result is the uninterrupted one's, to the byte."""
     options = DraqOptions(
         quantization=Options(samples=2000),
-        tune=_config(steps=6, distill=0.5),
+        tune=_config(steps=6, distill=0.5, distortion="psnr"),
         regularize_steps=6,
         device="cpu",
     )
