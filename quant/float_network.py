@@ -68,6 +68,8 @@ class FloatStage:
         LeakyReLU only.
     kept_channels : int array (out,) or None
         Which output channels of the unpruned model these are.
+    copy_of : int array (out,) or None
+        Which output channel each one repeats, its own number if none (`lichen.quant.split`).
 
     Raises ValueError when shapes do not fit each other or a norm could reach zero.
     """
@@ -84,6 +86,7 @@ class FloatStage:
     gamma: FloatArray | None = None
     negative_slope: float = 0.01
     kept_channels: npt.NDArray[np.int64] | None = None
+    copy_of: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         out, k = self.weight.shape[0], self.weight.shape[-1]
@@ -111,6 +114,17 @@ class FloatStage:
     @property
     def in_channels(self) -> int:
         return int(self.weight.shape[1])
+
+    @property
+    def origins(self) -> npt.NDArray[np.int64]:
+        """Number of the channel that each output channel repeats, or its own (out,)."""
+        return np.arange(self.out_channels) if self.copy_of is None else self.copy_of
+
+    @property
+    def ranks(self) -> npt.NDArray[np.int64]:
+        """How many copies of the same channel come before each output channel (out,)."""
+        origins = self.origins
+        return np.tril(origins[:, None] == origins[None], -1).sum(axis=1)
 
     def output_size(self, size: int) -> int:
         """Rows (or columns) made of ``size`` rows (or columns)."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from lichen.errors import UserError
 from lichen.quant.float_network import FloatNetwork, FloatTransform
 
 MARGIN = 1.1
@@ -36,8 +37,19 @@ def fit_latent_range(
     top = np.max([np.abs(y).reshape(-1, y.shape[-1]).max(axis=0) for y in latents], axis=0)
     limit = (1 << (bits - 1)) - 1
     factor = np.where(np.rint(top) > limit, limit / (MARGIN * np.maximum(top, 1e-9)), 1.0)
+    return scale_latents(network, factor), factor
+
+
+def scale_latents(network: FloatNetwork, factor: npt.NDArray[np.float64]) -> FloatNetwork:
+    """The same function with latent channels times these factors (m,), above 0.
+
+    Above 1 symbols are finer: more rate, less distortion. An entropy bottleneck follows.
+    Raises UserError for a network with a hyperprior, which reads latents as they are.
+    """
+    if network.hyper:
+        raise UserError("latents of a network with a hyperprior cannot be scaled.")
     if np.all(factor == 1):
-        return network, factor
+        return network
     g_a, g_s = network.transforms["g_a"], network.transforms["g_s"]
     last, first = g_a.stages[-1], g_s.stages[0]
     last = replace(last, weight=last.weight * factor[:, None, None, None], bias=last.bias * factor)
@@ -54,4 +66,4 @@ def fit_latent_range(
         bottlenecks["y"] = bottlenecks["y"] | {"matrices.0": slope + np.log(-np.expm1(-slope))}
     return replace(
         network, transforms=dict(network.transforms) | transforms, bottlenecks=bottlenecks
-    ), factor
+    )

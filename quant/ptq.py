@@ -56,6 +56,9 @@ GAMMA_CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """The same for rows of gamma."""
 
 
+COPY_SPREAD = 1.12
+"""Clipping range of a repeated channel against that before it: they round at other places."""
+
 WIDTHS_MIN = 2
 """Fewest bits of anything."""
 
@@ -197,6 +200,8 @@ class Options:
         ``optimal`` or ``nearest`` (ptq only).
     samples : int
         Output positions per stage that regressions and searches look at.
+    equations : int
+        Positions per unknown of a regression, at least, where the images give as many.
     damping : float
         How much the regressions are held to the FP32 weights, relative to the mean
         energy of their inputs.
@@ -214,6 +219,7 @@ class Options:
     clip_rules: Mapping[str, ClipRule] = field(default_factory=dict)
     rounding: str = "optimal"
     samples: int = 24000
+    equations: int = 8
     damping: float = 0.01
     seed: int = 0
 
@@ -422,6 +428,8 @@ class TransformQuantizer:
             relu = stage.activation is Activation.RELU
             y_format = unsigned(widths.activation) if relu else symmetric(widths.activation)
             y_clip = self._clip(f"{stage.name}.output", samples.y, samples.y_max, y_format)
+            if not self.naive:
+                y_clip = y_clip * COPY_SPREAD**stage.ranks
         x_format, x_clip = y_format, y_clip
         if norm is not None:
             steep = slope_weights(samples.x, samples.y)
@@ -509,8 +517,7 @@ class TransformQuantizer:
         for phase in phases:
             features = len(phase.features(stage))
             regressions.append((phase, Regression(features, stage.out_channels)))
-            # several times as many equations as unknowns, where the images give that many
-            wanted = max(self.options.samples // len(phases), 8 * features)
+            wanted = max(self.options.samples // len(phases), self.options.equations * features)
             counts.append(-(-wanted // len(self.floats)))
         xs, ys, outputs, positions = [], [], [], []
         x_max, x_min, y_max = (np.zeros(stage.out_channels) for _ in range(3))
@@ -605,14 +612,40 @@ class TransformQuantizer:
                 target = np.linalg.solve(hessian, cross + damping * prior.T).T
             problems.append((features, hessian, target))
 
-        targets = np.empty_like(folded)
+        integers, scale = np.zeros_like(folded), np.ones(len(folded))
+        for rank in range(int(stage.ranks.max()) + 1):
+            rows = np.flatnonzero(stage.ranks == rank)
+            missing = []
+            for features, hessian, target in problems:
+                wanted = target[rows]
+                if rank:  # copies make good what those before them lost
+                    before = stage.ranks < rank
+                    same = (stage.origins[rows, None] == stage.origins[None]) & before[None]
+                    made = (integers * scale[:, None])[:, features]
+                    wanted = (rank + 1) * wanted - same.astype(np.float64) @ made
+                missing.append((features, hessian, wanted))
+            integers[rows], scale[rows] = self._round_rows(missing, folded.shape[1], limit)
+        # The bias makes the mean error zero.
+        weight = sum(r.weight for _, r in regressions)
+        residual = np.zeros(len(folded))
+        for (features, _, _), (_, r) in zip(problems, regressions, strict=True):
+            residual += r.target_sum - (integers[:, features] * scale[:, None]) @ r.feature_sum
+        return integers, scale, residual / max(weight, 1e-300)
+
+    def _round_rows(
+        self, problems: list[tuple[IntArray, FloatArray, FloatArray]], width: int, limit: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """Integers (rows, ``width``) and scales for targets of rows, of each phase's features."""
+        optimal = self.options.rounding == "optimal"
+        rows_of = len(problems[0][2])
+        targets = np.zeros((rows_of, width))
         for features, _, target in problems:
             targets[:, features] = target
         top = calibrate.floor_clip(np.abs(targets).max(axis=1)) / limit
         ratios = np.array(WEIGHT_CLIPS)
         # All candidates for the scales at once, as more rows: (ratio, row) flattened.
         scales = (ratios[:, None] * top[None]).reshape(-1)
-        candidates = np.empty((len(scales), folded.shape[1]))
+        candidates = np.zeros((len(scales), width))
         loss = np.zeros(len(scales))
         for features, hessian, target in problems:
             rows = np.tile(target, (len(ratios), 1))
@@ -623,20 +656,14 @@ class TransformQuantizer:
             candidates[:, features] = rounded
             loss += rounding.row_errors(rounded, rows, scales, hessian)
         winner = loss.reshape(len(ratios), -1).argmin(axis=0)
-        best = winner * len(folded) + np.arange(len(folded))
+        best = winner * rows_of + np.arange(rows_of)
         scale, integers = scales[best], candidates[best]
         if optimal:
             for features, hessian, target in problems:
                 integers[:, features] = rounding.coordinate_descent(
                     integers[:, features], target, scale, hessian, -limit, limit
                 )
-        # The bias makes the mean error zero.
-        weight = sum(r.weight for _, r in regressions)
-        residual = sum(
-            r.target_sum - (integers[:, features] * scale[:, None]) @ r.feature_sum
-            for (features, _, _), (_, r) in zip(problems, regressions, strict=True)
-        )
-        return integers, scale, residual / max(weight, 1e-300)
+        return integers, scale
 
     # Normalizations ------------------------------------------------------------------------
 

@@ -35,6 +35,9 @@ def find_clip_factor(
         )
 
 
+SPLIT_IMAGES = 12
+"""Calibration images that channels to split are chosen by."""
+
 # Defaults of `lichen.quant.finetune.TuneConfig` (a test compares them), which cannot be
 # imported before the extra is known to be there.
 TUNE = {
@@ -113,6 +116,20 @@ TUNE = {
 @click.option(
     "--percentile", type=click.FloatRange(50, 100), default=99.99, show_default=True,
     help="Of the magnitudes, for --clip percentile.",
+)  # fmt: skip
+@click.option(
+    "--split-channels", "split", type=click.FloatRange(0, 1), default=0.0, metavar="PART",
+    help="Make channels that cost the others their precision several times, for so many more "
+    "products [default: 0].",
+)  # fmt: skip
+@click.option(
+    "--latent-gain", type=click.FloatRange(0.25, 4), default=1.0, show_default=True,
+    help="Scale the latents: above 1, more rate and less distortion (no hyperpriors).",
+)  # fmt: skip
+@click.option(
+    "--equations", type=click.IntRange(min=1), default=8, show_default=True,
+    help="Positions of the calibration images per weight of an output channel that ptq's rounding "
+    "looks at, at least; with many images more of them suit unseen ones better.",
 )  # fmt: skip
 @click.option(
     "--rounding", type=click.Choice(["optimal", "nearest"]), default="optimal", show_default=True,
@@ -204,6 +221,9 @@ def command(
     clip: str,
     percentile: float,
     clip_factor: float | None,
+    split: float,
+    latent_gain: float,
+    equations: int,
     rounding: str,
     refit: bool,
     crop: int | None,
@@ -244,6 +264,7 @@ def command(
     if steps is not None and minutes is not None:
         raise UserError("give either --steps or --minutes, not both.")
     _import_quant()
+    import numpy as np
     import torch
     from tqdm import tqdm
 
@@ -255,6 +276,7 @@ def command(
     from lichen.quant.calibrate import load_calibration, usual_size
     from lichen.quant.draq import DraqOptions, DraqResult, draq, lambda_of
     from lichen.quant.finetune import TuneConfig, state_path
+    from lichen.quant.latents import scale_latents
     from lichen.quant.ptq import Options, Widths, bits_of
     from lichen.quant.quantize import (
         check_supported,
@@ -263,6 +285,7 @@ def command(
     )
     from lichen.quant.quantize import steps as quantize_steps
     from lichen.quant.source import load_float_network
+    from lichen.quant.split import split_channels
     from lichen.sim.images import list_images, read_image
 
     if threads:
@@ -298,6 +321,7 @@ def command(
         clip="mse" if clip == "rd" else clip,
         percentile=percentile,
         clip_factor=clip_factor or 1.0,
+        equations=equations,
         rounding=rounding,
         seed=seed,
     )
@@ -311,6 +335,11 @@ def command(
     if clip_factor is None and weight is not None and method != "minmax" and clip != "percentile":
         chosen, factors = find_clip_factor(network, images, options, weight, quiet=quiet)
         options = replace(options, clip_factor=chosen)
+    if latent_gain != 1:
+        network = scale_latents(network, np.full(network.m, latent_gain))
+        network = replace(network, provenance=network.provenance | {"latent_gain": latent_gain})
+    if split:
+        network = split_channels(network, images.crops[:SPLIT_IMAGES], options, split)
     tuned: DraqResult | None = None
     if method == "draq":
         assert train_folder is not None and weight is not None

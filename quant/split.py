@@ -1,0 +1,261 @@
+"""Outlier channel splitting: copies of channels that cost all the others their precision.
+
+After Zhao, Hu, Dotzel, De Sa and Zhang, "Improving neural network quantization without
+retraining using outlier channel splitting" (2019): a channel that is made twice is read with half
+the weights, so that the greatest weight of a row, and with it the step of them all, gets smaller.
+Here a copy also gets a clipping range of its own, so that the two are rounded at different places
+and their errors partly cancel; its weights are rounded so as to make good what the first one's
+rounding lost (`lichen.quant.ptq`); and channels are chosen by the noise in the picture that a model
+expects from weights and activations. The function stays the same, products are added.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lichen.errors import UserError
+from lichen.network.arithmetic import convolution_macs, norm_macs
+from lichen.network.description import PHOTO
+from lichen.quant.float_network import FloatNetwork, FloatStage, FloatTransform
+from lichen.quant.ptq import Options, slope_weights
+
+FloatArray = npt.NDArray[np.float64]
+
+ROUNDING_GAIN = 0.3
+"""Part of the weights' rounding noise that rounding which preserves outputs leaves."""
+
+SAMPLES = 4096
+"""Positions of each tensor that statistics are made from."""
+
+
+@dataclass
+class _Tensor:
+    """Channels between two stages, how often each is made, and what rounding costs there.
+
+    Attributes
+    ----------
+    peaks : float array (out, channels)
+        Greatest magnitudes of the reading stage's weights, in units of the weight of what their
+        output's noise counts.
+    weights : float
+        Noise in the picture for peaks whose squares sum to 1.
+    activations : float array (channels,)
+        Noise in the picture from rounding each channel.
+    copies : int array (channels,)
+    """
+
+    peaks: FloatArray
+    weights: float
+    activations: FloatArray
+    copies: npt.NDArray[np.int64]
+
+    def best(self) -> tuple[float, int]:
+        """The copy that takes most noise away: how much, and of which channel."""
+        now = self.peaks / self.copies
+        order = np.sort(now, axis=1)
+        first, second = order[:, -1:], order[:, -2:-1]
+        # the row's peak if this channel were made once more
+        others = np.where(now == first, second, first)
+        after = np.maximum(others, self.peaks / (self.copies + 1))
+        gain = self.weights * (first**2 - after**2).sum(axis=0)
+        gain += self.activations * (1 / self.copies - 1 / (self.copies + 1))
+        return float(gain.max()), int(gain.argmax())
+
+
+def _samples(
+    transform: FloatTransform, inputs: Sequence[torch.Tensor], rng: np.random.Generator
+) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """x and y (positions, channels) of each stage."""
+    parts: dict[str, list[tuple[FloatArray, FloatArray]]] = {}
+    each = max(SAMPLES // len(inputs), 64)
+
+    def observe(stage: FloatStage, before: torch.Tensor, after: torch.Tensor) -> None:
+        rows = before[0].flatten(1).shape[1]
+        chosen = torch.from_numpy(rng.choice(rows, min(each, rows), replace=False))
+        x, y = (t[0].flatten(1)[:, chosen].T.double().numpy() for t in (before, after))
+        parts.setdefault(stage.name, []).append((x, y))
+
+    for x in inputs:
+        transform(x, observe)
+    return {
+        name: (np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs]))
+        for name, pairs in parts.items()
+    }
+
+
+def _gains(transform: FloatTransform, slopes: Sequence[FloatArray], after: FloatArray) -> list:
+    """Energy in the picture per energy of an error in each stage's input (channels,), in order.
+
+    ``slopes`` are the mean squared slopes of the activations, ``after`` the same of the
+    transform's output. Errors are taken as uncorrelated; what follows the last is left out.
+    """
+    gains = [after]
+    for stage, slope in zip(reversed(transform.stages), reversed(slopes), strict=True):
+        share = 1.0 if stage.transposed else 1 / stage.stride**2
+        energy = (stage.weight**2).sum(axis=(2, 3)) * share
+        gains.insert(0, (gains[0] * slope) @ energy)
+    return gains
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Products of a photograph in a transform whose stages make so many channels each.
+
+    Attributes
+    ----------
+    stages : list of FloatStage
+    positions : list of int
+        Outputs of each stage.
+    """
+
+    stages: list[FloatStage]
+    positions: list[int]
+
+    @classmethod
+    def of(cls, stages: list[FloatStage], height: int, width: int) -> _Cost:
+        """Of a transform that reads inputs of this size."""
+        positions = []
+        for stage in stages:
+            height, width = stage.output_size(height), stage.output_size(width)
+            positions.append(height * width)
+        return cls(stages, positions)
+
+    def macs(self, channels: Sequence[int]) -> int:
+        """For so many outputs of each stage."""
+        total, inputs = 0, self.stages[0].in_channels
+        for stage, made, positions in zip(self.stages, channels, self.positions, strict=True):
+            dilution = stage.stride if stage.transposed else 1
+            total += convolution_macs(stage.kernel, dilution, inputs, made, positions)
+            if stage.activation.norm is not None:
+                total += norm_macs(made, positions)
+            inputs = made
+        return total
+
+
+def repeat(
+    stage: FloatStage, reader: FloatStage, copies: npt.NDArray[np.int64]
+) -> tuple[FloatStage, FloatStage]:
+    """A stage that makes channels several times, and the stage that reads them.
+
+    ``copies`` (channels,) says how often, at least 1; the first of each keep their numbers, their
+    copies come behind them in the same order.
+    """
+    more = np.repeat(np.arange(len(copies)), copies - 1)
+    index = np.concatenate([np.arange(len(copies)), more])
+    norm: dict[str, Any] = {}
+    if stage.gamma is not None and stage.beta is not None:
+        first = np.arange(len(index)) < len(copies)
+        gamma = stage.gamma[np.ix_(index, index)] * first[None]
+        norm = {"gamma": gamma, "beta": stage.beta[index]}
+    kept = None if stage.kept_channels is None else stage.kept_channels[index]
+    made = replace(
+        stage,
+        weight=stage.weight[index],
+        bias=stage.bias[index],
+        kept_channels=kept,
+        copy_of=index,
+        **norm,
+    )
+    weight = reader.weight[:, index] / copies[index][None, :, None, None]
+    return made, replace(reader, weight=weight)
+
+
+def split_channels(
+    network: FloatNetwork,
+    images: Sequence[npt.NDArray[np.uint8]],
+    options: Options,
+    part: float,
+    *,
+    seed: int = 0,
+) -> FloatNetwork:
+    """The same function with copies of some channels between the stages of g_a and g_s.
+
+    Copies are taken one by one, always that which takes most noise away for its products.
+
+    Parameters
+    ----------
+    network : FloatNetwork
+    images : sequence of uint8 array (H, W, 3)
+        To take statistics from.
+    options : Options
+        Widths and clipping rules that the network will be quantized with.
+    part : float
+        Products to add at most, of those that g_a and g_s have, 0 .. 1.
+
+    Raises UserError for a part out of range.
+    """
+    if not 0 <= part <= 1:
+        raise UserError(f"the products to add must lie in 0 .. 1 of what there is, not {part}.")
+    rng = np.random.default_rng(seed)
+    pixels: list[torch.Tensor] = []
+    latents: list[torch.Tensor] = []
+    for image in images:
+        coded = network.code(image)
+        y = coded.y if coded.means is None else coded.y + coded.means
+        for values, tensor in ((image / 255, pixels), (y, latents)):
+            tensor.append(torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)[None])
+    tensors: dict[tuple[str, int], _Tensor] = {}
+    costs = {}
+    after = np.ones(3)
+    for key, entering in (("g_s", latents), ("g_a", pixels)):
+        stages = network.transforms[key].stages
+        down = 1 if key == "g_a" else network.transforms["g_a"].downsampling
+        costs[key] = cost = _Cost.of(stages, PHOTO[0] // down, PHOTO[1] // down)
+        samples = _samples(network.transforms[key], entering, rng)
+        slopes = [
+            np.ones(stage.out_channels)
+            if stage.activation.norm is None
+            else slope_weights(*samples[stage.name]).mean(axis=0)
+            for stage in stages
+        ]
+        gains = _gains(network.transforms[key], slopes, after)
+        for i, (stage, reader) in enumerate(itertools.pairwise(stages)):
+            widths = options.per_stage.get(f"{key}.{stage.name}", options.widths)
+            readers = options.per_stage.get(f"{key}.{reader.name}", options.widths)
+            levels = (1 << (widths.activation - 1)) - 1
+            y = samples[stage.name][1]
+            clip = options.clip_rule(f"{key}.{stage.name}.output").clip(y, levels)
+            step = clip / levels
+            counts = gains[i + 2] * slopes[i + 1] * cost.positions[i + 1]
+            folded = reader.weight * step[None, :, None, None]
+            folded = folded * np.sqrt(counts)[:, None, None, None]
+            taps = reader.kernel**2 / (reader.stride**2 if reader.transposed else 1)
+            energy = (np.clip(y / step, -levels, levels) ** 2).mean(axis=0).sum() * taps
+            tensors[key, i] = _Tensor(
+                np.abs(folded).max(axis=(2, 3)),
+                ROUNDING_GAIN * energy / 12 / ((1 << (readers.weight - 1)) - 1) ** 2,
+                (folded**2).sum(axis=(0, 2, 3)) * taps / reader.kernel**2 / 12,
+                np.ones(stage.out_channels, np.int64),
+            )
+        after = gains[0]
+
+    channels = {key: [s.out_channels for s in network.transforms[key].stages] for key in costs}
+
+    def macs(key: str, more: int | None = None) -> int:
+        return costs[key].macs([c + (i == more) for i, c in enumerate(channels[key])])
+
+    left = part * sum(macs(key) for key in costs)
+    while True:
+        prices = {where: macs(where[0], where[1]) - macs(where[0]) for where in tensors}
+        best = {where: tensors[where].best() for where in tensors if prices[where] <= left}
+        if not best:
+            break
+        where = max(best, key=lambda place: best[place][0] / prices[place])
+        tensors[where].copies[best[where][1]] += 1
+        channels[where[0]][where[1]] += 1
+        left -= prices[where]
+    transforms = dict(network.transforms)
+    for key in costs:
+        stages = list(network.transforms[key].stages)
+        for i in range(len(stages) - 1):
+            stages[i], stages[i + 1] = repeat(stages[i], stages[i + 1], tensors[key, i].copies)
+        transforms[key] = FloatTransform(stages, network.transforms[key].absolute_input)
+    provenance = network.provenance | {"split_channels": channels}
+    return replace(network, transforms=transforms, provenance=provenance)

@@ -1,0 +1,150 @@
+"""Channels made several times: the same function, less rounding noise, at a known price."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("compressai")
+
+from click.testing import CliRunner  # noqa: E402
+
+from lichen.commands.quantize import command  # noqa: E402
+from lichen.errors import UserError  # noqa: E402
+from lichen.models import calibration_photographs  # noqa: E402
+from lichen.network.file import load  # noqa: E402
+from lichen.quant.calibrate import load_calibration  # noqa: E402
+from lichen.quant.fake import FakeTransform  # noqa: E402
+from lichen.quant.float_network import FloatTransform  # noqa: E402
+from lichen.quant.latents import scale_latents  # noqa: E402
+from lichen.quant.ptq import COPY_SPREAD, Options, Widths  # noqa: E402
+from lichen.quant.quantize import measure, measure_float, quantize  # noqa: E402
+from lichen.quant.source import load_float_network  # noqa: E402
+from lichen.quant.split import repeat, split_channels  # noqa: E402
+from lichen.sim.golden import run_stages  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIX = Options(widths=Widths(weight=6, activation=6), latent_bits=8, samples=4000)
+
+
+@pytest.fixture(scope="module")
+def parent():
+    return load_float_network("tiny")
+
+
+@pytest.fixture(scope="module")
+def images(parent):
+    return load_calibration(calibration_photographs()[::2], parent.factor, size=128)
+
+
+@pytest.fixture(scope="module")
+def split(parent, images):
+    return split_channels(parent, images.crops, SIX, 0.4)
+
+
+def macs(network) -> int:
+    """Of the encoder and the decoder, as the integer network counts them."""
+    return sum(network.transforms[key].macs(*size) for key, size in _SIZES.items())
+
+
+_SIZES = {"g_a": (512, 768), "g_s": (32, 48)}
+
+
+def test_the_function_stays(parent, split, images):
+    assert any(s.copy_of is not None for t in split.transforms.values() for s in t.stages)
+    for crop in images.crops[:2]:
+        x = torch.from_numpy(crop.astype(np.float32) / 255).permute(2, 0, 1)[None]
+        y = parent.transforms["g_a"](x)
+        torch.testing.assert_close(split.transforms["g_a"](x), y, rtol=1e-4, atol=1e-4)
+        ours, theirs = (n.transforms["g_s"](torch.round(y)) for n in (split, parent))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_products_stay_within_the_part(parent, split, images):
+    few = load_calibration(calibration_photographs()[:2], parent.factor, size=64)
+    plain, more = (macs(quantize(network, few, SIX).network) for network in (parent, split))
+    # the last copy that does not fit is dearer than what is left
+    assert 1.3 * plain < more <= 1.4 * plain
+    for part in (-0.1, 1.5):
+        with pytest.raises(UserError, match="products to add"):
+            split_channels(parent, images.crops[:1], SIX, part)
+    nothing = split_channels(parent, images.crops[:1], SIX, 0.0)
+    for key, transform in nothing.transforms.items():
+        widths = [stage.out_channels for stage in transform.stages]
+        assert widths == [stage.out_channels for stage in parent.transforms[key].stages]
+
+
+def test_copies_win_back_what_rounding_loses(parent, split, images):
+    """On photographs that are not calibrated on, at six bits."""
+    held = load_calibration(calibration_photographs()[1::2], parent.factor, size=128).crops
+    fp32 = measure_float(parent, held).psnr
+    plain, copied = (
+        fp32 - measure(quantize(network, images, SIX).network, held).psnr
+        for network in (parent, split)
+    )
+    assert copied < 0.95 * plain
+
+
+def test_a_copy_makes_good_what_the_first_ones_rounding_lost(parent, images):
+    """A copy of every channel: the mean of both integer rows lies nearer to the real weights."""
+    g_a = parent.transforms["g_a"]
+    real, reader = repeat(*g_a.stages[:2], np.full(parent.n, 2))
+    transforms = parent.transforms | {"g_a": FloatTransform([real, reader, *g_a.stages[2:]])}
+    twice = replace(parent, transforms=transforms)
+    stage = (
+        quantize(twice, images, replace(SIX, rounding="nearest"))
+        .network.transforms["g_a"]
+        .stages[0]
+    )
+    pairs = [(i, parent.n + i) for i in range(parent.n)]
+    scales = stage.scales
+    made = stage.convolution.weight * scales["weight"][:, None, None, None]
+    folded = real.weight * scales["input"][None, :, None, None]
+    single = sum(((made[i] - folded[i]) ** 2).sum() for i, _ in pairs)
+    mean = sum(((0.5 * (made[i] + made[j]) - folded[i]) ** 2).sum() for i, j in pairs)
+    assert mean < 0.4 * single
+    # and they are rounded at different places
+    ratio = [scales["output"][j] / scales["output"][i] for i, j in pairs]
+    np.testing.assert_allclose(ratio, COPY_SPREAD, rtol=0.02)
+
+
+def test_fake_quantization_equals_golden(split, images):
+    network = quantize(split, images, SIX).network
+    for key in ("g_a", "g_s"):
+        transform = network.transforms[key]
+        fake = FakeTransform(transform, split.transforms[key])
+        x = images.crops[0]
+        if key == "g_s":
+            x = run_stages(network.transforms["g_a"], x)[-1]
+        doubles = torch.from_numpy(x.astype(np.float64)).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            outputs = fake.run(doubles)[0]
+        for ours, exact in zip(outputs, run_stages(transform, x), strict=True):
+            np.testing.assert_array_equal(ours[0].permute(1, 2, 0).numpy(), exact)
+
+
+def test_latents_scaled_up_code_finer(parent, images):
+    finer = scale_latents(parent, np.full(parent.m, 1.3))
+    before, after = (measure_float(network, images.crops) for network in (parent, finer))
+    assert after.psnr > before.psnr + 0.1 and after.bpp > 1.02 * before.bpp
+    with pytest.raises(UserError, match="hyperprior"):
+        hyper = load_float_network("small-hyper-q2.fp32")
+        scale_latents(hyper, np.ones(hyper.m))
+
+
+def test_command(tmp_path):
+    photos = str(calibration_photographs()[0].parent)
+    output = tmp_path / "net.lichen"
+    arguments = ["tiny", "-o", str(output), "--calibrate", photos, "--max-images", "3"]
+    arguments += ["--crop", "64", "--clip-factor", "1", "--split-channels", "0.3"]
+    arguments += ["--latent-gain", "1.1", "--equations", "4", "--quiet"]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    provenance = load(output).provenance
+    made = [stage.out_channels for stage in load(output).transforms["g_a"].stages]
+    assert provenance["split_channels"]["g_a"] == made
+    assert provenance["latent_gain"] == 1.1
