@@ -73,9 +73,12 @@ class DraqOptions:
     rd_clip : bool
         Choose each tensor's clipping estimator by the loss.
     tune : TuneConfig
-        Fine-tuning; its settings but for the length also serve the regularization.
+        Fine-tuning; its settings but for length, optimizer and rate also serve the regularization.
     regularize_steps : int
         Steps of the real network with the penalty; 0 leaves them out.
+    regularize_lr : float
+        Peak learning rate of these steps, which Adam makes: a real network that is trained already
+        loses more by large steps than fewer outliers win (docs/draq.md).
     device : str
         ``auto``, ``cpu`` or ``cuda``.
     """
@@ -84,6 +87,7 @@ class DraqOptions:
     tune: TuneConfig
     rd_clip: bool = False
     regularize_steps: int = 0
+    regularize_lr: float = 1e-4
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -403,7 +407,12 @@ def draq(
     real = parent
     if options.regularize_steps and (saved is None or saved[1]["phase"] == REAL):
         config = replace(
-            with_level(tune, start), steps=options.regularize_steps, minutes=None, distill=0.0
+            with_level(tune, start),
+            steps=options.regularize_steps,
+            minutes=None,
+            distill=0.0,
+            optimizer="adam",
+            lr=options.regularize_lr,
         )
         tuner = FineTuner(REAL, begun, parent, bottleneck, config, source, device)
         if saved is not None:

@@ -11,7 +11,6 @@ expects from weights and activations. The function stays the same, products are 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,12 +47,16 @@ class _Tensor:
         Noise in the picture for peaks whose squares sum to 1.
     activations : float array (channels,)
         Noise in the picture from rounding each channel.
+    makers : float array (channels,)
+        Noise in the picture from the rounding of the weights that make each channel. Copies are
+        rounded so that n of them together have steps of an n-th.
     copies : int array (channels,)
     """
 
     peaks: FloatArray
     weights: float
     activations: FloatArray
+    makers: FloatArray
     copies: npt.NDArray[np.int64]
 
     def best(self) -> tuple[float, int]:
@@ -66,6 +69,7 @@ class _Tensor:
         after = np.maximum(others, self.peaks / (self.copies + 1))
         gain = self.weights * (first**2 - after**2).sum(axis=0)
         gain += self.activations * (1 / self.copies - 1 / (self.copies + 1))
+        gain += self.makers * (1 / self.copies**2 - 1 / (self.copies + 1) ** 2)
         return float(gain.max()), int(gain.argmax())
 
 
@@ -102,6 +106,15 @@ def _gains(transform: FloatTransform, slopes: Sequence[FloatArray], after: Float
         energy = (stage.weight**2).sum(axis=(2, 3)) * share
         gains.insert(0, (gains[0] * slope) @ energy)
     return gains
+
+
+def _mean_square(inputs: Sequence[torch.Tensor]) -> float:
+    """Variance of inputs (1, channels, H, W) over all positions, summed over the channels.
+
+    The bias takes up what an error of weights makes of the mean.
+    """
+    rows = torch.cat([x[0].flatten(1) for x in inputs], dim=1).double()
+    return float(rows.var(dim=1).sum())
 
 
 @dataclass(frozen=True)
@@ -216,24 +229,34 @@ def split_channels(
             for stage in stages
         ]
         gains = _gains(network.transforms[key], slopes, after)
-        for i, (stage, reader) in enumerate(itertools.pairwise(stages)):
+        steps, square = np.ones(stages[0].in_channels), _mean_square(entering)
+        if key == "g_a":
+            steps, square = steps / 255, square * 255**2
+        weights = []  # of each stage: noise of a row of peak 1, and rows' peaks
+        for i, stage in enumerate(stages):
             widths = options.per_stage.get(f"{key}.{stage.name}", options.widths)
-            readers = options.per_stage.get(f"{key}.{reader.name}", options.widths)
-            levels = (1 << (widths.activation - 1)) - 1
-            y = samples[stage.name][1]
-            clip = options.clip_rule(f"{key}.{stage.name}.output").clip(y, levels)
-            step = clip / levels
-            counts = gains[i + 2] * slopes[i + 1] * cost.positions[i + 1]
-            folded = reader.weight * step[None, :, None, None]
+            counts = gains[i + 1] * slopes[i] * cost.positions[i]
+            folded = stage.weight * steps[None, :, None, None]
             folded = folded * np.sqrt(counts)[:, None, None, None]
-            taps = reader.kernel**2 / (reader.stride**2 if reader.transposed else 1)
-            energy = (np.clip(y / step, -levels, levels) ** 2).mean(axis=0).sum() * taps
-            tensors[key, i] = _Tensor(
-                np.abs(folded).max(axis=(2, 3)),
-                ROUNDING_GAIN * energy / 12 / ((1 << (readers.weight - 1)) - 1) ** 2,
-                (folded**2).sum(axis=(0, 2, 3)) * taps / reader.kernel**2 / 12,
-                np.ones(stage.out_channels, np.int64),
-            )
+            taps = stage.kernel**2 / (stage.stride**2 if stage.transposed else 1)
+            unit = ROUNDING_GAIN * square * taps / 12 / ((1 << (widths.weight - 1)) - 1) ** 2
+            peaks = np.abs(folded).max(axis=(2, 3))
+            weights.append((unit, peaks))
+            if i:
+                maker_unit, maker_peaks = weights[i - 1]
+                tensors[key, i - 1] = _Tensor(
+                    peaks,
+                    unit,
+                    (folded**2).sum(axis=(0, 2, 3)) * taps / stage.kernel**2 / 12,
+                    maker_unit * maker_peaks.max(axis=1) ** 2,
+                    np.ones(stage.in_channels, np.int64),
+                )
+            if i + 1 < len(stages):
+                levels = (1 << (widths.activation - 1)) - 1
+                y = samples[stage.name][1]
+                rule = options.clip_rule(f"{key}.{stage.name}.output")
+                steps = rule.clip(y, levels) / levels
+                square = float((np.clip(y / steps, -levels, levels) ** 2).mean(axis=0).sum())
         after = gains[0]
 
     channels = {key: [s.out_channels for s in network.transforms[key].stages] for key in costs}

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lichen.commands import _options
-from lichen.commands.quantize import TUNE
+from lichen.commands.quantize import TUNE, find_clip_factor
 from lichen.errors import UserError
 
 ROWS = ("minmax", "calibrated clipping", "+ regularization", "+ fine-tuning")
@@ -112,6 +112,8 @@ def command(
     # fraction, and bits of its own
     latent_bits = None if network.hyper else 8
     options = Options(widths=Widths(gdn_input=gdn_input_bits), latent_bits=latent_bits, seed=seed)
+    factor, _ = find_clip_factor(network, crops, options, weight, quiet=quiet)
+    options = replace(options, clip_factor=factor)
     tune = TuneConfig(steps=steps, batch=batch, patch=patch, lmbda=weight, lr=lr, seed=seed)
 
     def tuned(regularize: int, fine_tune: int) -> Any:
@@ -153,5 +155,12 @@ def command(
         )
         if output is not None:
             save(result, output / f"{name.strip('+ ').replace(' ', '-')}.lichen")
-    report = {"checkpoint": checkpoint, "lmbda": weight, "steps": steps, "rows": rows}
+    report = {
+        "checkpoint": checkpoint,
+        "lmbda": weight,
+        "regularize_steps": regularize_steps,
+        "steps": steps,
+        "clip_factor": factor,
+        "rows": rows,
+    }
     _options.report(report, json_file, table(rows))

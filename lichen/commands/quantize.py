@@ -38,6 +38,9 @@ def find_clip_factor(
 SPLIT_IMAGES = 12
 """Calibration images that channels to split are chosen by."""
 
+REGULARIZE_LR = 1e-4
+"""Default of `lichen.quant.draq.DraqOptions` (a test compares them)."""
+
 # Defaults of `lichen.quant.finetune.TuneConfig` (a test compares them), which cannot be
 # imported before the extra is known to be there.
 TUNE = {
@@ -158,6 +161,9 @@ TUNE = {
     "--regularize-steps", type=click.IntRange(min=0), default=0, show_default=True,
     help="draq: steps of the real network with a growing outlier penalty, before calibration.",
 )  # fmt: skip
+@click.option("--regularize-lr", type=click.FloatRange(min=0, min_open=True),
+              default=REGULARIZE_LR, show_default=True,
+              help="draq: peak learning rate of these steps.")  # fmt: skip
 @click.option("--lmbda", type=click.FloatRange(min=0, min_open=True),
               help="Weight of the distortion, for draq and where clip factors are compared "
               "[default: the checkpoint's].")  # fmt: skip
@@ -232,6 +238,7 @@ def command(
     steps: int | None,
     minutes: float | None,
     regularize_steps: int,
+    regularize_lr: float,
     lmbda: float | None,
     lr: float,
     lr_scales: float,
@@ -366,6 +373,7 @@ def command(
                 ),
                 rd_clip=clip == "rd",
                 regularize_steps=regularize_steps,
+                regularize_lr=regularize_lr,
                 device=device,
             ),
             state=state,

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 torch = pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
-from lichen.commands.quantize import TUNE, command  # noqa: E402
+from lichen.commands.quantize import REGULARIZE_LR, TUNE, command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.models import calibration_photographs  # noqa: E402
 from lichen.network.arithmetic import ROOT_TABLES, NormKind  # noqa: E402
@@ -419,6 +419,7 @@ def test_fitted_bottleneck_describes_the_latents():
 def test_command(tmp_path, monkeypatch):
     defaults = TuneConfig(steps=1)
     assert {key: getattr(defaults, key) for key in TUNE} == TUNE
+    assert DraqOptions(quantization=Options(), tune=defaults).regularize_lr == REGULARIZE_LR
     photos = str(calibration_photographs()[0].parent)
     output, report = tmp_path / "net.lichen", tmp_path / "net.json"
     base = ["tiny", "-o", str(output), "--method", "draq", "--calibrate", photos]
