@@ -213,8 +213,10 @@ def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
     for ablation in ablations:
         text.append(f"## Step by step: `{ablation['checkpoint']}`\n")
         text.append(
-            f"Whole photographs of Kodak, bits from the entropy tables; {ablation['steps']} steps "
-            f"of fine-tuning, lambda {ablation['lmbda']:g} (`lichen ablate`).\n"
+            f"Whole photographs of Kodak, bits from the entropy tables, clip factor "
+            f"{ablation['clip_factor']:g}; {ablation['regularize_steps']} steps of regularization; "
+            f"{ablation['steps']} of fine-tuning ({ablation['optimizer']}, {ablation['lr']:g}, "
+            f"scales {ablation['lr_scales']:g}), lambda {ablation['lmbda']:g} (`lichen ablate`).\n"
         )
         text.append(ablation_table(ablation["rows"]) + "\n")
     text.append("## Points\n")

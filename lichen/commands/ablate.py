@@ -52,6 +52,10 @@ def table(rows: list[dict[str, Any]]) -> str:
               help="Pixels a side of each calibration image [default: as quantize].")  # fmt: skip
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=TUNE["lr"],
               show_default=True, help="Peak learning rate, of full scale.")  # fmt: skip
+@click.option("--lr-scales", type=click.FloatRange(min=0), default=TUNE["lr_scales"],
+              show_default=True, help="Learning rate of the scales, relative to --lr.")  # fmt: skip
+@click.option("--optimizer", type=click.Choice(["soap", "adam"]), default=TUNE["optimizer"],
+              show_default=True, help="What moves weights and gammas.")  # fmt: skip
 @click.option("--max-images", type=click.IntRange(min=1), metavar="N",
               help="Calibrate on N images at even distances [default: all].")  # fmt: skip
 @click.option("--gdn-input-bits", type=click.IntRange(2, 16), default=8, show_default=True,
@@ -75,6 +79,8 @@ def command(
     patch: int,
     crop: int | None,
     lr: float,
+    lr_scales: float,
+    optimizer: str,
     max_images: int | None,
     gdn_input_bits: int,
     device: str,
@@ -114,7 +120,16 @@ def command(
     options = Options(widths=Widths(gdn_input=gdn_input_bits), latent_bits=latent_bits, seed=seed)
     factor, _ = find_clip_factor(network, crops, options, weight, quiet=quiet)
     options = replace(options, clip_factor=factor)
-    tune = TuneConfig(steps=steps, batch=batch, patch=patch, lmbda=weight, lr=lr, seed=seed)
+    tune = TuneConfig(
+        steps=steps,
+        batch=batch,
+        patch=patch,
+        optimizer=optimizer,
+        lmbda=weight,
+        lr=lr,
+        lr_scales=lr_scales,
+        seed=seed,
+    )
 
     def tuned(regularize: int, fine_tune: int) -> Any:
         return draq(
@@ -160,6 +175,9 @@ def command(
         "lmbda": weight,
         "regularize_steps": regularize_steps,
         "steps": steps,
+        "optimizer": optimizer,
+        "lr": lr,
+        "lr_scales": lr_scales,
         "clip_factor": factor,
         "rows": rows,
     }

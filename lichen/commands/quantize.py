@@ -127,7 +127,8 @@ TUNE = {
 )  # fmt: skip
 @click.option(
     "--latent-gain", type=click.FloatRange(0.25, 4), default=1.0, show_default=True,
-    help="Scale the latents: above 1, more rate and less distortion (no hyperpriors).",
+    help="Scale the latents: above 1, more rate and less distortion (no hyperpriors). The losses "
+    "reported are against the scaled network, those of --evaluate against the checkpoint.",
 )  # fmt: skip
 @click.option(
     "--equations", type=click.IntRange(min=1), default=8, show_default=True,
@@ -298,7 +299,7 @@ def command(
     if threads:
         torch.set_num_threads(threads)
     started = time.monotonic()
-    network = load_float_network(checkpoint)
+    original = network = load_float_network(checkpoint)
     check_supported(network)
     per_stage = {} if bits_from is None else bits_of(load_network(bits_from))
     if calibrate is not None:
@@ -399,7 +400,7 @@ def command(
         rd = None
         if evaluated:
             coded = evaluate_codec(NetworkCodec(integer), evaluated, progress=progress)
-            before = measure_float(network, (read_image(file) for file in evaluated), integer)
+            before = measure_float(original, (read_image(file) for file in evaluated), integer)
             rd = {
                 "set": Path(str(evaluate)).resolve().name,
                 "images": len(coded.images),
