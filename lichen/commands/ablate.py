@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,18 +144,19 @@ def command(
                 device=device,
             ),
             progress=not quiet,
-        ).final.network
+        )
 
-    makers = (
-        lambda: quantize(network, crops, replace(options, method="minmax")).network,
-        lambda: tuned(0, 0),
-        lambda: tuned(regularize_steps, 0),
-        lambda: tuned(regularize_steps, steps),
-    )
+    def whole() -> Iterator[Any]:
+        """The rows' networks, one by one; the last run makes two of them."""
+        yield quantize(network, crops, replace(options, method="minmax")).network
+        yield tuned(0, 0).final.network
+        result = tuned(regularize_steps, steps)
+        yield result.start.network
+        yield result.final.network
+
     rows: list[dict[str, Any]] = []
-    for name, make in zip(ROWS, makers, strict=True):
-        started = time.monotonic()
-        result = make()
+    started = time.monotonic()
+    for name, result in zip(ROWS, whole(), strict=True):
         rd = measure(result, photos)
         if not rows:  # a network without an entropy model is given this row's tables
             before = measure_float(network, photos, result)
@@ -168,6 +170,7 @@ def command(
                 "seconds": round(time.monotonic() - started, 1),
             }
         )
+        started = time.monotonic()
         if output is not None:
             save(result, output / f"{name.strip('+ ').replace(' ', '-')}.lichen")
     report = {
