@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from lichen.quant.float_network import FloatStage
+from lichen.quant.float_network import FloatStage, Observer
 from lichen.sim.images import list_images, pad_image, read_image
 
 FloatArray = npt.NDArray[np.float64]
@@ -118,6 +120,40 @@ def mse_clip(
         best = np.where(better, loss, best)
         clip = np.where(better, top * ratio, clip)
     return clip
+
+
+class StageSamples:
+    """FP32 values of stages at random positions, image after image.
+
+    Parameters
+    ----------
+    each : int
+        Positions of a tensor that one image gives, at most.
+    rng : Generator
+    """
+
+    def __init__(self, each: int, rng: np.random.Generator) -> None:
+        self.each, self.rng = each, rng
+        self.parts: dict[str, list[FloatArray]] = {}
+
+    def observer(self, transform: str) -> Observer:
+        """Keeps what a run of this transform shows it."""
+
+        def observe(stage: FloatStage, before: Tensor, after: Tensor) -> None:
+            rows = before[0].flatten(1).shape[1]
+            chosen = self.rng.choice(rows, min(self.each, rows), replace=False)
+            for name, tensor in (("x", before), ("output", after)):
+                values = tensor[0].flatten(1)[:, torch.from_numpy(chosen)].T.double().numpy()
+                self.parts.setdefault(f"{transform}.{stage.name}.{name}", []).append(values)
+
+        return observe
+
+    def joined(self) -> dict[str, FloatArray]:
+        """All of them (positions, channels), under names such as ``g_a.conv1.x``.
+
+        ``x`` is what the convolution makes, ``output`` what the activation makes of it.
+        """
+        return {name: np.concatenate(values) for name, values in self.parts.items()}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ channels that one layer makes, so that they come and go together.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,47 @@ def groups_of(arch: str) -> tuple[Group, ...]:
     return tuple(groups)
 
 
+class Convolutional(Protocol):
+    """What `output_sizes` and `transform_macs` know of a layer, real or described."""
+
+    @property
+    def kernel(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def transposed(self) -> bool: ...
+    @property
+    def normalized(self) -> bool: ...
+
+    def output_size(self, size: int) -> int: ...
+
+
+def output_sizes(layers: Sequence[Convolutional], height: int, width: int) -> list[tuple[int, int]]:
+    """Rows and columns that each layer of a transform makes of an input of this size."""
+    sizes = []
+    for layer in layers:
+        height, width = layer.output_size(height), layer.output_size(width)
+        sizes.append((height, width))
+    return sizes
+
+
+def transform_macs(
+    layers: Sequence[Convolutional],
+    sizes: Sequence[tuple[int, int]],
+    inputs: int,
+    outputs: Sequence[int],
+) -> int:
+    """Multiplications of a transform whose layers make so many channels of these sizes."""
+    total = 0
+    for layer, (height, width), out in zip(layers, sizes, outputs, strict=True):
+        dilution = layer.stride if layer.transposed else 1
+        total += convolution_macs(layer.kernel, dilution, inputs, out, height * width)
+        if layer.normalized:
+            total += norm_macs(out, height * width)
+        inputs = out
+    return total
+
+
 def macs(
     arch: str, widths: Mapping[str, int], transforms: Iterable[str] = TRANSFORMS
 ) -> dict[str, int]:
@@ -121,23 +163,17 @@ def macs(
     size = dict.fromkeys(TRANSFORMS, PHOTO)
     result = {}
     for key in ("g_a", "h_a", "h_s", "g_s"):
-        total, channels, (height, width) = 0, inputs[key], size[key]
-        for layer in layers_of(arch):
-            if layer.transform != key:
-                continue
-            out = widths[layer.name]
-            height, width = layer.output_size(height), layer.output_size(width)
-            dilution = layer.stride if layer.transposed else 1
-            total += convolution_macs(layer.kernel, dilution, channels, out, height * width)
-            if layer.norm is not None:
-                total += norm_macs(out, height * width)
-            channels = out
+        if key not in last:
+            continue
+        layers = [layer for layer in layers_of(arch) if layer.transform == key]
+        sizes = output_sizes(layers, *size[key])
         if key == "g_a":
-            size["g_s"] = size["h_a"] = (height, width)
+            size["g_s"] = size["h_a"] = sizes[-1]
         if key == "h_a":
-            size["h_s"] = (height, width)
-        if key in last and key in transforms:
-            result[key] = total
+            size["h_s"] = sizes[-1]
+        if key in transforms:
+            outputs = [widths[layer.name] for layer in layers]
+            result[key] = transform_macs(layers, sizes, inputs[key], outputs)
     return {key: result[key] for key in TRANSFORMS if key in result}
 
 

@@ -113,6 +113,11 @@ class Layer:
         return self.module.partition(".")[0]
 
     @property
+    def normalized(self) -> bool:
+        """Whether a divisive normalization follows."""
+        return self.norm is not None
+
+    @property
     def out_axis(self) -> int:
         """The dimension of its weight that counts output channels; the input's is the other."""
         return int(self.transposed)

@@ -29,12 +29,12 @@ from lichen.errors import UserError
 from lichen.network.arithmetic import latent_symbol
 from lichen.network.description import Network
 from lichen.quant import finetune, outliers, rate
-from lichen.quant.calibrate import CalibrationImages
+from lichen.quant.calibrate import CalibrationImages, StageSamples
 from lichen.quant.checkpoint import stated_lambda
 from lichen.quant.data import CropSource
 from lichen.quant.fake import mismatch_rate
 from lichen.quant.finetune import INTEGER, REAL, FineTuner, TuneConfig
-from lichen.quant.float_network import FloatNetwork, FloatStage
+from lichen.quant.float_network import FloatNetwork
 from lichen.quant.latents import fit_latent_range
 from lichen.quant.ptq import ClipRule, Options, slope_weights
 from lichen.quant.quantize import Quantized, assemble, check_supported, quantize
@@ -172,19 +172,11 @@ def _tensor_samples(
     network: FloatNetwork, images: CalibrationImages, seed: int
 ) -> dict[str, npt.NDArray[np.float64]]:
     """FP32 samples (positions, channels) under names such as ``g_a.conv1.x``."""
-    rng = np.random.default_rng(seed)
-    parts: dict[str, list[npt.NDArray]] = {}
     each = max(CLIP_SAMPLES // len(images.crops), 64)
+    samples = StageSamples(each, np.random.default_rng(seed))
 
     def run(key: str, x: torch.Tensor) -> torch.Tensor:
-        def observe(stage: FloatStage, before: torch.Tensor, after: torch.Tensor) -> None:
-            rows = before[0].flatten(1).shape[1]
-            chosen = torch.from_numpy(rng.choice(rows, min(each, rows), replace=False))
-            for name, tensor in (("x", before), ("output", after)):
-                values = tensor[0].flatten(1)[:, chosen].T.double().numpy()
-                parts.setdefault(f"{key}.{stage.name}.{name}", []).append(values)
-
-        return network.transforms[key](x, observe)
+        return network.transforms[key](x, samples.observer(key))
 
     for image in images.crops:
         y = run("g_a", torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None])
@@ -194,7 +186,7 @@ def _tensor_samples(
             if network.means:
                 mu = parameters.chunk(2, dim=1)[1]
         run("g_s", torch.round(y - mu) + mu)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    return samples.joined()
 
 
 def choose_clips(

@@ -108,6 +108,11 @@ class FloatStage:
         return int(self.weight.shape[-1])
 
     @property
+    def normalized(self) -> bool:
+        """Whether a divisive normalization follows the convolution."""
+        return self.activation.norm is not None
+
+    @property
     def out_channels(self) -> int:
         return int(self.weight.shape[0])
 
@@ -217,7 +222,7 @@ class FloatTransform:
         return x
 
 
-def _to_torch(x: np.ndarray) -> Tensor:
+def to_torch(x: np.ndarray) -> Tensor:
     """(H, W, C) to float32 (1, C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(x).astype(np.float32)).permute(2, 0, 1)[None]
 
@@ -247,6 +252,11 @@ class FloatLatents:
     z: npt.NDArray[np.int64] | None = None
     scales: FloatArray | None = None
     means: FloatArray | None = None
+
+    @property
+    def read(self) -> npt.NDArray:
+        """What g_s reads (h, w, m)."""
+        return self.y if self.means is None else self.y + self.means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +313,7 @@ class FloatNetwork:
     ) -> tuple[npt.NDArray[np.int64], FloatArray, FloatArray | None]:
         """Symbols z, scales and means that the hyperprior makes of latents ``y`` (h, w, m)."""
         h_a, h_s = self.transforms["h_a"], self.transforms["h_s"]
-        z = torch.round(h_a(_to_torch(y)))
+        z = torch.round(h_a(to_torch(y)))
         parameters = _from_torch(h_s(z))
         scales, means = parameters, None
         if self.means:
@@ -321,17 +331,16 @@ class FloatNetwork:
 
     def reconstruct(self, latents: FloatLatents, height: int, width: int) -> npt.NDArray[np.uint8]:
         """The image (height, width, 3) that FP32 makes of what `code` coded."""
-        y = latents.y if latents.means is None else latents.y + latents.means
-        return self.synthesize(y, height, width)
+        return self.synthesize(latents.read, height, width)
 
     def analyze(self, image: npt.NDArray[np.uint8]) -> FloatArray:
         """FP32 latents ``y`` (h, w, m), not rounded, of an image (H, W, 3), padded."""
         x = pad_image(image, self.factor).astype(np.float32) / 255
-        return _from_torch(self.transforms["g_a"](_to_torch(x)))
+        return _from_torch(self.transforms["g_a"](to_torch(x)))
 
     def synthesize(self, symbols: np.ndarray, height: int, width: int) -> npt.NDArray[np.uint8]:
         """The image (height, width, 3) that FP32 g_s makes of latents (h, w, m)."""
-        x = self.transforms["g_s"](_to_torch(symbols))[0].permute(1, 2, 0)
+        x = self.transforms["g_s"](to_torch(symbols))[0].permute(1, 2, 0)
         pixels = torch.round(x * 255).clamp(0, 255).to(torch.uint8).numpy()
         return pixels[:height, :width]
 

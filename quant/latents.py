@@ -44,8 +44,11 @@ def scale_latents(network: FloatNetwork, factor: npt.NDArray[np.float64]) -> Flo
     """The same function with latent channels times these factors (m,), above 0.
 
     Above 1 symbols are finer: more rate, less distortion. An entropy bottleneck follows.
-    Raises UserError for a network with a hyperprior, which reads latents as they are.
+    Raises UserError for other factors, and for a network with a hyperprior, which reads latents as
+    they are.
     """
+    if not np.all((factor > 0) & np.isfinite(factor)):
+        raise UserError("latents can only be scaled by finite numbers above 0.")
     if network.hyper:
         raise UserError("latents of a network with a hyperprior cannot be scaled.")
     if np.all(factor == 1):

@@ -612,19 +612,19 @@ class TransformQuantizer:
                 target = np.linalg.solve(hessian, cross + damping * prior.T).T
             problems.append((features, hessian, target))
 
+        ranks, origins = stage.ranks, stage.origins
         integers, scale = np.zeros_like(folded), np.ones(len(folded))
-        for rank in range(int(stage.ranks.max()) + 1):
-            rows = np.flatnonzero(stage.ranks == rank)
-            missing = []
-            for features, hessian, target in problems:
-                wanted = target[rows]
-                if rank:  # copies make good what those before them lost
-                    before = stage.ranks < rank
-                    same = (stage.origins[rows, None] == stage.origins[None]) & before[None]
-                    made = (integers * scale[:, None])[:, features]
-                    wanted = (rank + 1) * wanted - same.astype(np.float64) @ made
-                missing.append((features, hessian, wanted))
-            integers[rows], scale[rows] = self._round_rows(missing, folded.shape[1], limit)
+        for rank in range(int(ranks.max()) + 1):
+            rows = np.flatnonzero(ranks == rank)
+            wanted = [(features, hessian, target[rows]) for features, hessian, target in problems]
+            if rank:  # copies make good what those before them lost
+                same = (origins[rows, None] == origins[None]) & (ranks < rank)[None]
+                made = same.astype(np.float64) @ (integers * scale[:, None])
+                wanted = [
+                    (features, hessian, (rank + 1) * target - made[:, features])
+                    for features, hessian, target in wanted
+                ]
+            integers[rows], scale[rows] = self._round_rows(wanted, folded.shape[1], limit)
         # The bias makes the mean error zero.
         weight = sum(r.weight for _, r in regressions)
         residual = np.zeros(len(folded))

@@ -11,6 +11,7 @@ expects from weights and activations. The function stays the same, products are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,9 +21,10 @@ import numpy.typing as npt
 import torch
 
 from lichen.errors import UserError
-from lichen.network.arithmetic import convolution_macs, norm_macs
 from lichen.network.description import PHOTO
-from lichen.quant.float_network import FloatNetwork, FloatStage, FloatTransform
+from lichen.quant.calibrate import StageSamples
+from lichen.quant.channels import output_sizes, transform_macs
+from lichen.quant.float_network import FloatNetwork, FloatStage, FloatTransform, to_torch
 from lichen.quant.ptq import Options, slope_weights
 
 FloatArray = npt.NDArray[np.float64]
@@ -73,27 +75,6 @@ class _Tensor:
         return float(gain.max()), int(gain.argmax())
 
 
-def _samples(
-    transform: FloatTransform, inputs: Sequence[torch.Tensor], rng: np.random.Generator
-) -> dict[str, tuple[FloatArray, FloatArray]]:
-    """x and y (positions, channels) of each stage."""
-    parts: dict[str, list[tuple[FloatArray, FloatArray]]] = {}
-    each = max(SAMPLES // len(inputs), 64)
-
-    def observe(stage: FloatStage, before: torch.Tensor, after: torch.Tensor) -> None:
-        rows = before[0].flatten(1).shape[1]
-        chosen = torch.from_numpy(rng.choice(rows, min(each, rows), replace=False))
-        x, y = (t[0].flatten(1)[:, chosen].T.double().numpy() for t in (before, after))
-        parts.setdefault(stage.name, []).append((x, y))
-
-    for x in inputs:
-        transform(x, observe)
-    return {
-        name: (np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs]))
-        for name, pairs in parts.items()
-    }
-
-
 def _gains(transform: FloatTransform, slopes: Sequence[FloatArray], after: FloatArray) -> list:
     """Energy in the picture per energy of an error in each stage's input (channels,), in order.
 
@@ -108,48 +89,13 @@ def _gains(transform: FloatTransform, slopes: Sequence[FloatArray], after: Float
     return gains
 
 
-def _mean_square(inputs: Sequence[torch.Tensor]) -> float:
+def _variance(inputs: Sequence[torch.Tensor]) -> float:
     """Variance of inputs (1, channels, H, W) over all positions, summed over the channels.
 
     The bias takes up what an error of weights makes of the mean.
     """
     rows = torch.cat([x[0].flatten(1) for x in inputs], dim=1).double()
     return float(rows.var(dim=1).sum())
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """Products of a photograph in a transform whose stages make so many channels each.
-
-    Attributes
-    ----------
-    stages : list of FloatStage
-    positions : list of int
-        Outputs of each stage.
-    """
-
-    stages: list[FloatStage]
-    positions: list[int]
-
-    @classmethod
-    def of(cls, stages: list[FloatStage], height: int, width: int) -> _Cost:
-        """Of a transform that reads inputs of this size."""
-        positions = []
-        for stage in stages:
-            height, width = stage.output_size(height), stage.output_size(width)
-            positions.append(height * width)
-        return cls(stages, positions)
-
-    def macs(self, channels: Sequence[int]) -> int:
-        """For so many outputs of each stage."""
-        total, inputs = 0, self.stages[0].in_channels
-        for stage, made, positions in zip(self.stages, channels, self.positions, strict=True):
-            dilution = stage.stride if stage.transposed else 1
-            total += convolution_macs(stage.kernel, dilution, inputs, made, positions)
-            if stage.activation.norm is not None:
-                total += norm_macs(made, positions)
-            inputs = made
-        return total
 
 
 def repeat(
@@ -206,36 +152,35 @@ def split_channels(
     """
     if not 0 <= part <= 1:
         raise UserError(f"the products to add must lie in 0 .. 1 of what there is, not {part}.")
-    rng = np.random.default_rng(seed)
+    sampler = StageSamples(max(SAMPLES // len(images), 64), np.random.default_rng(seed))
     pixels: list[torch.Tensor] = []
     latents: list[torch.Tensor] = []
     for image in images:
-        coded = network.code(image)
-        y = coded.y if coded.means is None else coded.y + coded.means
-        for values, tensor in ((image / 255, pixels), (y, latents)):
-            tensor.append(torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)[None])
+        pixels.append(to_torch(image / 255))
+        latents.append(to_torch(network.code(image).read))
     tensors: dict[tuple[str, int], _Tensor] = {}
-    costs = {}
+    sizes = {}
     after = np.ones(3)
     for key, entering in (("g_s", latents), ("g_a", pixels)):
         stages = network.transforms[key].stages
         down = 1 if key == "g_a" else network.transforms["g_a"].downsampling
-        costs[key] = cost = _Cost.of(stages, PHOTO[0] // down, PHOTO[1] // down)
-        samples = _samples(network.transforms[key], entering, rng)
-        slopes = [
-            np.ones(stage.out_channels)
-            if stage.activation.norm is None
-            else slope_weights(*samples[stage.name]).mean(axis=0)
-            for stage in stages
-        ]
+        sizes[key] = output_sizes(stages, PHOTO[0] // down, PHOTO[1] // down)
+        for values in entering:
+            network.transforms[key](values, sampler.observer(key))
+        samples = sampler.joined()
+        slopes = [np.ones(stage.out_channels) for stage in stages]
+        for i, stage in enumerate(stages):
+            if stage.normalized:
+                x, y = (samples[f"{key}.{stage.name}.{what}"] for what in ("x", "output"))
+                slopes[i] = slope_weights(x, y).mean(axis=0)
         gains = _gains(network.transforms[key], slopes, after)
-        steps, square = np.ones(stages[0].in_channels), _mean_square(entering)
+        steps, square = np.ones(stages[0].in_channels), _variance(entering)
         if key == "g_a":
             steps, square = steps / 255, square * 255**2
         weights = []  # of each stage: noise of a row of peak 1, and rows' peaks
         for i, stage in enumerate(stages):
             widths = options.per_stage.get(f"{key}.{stage.name}", options.widths)
-            counts = gains[i + 1] * slopes[i] * cost.positions[i]
+            counts = gains[i + 1] * slopes[i] * math.prod(sizes[key][i])
             folded = stage.weight * steps[None, :, None, None]
             folded = folded * np.sqrt(counts)[:, None, None, None]
             taps = stage.kernel**2 / (stage.stride**2 if stage.transposed else 1)
@@ -253,18 +198,20 @@ def split_channels(
                 )
             if i + 1 < len(stages):
                 levels = (1 << (widths.activation - 1)) - 1
-                y = samples[stage.name][1]
-                rule = options.clip_rule(f"{key}.{stage.name}.output")
-                steps = rule.clip(y, levels) / levels
+                tensor = f"{key}.{stage.name}.output"
+                y = samples[tensor]
+                steps = options.clip_rule(tensor).clip(y, levels) / levels
                 square = float((np.clip(y / steps, -levels, levels) ** 2).mean(axis=0).sum())
         after = gains[0]
 
-    channels = {key: [s.out_channels for s in network.transforms[key].stages] for key in costs}
+    channels = {key: [s.out_channels for s in network.transforms[key].stages] for key in sizes}
 
     def macs(key: str, more: int | None = None) -> int:
-        return costs[key].macs([c + (i == more) for i, c in enumerate(channels[key])])
+        transform = network.transforms[key]
+        outputs = [c + (i == more) for i, c in enumerate(channels[key])]
+        return transform_macs(transform.stages, sizes[key], transform.in_channels, outputs)
 
-    left = part * sum(macs(key) for key in costs)
+    left = part * sum(macs(key) for key in sizes)
     while True:
         prices = {where: macs(where[0], where[1]) - macs(where[0]) for where in tensors}
         best = {where: tensors[where].best() for where in tensors if prices[where] <= left}
@@ -275,7 +222,7 @@ def split_channels(
         channels[where[0]][where[1]] += 1
         left -= prices[where]
     transforms = dict(network.transforms)
-    for key in costs:
+    for key in sizes:
         stages = list(network.transforms[key].stages)
         for i in range(len(stages) - 1):
             stages[i], stages[i + 1] = repeat(stages[i], stages[i + 1], tensors[key, i].copies)

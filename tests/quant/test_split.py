@@ -15,6 +15,7 @@ from click.testing import CliRunner  # noqa: E402
 from lichen.commands.quantize import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.models import calibration_photographs  # noqa: E402
+from lichen.network.description import PHOTO  # noqa: E402
 from lichen.network.file import load  # noqa: E402
 from lichen.quant.calibrate import load_calibration  # noqa: E402
 from lichen.quant.fake import FakeTransform  # noqa: E402
@@ -46,14 +47,6 @@ def split(parent, images):
     return split_channels(parent, images.crops, SIX, 0.4)
 
 
-def macs(network) -> int:
-    """Of the encoder and the decoder, as the integer network counts them."""
-    return sum(network.transforms[key].macs(*size) for key, size in _SIZES.items())
-
-
-_SIZES = {"g_a": (512, 768), "g_s": (32, 48)}
-
-
 def test_the_function_stays(parent, split, images):
     assert any(s.copy_of is not None for t in split.transforms.values() for s in t.stages)
     for crop in images.crops[:2]:
@@ -66,7 +59,7 @@ def test_the_function_stays(parent, split, images):
 
 def test_products_stay_within_the_part(parent, split, images):
     few = load_calibration(calibration_photographs()[:2], parent.factor, size=64)
-    plain, more = (macs(quantize(network, few, SIX).network) for network in (parent, split))
+    plain, more = (quantize(network, few, SIX).network.macs(*PHOTO) for network in (parent, split))
     # the last copy that does not fit is dearer than what is left
     assert 1.3 * plain < more <= 1.4 * plain
     for part in (-0.1, 1.5):
@@ -134,6 +127,9 @@ def test_latents_scaled_up_code_finer(parent, images):
     with pytest.raises(UserError, match="hyperprior"):
         hyper = load_float_network("small-hyper-q2.fp32")
         scale_latents(hyper, np.ones(hyper.m))
+    for factor in (0.0, np.nan, np.inf):
+        with pytest.raises(UserError, match="finite numbers above 0"):
+            scale_latents(parent, np.full(parent.m, factor))
 
 
 def test_command(tmp_path):
