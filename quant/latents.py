@@ -9,10 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lichen.errors import UserError
+from lichen.quant import calibrate
 from lichen.quant.float_network import FloatNetwork, FloatTransform
-
-MARGIN = 1.1
-"""Room for images that reach further than the calibration images do."""
 
 
 def fit_latent_range(
@@ -22,7 +20,8 @@ def fit_latent_range(
 
     Channels that would leave the range are made smaller in g_a's last convolution and larger
     again in g_s's first: their symbols are coarser, which costs a little distortion and saves
-    a little rate, where clipping would cost much. An entropy bottleneck follows.
+    a little rate, where clipping would cost much. How much smaller is what leaves the least
+    squared error of rounding and clipping together. An entropy bottleneck follows.
 
     Parameters
     ----------
@@ -34,9 +33,11 @@ def fit_latent_range(
 
     Returns the network and the factor of each channel, 0 .. 1 (m,).
     """
-    top = np.max([np.abs(y).reshape(-1, y.shape[-1]).max(axis=0) for y in latents], axis=0)
+    values = np.concatenate([y.reshape(-1, y.shape[-1]) for y in latents])
     limit = (1 << (bits - 1)) - 1
-    factor = np.where(np.rint(top) > limit, limit / (MARGIN * np.maximum(top, 1e-9)), 1.0)
+    factor = np.ones(values.shape[1])
+    beyond = np.rint(np.abs(values).max(axis=0)) > limit
+    factor[beyond] = np.minimum(limit / calibrate.mse_clip(values[:, beyond], limit), 1)
     return scale_latents(network, factor), factor
 
 

@@ -40,7 +40,7 @@ from lichen.network.description import (
     Stage,
     Transform,
 )
-from lichen.quant import calibrate, constants, rounding
+from lichen.quant import calibrate, constants, interleave, rounding
 from lichen.quant.calibrate import Regression
 from lichen.quant.constants import symmetric, unsigned
 from lichen.quant.float_network import FloatStage, FloatTransform
@@ -55,9 +55,6 @@ WEIGHT_CLIPS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.5)
 GAMMA_CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """The same for rows of gamma."""
 
-
-COPY_SPREAD = 1.12
-"""Clipping range of a repeated channel against that before it: they round at other places."""
 
 WIDTHS_MIN = 2
 """Fewest bits of anything."""
@@ -428,8 +425,6 @@ class TransformQuantizer:
             relu = stage.activation is Activation.RELU
             y_format = unsigned(widths.activation) if relu else symmetric(widths.activation)
             y_clip = self._clip(f"{stage.name}.output", samples.y, samples.y_max, y_format)
-            if not self.naive:
-                y_clip = y_clip * COPY_SPREAD**stage.ranks
         x_format, x_clip = y_format, y_clip
         if norm is not None:
             steep = slope_weights(samples.x, samples.y)
@@ -439,7 +434,12 @@ class TransformQuantizer:
 
         # What an integer stands for lies this many steps above it.
         offset = 0.5 if fixed is not None and fixed.floor else 0.0
-        convolution, weight_scale = self._convolution(stage, widths, regressions, -offset * y_scale)
+        shift = -offset * y_scale
+        if stage.copy_of is not None:  # copies round at other places
+            copies = np.bincount(stage.origins)[stage.origins]
+            distance, _ = interleave.spacing(samples.x, samples.y, y_scale, copies)
+            shift = shift + interleave.shifts(distance, stage.ranks, copies)
+        convolution, weight_scale = self._convolution(stage, widths, regressions, shift)
         least, most = convolution.accumulator_range(self.source)
         requantizer, gain = constants.make_requantizer(
             weight_scale / x_scale,

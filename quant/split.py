@@ -3,8 +3,8 @@
 After Zhao, Hu, Dotzel, De Sa and Zhang, "Improving neural network quantization without
 retraining using outlier channel splitting" (2019): a channel that is made twice is read with half
 the weights, so that the greatest weight of a row, and with it the step of them all, gets smaller.
-Here a copy also gets a clipping range of its own, so that the two are rounded at different places
-and their errors partly cancel; its weights are rounded so as to make good what the first one's
+Here copies are also rounded at interleaved places, so that their mean has finer steps
+(`lichen.quant.interleave`); a copy's weights are rounded so as to make good what the first one's
 rounding lost (`lichen.quant.ptq`); and channels are chosen by the noise in the picture that a model
 expects from weights and activations. The function stays the same, products are added.
 """
@@ -22,6 +22,7 @@ import torch
 
 from lichen.errors import UserError
 from lichen.network.description import PHOTO
+from lichen.quant import interleave
 from lichen.quant.calibrate import StageSamples
 from lichen.quant.channels import output_sizes, transform_macs
 from lichen.quant.float_network import FloatNetwork, FloatStage, FloatTransform, to_torch
@@ -31,6 +32,9 @@ FloatArray = npt.NDArray[np.float64]
 
 ROUNDING_GAIN = 0.3
 """Part of the weights' rounding noise that rounding which preserves outputs leaves."""
+
+COPIES_MAX = 8
+"""Of one channel, itself among them."""
 
 SAMPLES = 4096
 """Positions of each tensor that statistics are made from."""
@@ -52,6 +56,8 @@ class _Tensor:
     makers : float array (channels,)
         Noise in the picture from the rounding of the weights that make each channel. Copies are
         rounded so that n of them together have steps of an n-th.
+    kept : float array (COPIES_MAX, channels)
+        Noise from rounding the channel that 1, 2 .. copies keep.
     copies : int array (channels,)
     """
 
@@ -59,10 +65,15 @@ class _Tensor:
     weights: float
     activations: FloatArray
     makers: FloatArray
+    kept: FloatArray
     copies: npt.NDArray[np.int64]
 
     def best(self) -> tuple[float, int]:
         """The copy that takes most noise away: how much, and of which channel."""
+        if self.copies.min() == COPIES_MAX:
+            return 0.0, 0
+        channels = np.arange(len(self.copies))
+        more = np.minimum(self.copies, COPIES_MAX - 1)
         now = self.peaks / self.copies
         order = np.sort(now, axis=1)
         first, second = order[:, -1:], order[:, -2:-1]
@@ -70,8 +81,11 @@ class _Tensor:
         others = np.where(now == first, second, first)
         after = np.maximum(others, self.peaks / (self.copies + 1))
         gain = self.weights * (first**2 - after**2).sum(axis=0)
-        gain += self.activations * (1 / self.copies - 1 / (self.copies + 1))
+        gain += self.activations * (
+            self.kept[self.copies - 1, channels] - self.kept[more, channels]
+        )
         gain += self.makers * (1 / self.copies**2 - 1 / (self.copies + 1) ** 2)
+        gain[self.copies == COPIES_MAX] = 0
         return float(gain.max()), int(gain.argmax())
 
 
@@ -96,6 +110,20 @@ def _variance(inputs: Sequence[torch.Tensor]) -> float:
     """
     rows = torch.cat([x[0].flatten(1) for x in inputs], dim=1).double()
     return float(rows.var(dim=1).sum())
+
+
+def _kept(x: FloatArray, y: FloatArray, steps: FloatArray, jitter: FloatArray) -> FloatArray:
+    """Noise from rounding each channel that 1 .. COPIES_MAX copies keep (COPIES_MAX, channels).
+
+    ``jitter`` is the mean squared difference of two copies, in steps: what it takes from the
+    correlation of their roundings is that of the polynomial's first harmonic.
+    """
+    held = np.exp(-2 * np.pi**2 * jitter)
+    kept = []
+    for count in range(1, COPIES_MAX + 1):
+        _, noise = interleave.spacing(x, y, steps, np.full(len(steps), count))
+        kept.append(1 / count + held * (noise - 1 / count))
+    return np.array(kept)
 
 
 def repeat(
@@ -189,11 +217,21 @@ def split_channels(
             weights.append((unit, peaks))
             if i:
                 maker_unit, maker_peaks = weights[i - 1]
+                activations = (folded**2).sum(axis=(0, 2, 3)) * taps / stage.kernel**2 / 12
+                makers = maker_unit * maker_peaks.max(axis=1) ** 2
+                before = f"{key}.{stages[i - 1].name}"
                 tensors[key, i - 1] = _Tensor(
                     peaks,
                     unit,
-                    (folded**2).sum(axis=(0, 2, 3)) * taps / stage.kernel**2 / 12,
-                    maker_unit * maker_peaks.max(axis=1) ** 2,
+                    activations,
+                    makers,
+                    _kept(
+                        samples[f"{before}.x"],
+                        samples[f"{before}.output"],
+                        steps,
+                        # two copies' weights err in opposite ways
+                        4 * makers / np.maximum(12 * activations, 1e-300),
+                    ),
                     np.ones(stage.in_channels, np.int64),
                 )
             if i + 1 < len(stages):
