@@ -436,7 +436,7 @@ def quantize(
 CLIP_FACTORS = (1.0, 1.25, 1.5, 2.0)
 """What `choose_clip_factor` chooses from."""
 
-CLIP_IMAGES, CLIP_CROP = 8, 256
+CLIP_IMAGES, CLIP_HELD, CLIP_CROP = 24, 12, 256
 """How many calibration images, and of what size, it looks at."""
 
 
@@ -452,18 +452,21 @@ def choose_clip_factor(
 
     No one factor serves all: the range of least squared error is far too tight for networks
     that are well trained, and right for small ones (docs/draq.md). D is the mean of the
-    images' squared errors of 8-bit pixels, as in training.
+    images' squared errors of 8-bit pixels, as in training. Every other image is calibrated on
+    and the rest measured: ranges that just hold what was seen clip other images (a single image
+    must do for both).
 
     Returns the factor, and the loss of each of `CLIP_FACTORS`.
     """
-    step = max(1, len(images.crops) // CLIP_IMAGES)
     size = -(-CLIP_CROP // network.factor) * network.factor
-    crops = [crop_image(crop, network.factor, size) for crop in images.crops[::step]]
-    some = CalibrationImages(crops[:CLIP_IMAGES])
+    crops = [crop_image(crop, network.factor, size) for crop in images.crops]
+    some = CalibrationImages(crops[::2][:CLIP_IMAGES])
+    held = crops[1::2][:CLIP_HELD] or crops
     losses = {}
     for factor in CLIP_FACTORS:
         trial = quantize(network, some, replace(options, clip="mse", clip_factor=factor))
-        losses[factor] = trial.after.bpp + lmbda * trial.after.mse
+        after = measure(trial.network, held)
+        losses[factor] = after.bpp + lmbda * after.mse
         progress(f"clip factor {factor}")
     return min(losses, key=lambda factor: losses[factor]), losses
 

@@ -23,15 +23,27 @@ import torch
 from lichen.errors import UserError
 from lichen.network.description import PHOTO
 from lichen.quant import interleave
-from lichen.quant.calibrate import StageSamples
+from lichen.quant.calibrate import (
+    Regression,
+    StageSamples,
+    gather_patches,
+    phases,
+    sample_positions,
+)
 from lichen.quant.channels import output_sizes, transform_macs
-from lichen.quant.float_network import FloatNetwork, FloatStage, FloatTransform, to_torch
+from lichen.quant.float_network import (
+    FloatNetwork,
+    FloatStage,
+    FloatTransform,
+    Observer,
+    to_torch,
+)
 from lichen.quant.ptq import Options, slope_weights
 
 FloatArray = npt.NDArray[np.float64]
 
-ROUNDING_GAIN = 0.3
-"""Part of the weights' rounding noise that rounding which preserves outputs leaves."""
+EQUATIONS = 4
+"""Positions per input of a stage that the correlations of its inputs are taken from."""
 
 COPIES_MAX = 8
 """Of one channel, itself among them."""
@@ -110,6 +122,53 @@ def _variance(inputs: Sequence[torch.Tensor]) -> float:
     """
     rows = torch.cat([x[0].flatten(1) for x in inputs], dim=1).double()
     return float(rows.var(dim=1).sum())
+
+
+class _Correlations:
+    """How correlated the inputs of each stage are, over images run through a transform.
+
+    Rounding that preserves outputs makes good what one weight's rounding does by the weights that
+    are rounded after it: only that part of an input stays which those of the others don't tell.
+    """
+
+    def __init__(self, transform: FloatTransform, images: int, rng: np.random.Generator) -> None:
+        self.rng = rng
+        # the phase that sums most inputs stands for all
+        self.phases = [
+            max(phases(stage), key=lambda phase: len(phase.rows) * len(phase.columns))
+            for stage in transform.stages
+        ]
+        self.sums = [
+            Regression(len(phase.features(stage)), 0)
+            for phase, stage in zip(self.phases, transform.stages, strict=True)
+        ]
+        self.counts = [-(-EQUATIONS * len(sums.hessian) // images) for sums in self.sums]
+
+    def observer(self, entering: torch.Tensor) -> Observer:
+        """Takes in what a run on this input (1, channels, H, W) shows it."""
+        index, x = 0, entering
+
+        def observe(stage: FloatStage, before: torch.Tensor, after: torch.Tensor) -> None:
+            nonlocal index, x
+            phase, sums = self.phases[index], self.sums[index]
+            rows, columns = sample_positions(
+                self.rng, phase, before.shape[2], before.shape[3], self.counts[index]
+            )
+            patches = gather_patches(x[0].permute(1, 2, 0).numpy(), stage, phase, rows, columns)
+            sums.add(patches, np.empty((len(patches), 0)), np.ones(len(patches)))
+            index, x = index + 1, after
+
+        return observe
+
+    def rounding_gains(self, damping: float) -> list[float]:
+        """Part of its weights' rounding noise that each stage keeps, 0 .. 1."""
+        gains = []
+        for sums in self.sums:
+            hessian, _ = sums.centred()
+            total = np.trace(hessian)
+            hessian += damping * total / len(hessian) * np.eye(len(hessian))
+            gains.append(float((np.diag(np.linalg.cholesky(hessian)) ** 2).sum() / total))
+        return gains
 
 
 def _kept(x: FloatArray, y: FloatArray, steps: FloatArray, jitter: FloatArray) -> FloatArray:
@@ -193,9 +252,13 @@ def split_channels(
         stages = network.transforms[key].stages
         down = 1 if key == "g_a" else network.transforms["g_a"].downsampling
         sizes[key] = output_sizes(stages, PHOTO[0] // down, PHOTO[1] // down)
+        rng = np.random.default_rng([seed, *key.encode()])
+        correlations = _Correlations(network.transforms[key], len(images), rng)
         for values in entering:
             network.transforms[key](values, sampler.observer(key))
+            network.transforms[key](values, correlations.observer(values))
         samples = sampler.joined()
+        rounding = correlations.rounding_gains(options.damping)
         slopes = [np.ones(stage.out_channels) for stage in stages]
         for i, stage in enumerate(stages):
             if stage.normalized:
@@ -212,7 +275,7 @@ def split_channels(
             folded = stage.weight * steps[None, :, None, None]
             folded = folded * np.sqrt(counts)[:, None, None, None]
             taps = stage.kernel**2 / (stage.stride**2 if stage.transposed else 1)
-            unit = ROUNDING_GAIN * square * taps / 12 / ((1 << (widths.weight - 1)) - 1) ** 2
+            unit = rounding[i] * square * taps / 12 / ((1 << (widths.weight - 1)) - 1) ** 2
             peaks = np.abs(folded).max(axis=(2, 3))
             weights.append((unit, peaks))
             if i:

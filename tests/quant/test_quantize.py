@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,11 +20,18 @@ from lichen.commands.quantize import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.network.description import Network  # noqa: E402
 from lichen.network.file import digest, load, save  # noqa: E402
+from lichen.quant import quantize as quantization  # noqa: E402
 from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
 from lichen.quant.checkpoint import build_model, load_checkpoint  # noqa: E402
 from lichen.quant.float_network import FloatNetwork, from_compressai  # noqa: E402
 from lichen.quant.ptq import Options, Widths  # noqa: E402
-from lichen.quant.quantize import Quantized, measure, measure_float, quantize  # noqa: E402
+from lichen.quant.quantize import (  # noqa: E402
+    Quantized,
+    choose_clip_factor,
+    measure,
+    measure_float,
+    quantize,
+)
 from lichen.sim.golden import analysis, estimate_bits  # noqa: E402
 from lichen.sim.images import crop_middle, read_image  # noqa: E402
 
@@ -159,6 +167,34 @@ def test_equal_arguments_give_equal_networks(
 ) -> None:
     again = quantize(network, images, Options(method="minmax"))
     assert digest(again.network) == digest(minmax.network)
+
+
+def test_the_clip_factor_is_chosen_on_other_images(
+    network: FloatNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    crops = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(5)]
+    calibrated: list[list[bytes]] = []
+    measured: list[list[bytes]] = []
+
+    def quantized(_, images, options, **more):
+        calibrated.append([crop.tobytes() for crop in images.crops])
+        return SimpleNamespace(network=options.clip_factor)
+
+    def rates(factor, images):
+        measured.append([crop.tobytes() for crop in images])
+        return SimpleNamespace(bpp=abs(factor - 1.3), mse=2.0)
+
+    monkeypatch.setattr(quantization, "quantize", quantized)
+    monkeypatch.setattr(quantization, "measure", rates)
+    factor, losses = choose_clip_factor(network, CalibrationImages(crops), Options(), 0.5)
+    assert factor == 1.25 and losses[1.25] == pytest.approx(0.05 + 0.5 * 2)
+    for some, held in zip(calibrated, measured, strict=True):
+        assert sorted(some + held) == sorted(crop.tobytes() for crop in crops)
+        assert len(some) == 3
+    one = CalibrationImages(crops[:1])
+    choose_clip_factor(network, one, Options(), 0.5)
+    assert calibrated[-1] == measured[-1] == [crops[0].tobytes()]
 
 
 def test_validation_on_the_way_in_and_out(minmax: Quantized) -> None:
