@@ -35,9 +35,6 @@ def find_clip_factor(
         )
 
 
-SPLIT_IMAGES = 12
-"""Calibration images that channels to split are chosen by."""
-
 REGULARIZE_LR = 1e-4
 """Default of `lichen.quant.draq.DraqOptions` (a test compares them)."""
 
@@ -178,7 +175,8 @@ TUNE = {
 @click.option(
     "--distortion", type=click.Choice(["mse", "psnr"]), default=TUNE["distortion"],
     show_default=True,
-    help="draq: psnr counts each crop's squared error relative to itself, as a mean of PSNRs does.",
+    help="psnr counts each image's squared error relative to its own, as a mean of PSNRs does: in "
+    "calibration, and in draq's fine-tuning.",
 )  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
               help="draq: crops per step.")  # fmt: skip
@@ -281,7 +279,7 @@ def command(
     from lichen.models import calibration_photographs, load_network
     from lichen.network.file import dumps, load, write_atomically
     from lichen.quant import outliers
-    from lichen.quant.calibrate import load_calibration, usual_size
+    from lichen.quant.calibrate import load_calibration, relative_images, usual_size
     from lichen.quant.draq import DraqOptions, DraqResult, draq, lambda_of
     from lichen.quant.finetune import TuneConfig, state_path
     from lichen.quant.latents import scale_latents
@@ -313,6 +311,8 @@ def command(
         )
     size = crop or usual_size(network.hyper)
     images = load_calibration(source, network.factor, size=size, limit=max_images)
+    if distortion == "psnr" and method != "minmax":
+        images = relative_images(network, images)
     evaluated = [] if evaluate is None else list_images(evaluate)
     options = Options(
         method="ptq" if method == "draq" else method,
@@ -347,7 +347,7 @@ def command(
         network = scale_latents(network, np.full(network.m, latent_gain))
         network = replace(network, provenance=network.provenance | {"latent_gain": latent_gain})
     if split:
-        network = split_channels(network, images.crops[:SPLIT_IMAGES], options, split)
+        network = split_channels(network, images, options, split)
     tuned: DraqResult | None = None
     if method == "draq":
         assert train_folder is not None and weight is not None

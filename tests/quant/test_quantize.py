@@ -175,26 +175,30 @@ def test_the_clip_factor_is_chosen_on_other_images(
     rng = np.random.default_rng(3)
     crops = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(5)]
     calibrated: list[list[bytes]] = []
-    measured: list[list[bytes]] = []
+    measured: dict[float, list[bytes]] = {}
 
     def quantized(_, images, options, **more):
         calibrated.append([crop.tobytes() for crop in images.crops])
         return SimpleNamespace(network=options.clip_factor)
 
     def rates(factor, images):
-        measured.append([crop.tobytes() for crop in images])
+        measured.setdefault(factor, []).extend(crop.tobytes() for crop in images)
         return SimpleNamespace(bpp=abs(factor - 1.3), mse=2.0)
 
     monkeypatch.setattr(quantization, "quantize", quantized)
     monkeypatch.setattr(quantization, "measure", rates)
     factor, losses = choose_clip_factor(network, CalibrationImages(crops), Options(), 0.5)
     assert factor == 1.25 and losses[1.25] == pytest.approx(0.05 + 0.5 * 2)
-    for some, held in zip(calibrated, measured, strict=True):
+    for some, held in zip(calibrated, measured.values(), strict=True):
         assert sorted(some + held) == sorted(crop.tobytes() for crop in crops)
         assert len(some) == 3
-    one = CalibrationImages(crops[:1])
-    choose_clip_factor(network, one, Options(), 0.5)
-    assert calibrated[-1] == measured[-1] == [crops[0].tobytes()]
+    # errors count by the images' weights
+    weighted = CalibrationImages(crops, [1.0, 3.0, 1.0, 2.0, 1.0])
+    _, losses = choose_clip_factor(network, weighted, Options(), 0.5)
+    assert losses[1.25] == pytest.approx(0.05 + 0.5 * 2 * 2.5)
+    measured.clear()
+    choose_clip_factor(network, CalibrationImages(crops[:1]), Options(), 0.5)
+    assert calibrated[-1] == measured[1.0] == [crops[0].tobytes()]
 
 
 def test_validation_on_the_way_in_and_out(minmax: Quantized) -> None:
