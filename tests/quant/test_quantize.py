@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,11 @@ from lichen.errors import UserError  # noqa: E402
 from lichen.network.description import Network  # noqa: E402
 from lichen.network.file import digest, load, save  # noqa: E402
 from lichen.quant import quantize as quantization  # noqa: E402
-from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
+from lichen.quant.calibrate import (  # noqa: E402
+    CalibrationImages,
+    load_calibration,
+    relative_images,
+)
 from lichen.quant.checkpoint import build_model, load_checkpoint  # noqa: E402
 from lichen.quant.float_network import FloatNetwork, from_compressai  # noqa: E402
 from lichen.quant.ptq import Options, Widths  # noqa: E402
@@ -199,6 +204,35 @@ def test_the_clip_factor_is_chosen_on_other_images(
     measured.clear()
     choose_clip_factor(network, CalibrationImages(crops[:1]), Options(), 0.5)
     assert calibrated[-1] == measured[1.0] == [crops[0].tobytes()]
+
+
+def test_images_count_by_their_weights(network: FloatNetwork, images: CalibrationImages) -> None:
+    relative = relative_images(network, images)
+    assert relative.crops is images.crops and relative.weights is not None
+    errors = np.array([measure_float(network, [crop]).mse for crop in images.crops])
+    # the rougher, the less; 1 where the error is the geometric mean
+    np.testing.assert_allclose(
+        np.array(relative.weights) * (1 + errors), np.exp(np.log1p(errors).mean())
+    )
+
+    five = Options(widths=Widths(weight=5, activation=5), samples=4000)
+    few, one = images.some(slice(4)), images.crops[:1]
+    same = quantize(network, replace(few, weights=[1.0] * 4), five).network
+    plain = quantize(network, few, five).network
+    for ours, theirs in zip(
+        plain.transforms["g_s"].stages, same.transforms["g_s"].stages, strict=True
+    ):
+        np.testing.assert_array_equal(ours.convolution.weight, theirs.convolution.weight)
+        np.testing.assert_array_equal(ours.convolution.bias, theirs.convolution.bias)
+    mostly = quantize(
+        network,
+        replace(
+            few,
+            weights=[300.0, 1.0, 1.0, 1.0],
+        ),
+        five,
+    ).network
+    assert measure(mostly, one).mse < 0.97 * measure(plain, one).mse
 
 
 def test_validation_on_the_way_in_and_out(minmax: Quantized) -> None:
