@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lichen.quant.float_network import FloatNetwork, FloatStage, Observer
+from lichen.quant.float_network import FloatStage, Observer
 from lichen.sim.images import list_images, pad_image, read_image
 
 FloatArray = npt.NDArray[np.float64]
@@ -26,20 +25,18 @@ class CalibrationImages:
     ----------
     crops : list of uint8 array (height, width, 3)
         Sides are multiples of the network's downsampling factor.
-    weights : list of float or None
-        What a squared error counts in each; None: the same in all.
     digest : str
         SHA-256 of the crops' pixels.
     """
 
     crops: list[npt.NDArray[np.uint8]]
-    weights: list[float] | None = None
 
-    def some(self, chosen: slice | Sequence[int]) -> CalibrationImages:
-        """Those of these places."""
-        places = np.arange(len(self.crops))[chosen]
-        weights = None if self.weights is None else [self.weights[i] for i in places]
-        return CalibrationImages([self.crops[i] for i in places], weights)
+    def some(self, most: int) -> CalibrationImages:
+        """So many of them at even distances, or all."""
+        count = len(self.crops)
+        if count <= most:
+            return self
+        return CalibrationImages([self.crops[i * count // most] for i in range(most)])
 
     @property
     def digest(self) -> str:
@@ -82,20 +79,6 @@ def load_calibration(
     if limit is not None and len(files) > limit:
         files = [files[i * len(files) // limit] for i in range(limit)]
     return CalibrationImages([crop_image(read_image(file), factor, size) for file in files])
-
-
-def relative_images(network: FloatNetwork, images: CalibrationImages) -> CalibrationImages:
-    """The images with squared errors that count relative to FP32's own.
-
-    So they do for a mean of PSNRs, in which smooth photographs weigh as much as rough ones. At the
-    geometric mean of the images' errors the weight is 1, as for `lichen.quant.draq.with_level`.
-    """
-    errors = []
-    for crop in images.crops:
-        made = network.reconstruct(network.code(crop), *crop.shape[:2])
-        errors.append(float(((made.astype(np.float64) - crop) ** 2).mean()))
-    counted = 1 + np.array(errors)
-    return replace(images, weights=list(np.exp(np.log(counted).mean()) / counted))
 
 
 def maximum(values: FloatArray) -> FloatArray:

@@ -20,7 +20,7 @@ Only integers leave this module; the real scales go into `Stage.scales` for repo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -285,14 +285,12 @@ class FixedOutput:
 class _Samples:
     """What a stage does at sampled positions in FP32, and its extremes everywhere.
 
-    ``x`` is the convolution's output and ``y`` the activation's, (samples, channels); a squared
-    error there counts ``importance`` (samples, 1).
+    ``x`` is the convolution's output and ``y`` the activation's, (samples, channels);
     ``positions`` holds, for each image and phase, the rows and columns sampled, in order.
     """
 
     x: FloatArray
     y: FloatArray
-    importance: FloatArray
     x_max: FloatArray
     x_min: FloatArray
     y_max: FloatArray
@@ -356,8 +354,6 @@ class TransformQuantizer:
         What enters the FP32 transform; None takes the integers' real values.
     last : FixedOutput or None
         Demands on the last stage's output.
-    importance : sequence of float or None
-        What a squared error counts in each input; None: the same in all.
     progress : callable
         Called with ``transform.stage`` when that stage is done.
 
@@ -377,10 +373,8 @@ class TransformQuantizer:
         options: Options,
         reals: list[Tensor] | None = None,
         last: FixedOutput | None = None,
-        importance: Sequence[float] | None = None,
         progress: Callable[[str], None] = lambda stage: None,
     ) -> None:
-        self.importance = [1.0] * len(inputs) if importance is None else list(importance)
         self.name = name
         self.transform = transform
         self.source = source
@@ -430,11 +424,10 @@ class TransformQuantizer:
         else:
             relu = stage.activation is Activation.RELU
             y_format = unsigned(widths.activation) if relu else symmetric(widths.activation)
-            tensor = f"{stage.name}.output"
-            y_clip = self._clip(tensor, samples.y, samples.y_max, y_format, samples.importance)
+            y_clip = self._clip(f"{stage.name}.output", samples.y, samples.y_max, y_format)
         x_format, x_clip = y_format, y_clip
         if norm is not None:
-            steep = slope_weights(samples.x, samples.y) * samples.importance
+            steep = slope_weights(samples.x, samples.y)
             x_format = symmetric(widths.gdn_input)
             x_clip = self._clip(f"{stage.name}.x", samples.x, samples.x_max, x_format, steep)
         x_scale, y_scale = x_clip / x_format.hi, y_clip / y_format.hi
@@ -509,7 +502,7 @@ class TransformQuantizer:
         values: FloatArray,
         most: FloatArray,
         fmt: Format,
-        weights: FloatArray,
+        weights: FloatArray | None = None,
     ) -> FloatArray:
         if self.naive:
             return np.full(len(most), max(float(most.max()), 1e-9))
@@ -526,9 +519,9 @@ class TransformQuantizer:
             regressions.append((phase, Regression(features, stage.out_channels)))
             wanted = max(self.options.samples // len(phases), self.options.equations * features)
             counts.append(-(-wanted // len(self.floats)))
-        xs, ys, counted, outputs, positions = [], [], [], [], []
+        xs, ys, outputs, positions = [], [], [], []
         x_max, x_min, y_max = (np.zeros(stage.out_channels) for _ in range(3))
-        for ints, floats, importance in zip(self.ints, self.floats, self.importance, strict=True):
+        for ints, floats in zip(self.ints, self.floats, strict=True):
             with torch.no_grad():
                 before = stage.convolve(floats)
                 after = stage.activate(before)
@@ -545,21 +538,11 @@ class TransformQuantizer:
                 here.append((rows, columns))
                 xs.append(x[rows, columns].astype(np.float64))
                 ys.append(y[rows, columns].astype(np.float64))
-                counted.append(np.full((len(rows), 1), importance))
                 if not self.naive:
                     patches = calibrate.gather_patches(ints, stage, phase, rows, columns)
-                    weights = importance * self._importance(stage, xs[-1], ys[-1])
-                    regression.add(patches, xs[-1], weights)
+                    regression.add(patches, xs[-1], self._importance(stage, xs[-1], ys[-1]))
             positions.append(here)
-        samples = _Samples(
-            np.concatenate(xs),
-            np.concatenate(ys),
-            np.concatenate(counted),
-            x_max,
-            x_min,
-            y_max,
-            positions,
-        )
+        samples = _Samples(np.concatenate(xs), np.concatenate(ys), x_max, x_min, y_max, positions)
         return samples, regressions, outputs
 
     def _importance(self, stage: FloatStage, x: FloatArray, y: FloatArray) -> FloatArray:
@@ -751,7 +734,7 @@ class TransformQuantizer:
         """
         limit = (1 << widths.gamma) - 1
         norm = stage.norm(torch.from_numpy(samples.x.T[None, :, :, None]))[0, :, :, 0].numpy().T
-        weights = samples.importance * (samples.y / norm) ** 2
+        weights = (samples.y / norm) ** 2
         weights /= np.maximum(weights.mean(axis=0), 1e-300)
         channels = len(folded)
         hessian = np.empty((channels, channels, channels))

@@ -351,12 +351,7 @@ def quantize(
 
     def run(key: str, **arguments: Any) -> TransformQuantizer:
         quantizer = TransformQuantizer(
-            key,
-            network.transforms[key],
-            options=options,
-            importance=images.weights,
-            progress=progress,
-            **arguments,
+            key, network.transforms[key], options=options, progress=progress, **arguments
         )
         transforms[key] = quantizer.run()
         reports.extend(quantizer.reports)
@@ -423,7 +418,6 @@ def quantize(
         "per_stage": {key: asdict(widths) for key, widths in options.per_stage.items()},
         "clip_rules": {key: asdict(rule) for key, rule in options.clip_rules.items()},
         "refit": refit,
-        "weighted_images": images.weights is not None,
     }
     result = assemble(
         network,
@@ -458,26 +452,21 @@ def choose_clip_factor(
 
     No one factor serves all: the range of least squared error is far too tight for networks
     that are well trained, and right for small ones (docs/draq.md). D is the mean of the
-    images' squared errors of 8-bit pixels, by their weights. Every other image is calibrated on
+    images' squared errors of 8-bit pixels, as in training. Every other image is calibrated on
     and the rest measured: ranges that just hold what was seen clip other images (a single image
     must do for both).
 
     Returns the factor, and the loss of each of `CLIP_FACTORS`.
     """
     size = -(-CLIP_CROP // network.factor) * network.factor
-    smaller = replace(
-        images, crops=[crop_image(crop, network.factor, size) for crop in images.crops]
-    )
-    some = smaller.some(slice(0, 2 * CLIP_IMAGES, 2))
-    held = smaller.some(slice(1, 2 * CLIP_HELD, 2)) if len(smaller.crops) > 1 else smaller
-    counts = [1.0] * len(held.crops) if held.weights is None else held.weights
+    crops = [crop_image(crop, network.factor, size) for crop in images.crops]
+    some = CalibrationImages(crops[::2][:CLIP_IMAGES])
+    held = crops[1::2][:CLIP_HELD] or crops
     losses = {}
     for factor in CLIP_FACTORS:
         trial = quantize(network, some, replace(options, clip="mse", clip_factor=factor))
-        after = [measure(trial.network, [crop]) for crop in held.crops]
-        losses[factor] = float(
-            np.mean([a.bpp + lmbda * w * a.mse for a, w in zip(after, counts, strict=True)])
-        )
+        after = measure(trial.network, held)
+        losses[factor] = after.bpp + lmbda * after.mse
         progress(f"clip factor {factor}")
     return min(losses, key=lambda factor: losses[factor]), losses
 

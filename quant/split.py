@@ -232,7 +232,7 @@ def split_channels(
     ----------
     network : FloatNetwork
     images : CalibrationImages
-        `IMAGES` of them, at even distances, give the statistics, by their weights.
+        `IMAGES` of them, at even distances, give the statistics.
     options : Options
         Widths and clipping rules that the network will be quantized with.
     part : float
@@ -242,12 +242,8 @@ def split_channels(
     """
     if not 0 <= part <= 1:
         raise UserError(f"the products to add must lie in 0 .. 1 of what there is, not {part}.")
-    chosen = images.some([i * len(images.crops) // IMAGES for i in range(IMAGES)])
-    if len(images.crops) < IMAGES:
-        chosen = images
+    chosen = images.some(IMAGES)
     count = len(chosen.crops)
-    importance = np.ones(count) if chosen.weights is None else np.array(chosen.weights)
-    importance = importance / importance.sum()
     pixels = [to_torch(image / 255) for image in chosen.crops]
     latents = [to_torch(network.code(image).read) for image in chosen.crops]
     tensors: dict[tuple[str, int], _Tensor] = {}
@@ -291,7 +287,7 @@ def split_channels(
             widths = options.per_stage.get(f"{key}.{stage.name}", options.widths)
             # energy in the picture for that of an error of each output, image by image
             counts = np.array([g[i + 1] * s for g, s in zip(gains, slopes[i], strict=True)])
-            counts *= importance[:, None] * math.prod(sizes[key][i])
+            counts *= math.prod(sizes[key][i]) / count
             energy = ((stage.weight * steps[None, :, None, None]) ** 2).sum(axis=(2, 3))
             taps = stage.kernel**2 / (stage.stride**2 if stage.transposed else 1)
             unit = rounding[i] * taps / 12 / ((1 << (widths.weight - 1)) - 1) ** 2

@@ -175,8 +175,7 @@ TUNE = {
 @click.option(
     "--distortion", type=click.Choice(["mse", "psnr"]), default=TUNE["distortion"],
     show_default=True,
-    help="psnr counts each image's squared error relative to its own, as a mean of PSNRs does: in "
-    "calibration, and in draq's fine-tuning.",
+    help="draq: psnr counts each crop's squared error relative to itself, as a mean of PSNRs does.",
 )  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
               help="draq: crops per step.")  # fmt: skip
@@ -279,7 +278,7 @@ def command(
     from lichen.models import calibration_photographs, load_network
     from lichen.network.file import dumps, load, write_atomically
     from lichen.quant import outliers
-    from lichen.quant.calibrate import load_calibration, relative_images, usual_size
+    from lichen.quant.calibrate import load_calibration, usual_size
     from lichen.quant.draq import DraqOptions, DraqResult, draq, lambda_of
     from lichen.quant.finetune import TuneConfig, state_path
     from lichen.quant.latents import scale_latents
@@ -311,8 +310,6 @@ def command(
         )
     size = crop or usual_size(network.hyper)
     images = load_calibration(source, network.factor, size=size, limit=max_images)
-    if distortion == "psnr" and method != "minmax":
-        images = relative_images(network, images)
     evaluated = [] if evaluate is None else list_images(evaluate)
     options = Options(
         method="ptq" if method == "draq" else method,

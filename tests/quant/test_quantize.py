@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,11 +21,7 @@ from lichen.errors import UserError  # noqa: E402
 from lichen.network.description import Network  # noqa: E402
 from lichen.network.file import digest, load, save  # noqa: E402
 from lichen.quant import quantize as quantization  # noqa: E402
-from lichen.quant.calibrate import (  # noqa: E402
-    CalibrationImages,
-    load_calibration,
-    relative_images,
-)
+from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
 from lichen.quant.checkpoint import build_model, load_checkpoint  # noqa: E402
 from lichen.quant.float_network import FloatNetwork, from_compressai  # noqa: E402
 from lichen.quant.ptq import Options, Widths  # noqa: E402
@@ -180,59 +175,26 @@ def test_the_clip_factor_is_chosen_on_other_images(
     rng = np.random.default_rng(3)
     crops = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(5)]
     calibrated: list[list[bytes]] = []
-    measured: dict[float, list[bytes]] = {}
+    measured: list[list[bytes]] = []
 
     def quantized(_, images, options, **more):
         calibrated.append([crop.tobytes() for crop in images.crops])
         return SimpleNamespace(network=options.clip_factor)
 
     def rates(factor, images):
-        measured.setdefault(factor, []).extend(crop.tobytes() for crop in images)
+        measured.append([crop.tobytes() for crop in images])
         return SimpleNamespace(bpp=abs(factor - 1.3), mse=2.0)
 
     monkeypatch.setattr(quantization, "quantize", quantized)
     monkeypatch.setattr(quantization, "measure", rates)
     factor, losses = choose_clip_factor(network, CalibrationImages(crops), Options(), 0.5)
     assert factor == 1.25 and losses[1.25] == pytest.approx(0.05 + 0.5 * 2)
-    for some, held in zip(calibrated, measured.values(), strict=True):
+    for some, held in zip(calibrated, measured, strict=True):
         assert sorted(some + held) == sorted(crop.tobytes() for crop in crops)
         assert len(some) == 3
-    # errors count by the images' weights
-    weighted = CalibrationImages(crops, [1.0, 3.0, 1.0, 2.0, 1.0])
-    _, losses = choose_clip_factor(network, weighted, Options(), 0.5)
-    assert losses[1.25] == pytest.approx(0.05 + 0.5 * 2 * 2.5)
-    measured.clear()
-    choose_clip_factor(network, CalibrationImages(crops[:1]), Options(), 0.5)
-    assert calibrated[-1] == measured[1.0] == [crops[0].tobytes()]
-
-
-def test_images_count_by_their_weights(network: FloatNetwork, images: CalibrationImages) -> None:
-    relative = relative_images(network, images)
-    assert relative.crops is images.crops and relative.weights is not None
-    errors = np.array([measure_float(network, [crop]).mse for crop in images.crops])
-    # the rougher, the less; 1 where the error is the geometric mean
-    np.testing.assert_allclose(
-        np.array(relative.weights) * (1 + errors), np.exp(np.log1p(errors).mean())
-    )
-
-    five = Options(widths=Widths(weight=5, activation=5), samples=4000)
-    few, one = images.some(slice(4)), images.crops[:1]
-    same = quantize(network, replace(few, weights=[1.0] * 4), five).network
-    plain = quantize(network, few, five).network
-    for ours, theirs in zip(
-        plain.transforms["g_s"].stages, same.transforms["g_s"].stages, strict=True
-    ):
-        np.testing.assert_array_equal(ours.convolution.weight, theirs.convolution.weight)
-        np.testing.assert_array_equal(ours.convolution.bias, theirs.convolution.bias)
-    mostly = quantize(
-        network,
-        replace(
-            few,
-            weights=[300.0, 1.0, 1.0, 1.0],
-        ),
-        five,
-    ).network
-    assert measure(mostly, one).mse < 0.97 * measure(plain, one).mse
+    one = CalibrationImages(crops[:1])
+    choose_clip_factor(network, one, Options(), 0.5)
+    assert calibrated[-1] == measured[-1] == [crops[0].tobytes()]
 
 
 def test_validation_on_the_way_in_and_out(minmax: Quantized) -> None:

@@ -65,8 +65,8 @@ def test_products_stay_within_the_part(parent, split, images):
     assert 1.3 * plain < more <= 1.4 * plain
     for part in (-0.1, 1.5):
         with pytest.raises(UserError, match="products to add"):
-            split_channels(parent, images.some([0]), SIX, part)
-    nothing = split_channels(parent, images.some([0]), SIX, 0.0)
+            split_channels(parent, images.some(1), SIX, part)
+    nothing = split_channels(parent, images.some(1), SIX, 0.0)
     for key, transform in nothing.transforms.items():
         widths = [stage.out_channels for stage in transform.stages]
         assert widths == [stage.out_channels for stage in parent.transforms[key].stages]
