@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
+from lichen.commands.quantize import command
 from lichen.errors import UserError
 from lichen.hw.folding import ArrayFolding, Folding, StageFolding
 from lichen.network.description import Activation, Network, Transform
+from lichen.network.file import load
 from lichen.quant.bls2017 import CHANNELS, FILES, load_bls2017
 from lichen.quant.calibrate import load_calibration
 from lichen.quant.float_network import FloatNetwork
@@ -27,9 +33,10 @@ DATA = next(
     (p / "shared/data" for p in Path(__file__).resolve().parents if (p / "shared/data").is_dir()),
     Path("shared/data"),
 )
-BLS2017, CALIBRATE, KODAK = DATA / "bls2017", DATA / "calibrate", DATA / "kodak"
+BLS2017, KODAK = DATA / "bls2017", DATA / "kodak"
+CALIBRATE, TRAIN = DATA / "calibrate", DATA / "train"
 present = pytest.mark.skipif(
-    not (BLS2017.is_dir() and CALIBRATE.is_dir() and KODAK.is_dir()),
+    not all(folder.is_dir() for folder in (BLS2017, KODAK, CALIBRATE, TRAIN)),
     reason="the third-party network is not here",
 )
 
@@ -80,6 +87,30 @@ def test_ptq_loses_little(network: FloatNetwork, quantized: Quantized) -> None:
     assert ptq.before.psnr == pytest.approx(quantized.before.psnr)
     assert ptq.before.psnr - ptq.after.psnr < 0.5
     assert ptq.after.psnr > quantized.after.psnr + 1
+
+
+@present
+@pytest.mark.slow
+def test_draq_loses_at_most_0_15_db_and_1_percent_on_kodak(tmp_path: Path) -> None:
+    """The network of docs/draq.md, by really coded bytes: fifteen minutes on a core."""
+    train, output, report = str(TRAIN), tmp_path / "net.lichen", tmp_path / "rd.json"
+    arguments = [str(BLS2017), "-o", str(output), "--method", "draq", "--steps", "0"]
+    arguments += ["--train", train, "--calibrate", train, "--max-images", "90", "--crop", "384"]
+    arguments += ["--equations", "32", "--gdn-input-bits", "14", "--clip-factor", "1"]
+    arguments += ["--split-channels", "1", "--latent-gain", "1.02", "--quiet"]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    for stage in (s for t in load(output).transforms.values() for s in t.stages):
+        assert stage.convolution.weight_bits == 8 and stage.output.bits == 8
+        if stage.normalization is not None:
+            assert stage.normalization.gamma_bits == stage.normalization.u_bits == 8
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "converged.py"
+    arguments = [str(output), "--parent", str(BLS2017), "--tables", train]
+    arguments += ["--images", str(KODAK), "--json", str(report)]
+    subprocess.run([sys.executable, str(script), *arguments], check=True)
+    found = json.loads(report.read_text())
+    assert len(found["images"]) == 24
+    assert found["psnr_change"] >= -0.15 and found["bits_change_percent"] <= 1
 
 
 FOLDING = Folding(
