@@ -119,12 +119,13 @@ def _gains(transform: FloatTransform, slopes: Sequence[FloatArray], after: Float
     return gains
 
 
-def _variance(inputs: torch.Tensor) -> float:
+def _variance(inputs: Sequence[torch.Tensor]) -> float:
     """Variance of inputs (1, channels, H, W) over all positions, summed over the channels.
 
     The bias takes up what an error of weights makes of the mean.
     """
-    return float(inputs[0].flatten(1).double().var(dim=1, unbiased=False).sum())
+    rows = torch.cat([x[0].flatten(1) for x in inputs], dim=1).double()
+    return float(rows.var(dim=1).sum())
 
 
 class _Correlations:
@@ -242,75 +243,72 @@ def split_channels(
     """
     if not 0 <= part <= 1:
         raise UserError(f"the products to add must lie in 0 .. 1 of what there is, not {part}.")
-    chosen = images.some(IMAGES)
-    count = len(chosen.crops)
-    pixels = [to_torch(image / 255) for image in chosen.crops]
-    latents = [to_torch(network.code(image).read) for image in chosen.crops]
+    crops = images.some(IMAGES).crops
+    sampler = StageSamples(max(SAMPLES // len(crops), 64), np.random.default_rng(seed))
+    pixels: list[torch.Tensor] = []
+    latents: list[torch.Tensor] = []
+    for image in crops:
+        pixels.append(to_torch(image / 255))
+        latents.append(to_torch(network.code(image).read))
     tensors: dict[tuple[str, int], _Tensor] = {}
     sizes = {}
-    after = [np.ones(3)] * count
+    after = np.ones(3)
     for key, entering in (("g_s", latents), ("g_a", pixels)):
-        transform = network.transforms[key]
-        stages = transform.stages
+        stages = network.transforms[key].stages
         down = 1 if key == "g_a" else network.transforms["g_a"].downsampling
         sizes[key] = output_sizes(stages, PHOTO[0] // down, PHOTO[1] // down)
         rng = np.random.default_rng([seed, *key.encode()])
-        correlations = _Correlations(transform, count, rng)
-        samples = []  # of each image
+        correlations = _Correlations(network.transforms[key], len(crops), rng)
         for values in entering:
-            sampler = StageSamples(max(SAMPLES // count, 64), rng)
-            transform(values, sampler.observer(key))
-            transform(values, correlations.observer(values))
-            samples.append(sampler.joined())
+            network.transforms[key](values, sampler.observer(key))
+            network.transforms[key](values, correlations.observer(values))
+        samples = sampler.joined()
         rounding = correlations.rounding_gains(options.damping)
-
-        def of_all(tensor: str, samples: list = samples) -> FloatArray:
-            return np.concatenate([sample[tensor] for sample in samples])
-
-        def of_each(stage: FloatStage, key: str = key, samples: list = samples) -> list[FloatArray]:
-            """Mean squared slopes of the activation, image by image (channels,)."""
-            if not stage.normalized:
-                return [np.ones(stage.out_channels)] * count
-            name = f"{key}.{stage.name}"
-            return [
-                slope_weights(s[f"{name}.x"], s[f"{name}.output"]).mean(axis=0) for s in samples
-            ]
-
-        slopes = [of_each(stage) for stage in stages]
-        gains = [_gains(transform, [s[j] for s in slopes], after[j]) for j in range(count)]
-        steps = np.ones(stages[0].in_channels)
-        square = np.array([_variance(values) for values in entering])
+        slopes = [np.ones(stage.out_channels) for stage in stages]
+        for i, stage in enumerate(stages):
+            if stage.normalized:
+                x, y = (samples[f"{key}.{stage.name}.{what}"] for what in ("x", "output"))
+                slopes[i] = slope_weights(x, y).mean(axis=0)
+        gains = _gains(network.transforms[key], slopes, after)
+        steps, square = np.ones(stages[0].in_channels), _variance(entering)
         if key == "g_a":
             steps, square = steps / 255, square * 255**2
         weights = []  # of each stage: noise of a row of peak 1, and rows' peaks
         for i, stage in enumerate(stages):
             widths = options.per_stage.get(f"{key}.{stage.name}", options.widths)
-            # energy in the picture for that of an error of each output, image by image
-            counts = np.array([g[i + 1] * s for g, s in zip(gains, slopes[i], strict=True)])
-            counts *= math.prod(sizes[key][i]) / count
-            energy = ((stage.weight * steps[None, :, None, None]) ** 2).sum(axis=(2, 3))
+            counts = gains[i + 1] * slopes[i] * math.prod(sizes[key][i])
+            folded = stage.weight * steps[None, :, None, None]
+            folded = folded * np.sqrt(counts)[:, None, None, None]
             taps = stage.kernel**2 / (stage.stride**2 if stage.transposed else 1)
-            unit = rounding[i] * taps / 12 / ((1 << (widths.weight - 1)) - 1) ** 2
-            peaks = np.abs(stage.weight * steps[None, :, None, None]).max(axis=(2, 3))
-            peaks = peaks * np.sqrt(square @ counts)[:, None]
+            unit = rounding[i] * square * taps / 12 / ((1 << (widths.weight - 1)) - 1) ** 2
+            peaks = np.abs(folded).max(axis=(2, 3))
             weights.append((unit, peaks))
             if i:
                 maker_unit, maker_peaks = weights[i - 1]
-                activations = counts.sum(axis=0) @ energy * taps / stage.kernel**2 / 12
+                activations = (folded**2).sum(axis=(0, 2, 3)) * taps / stage.kernel**2 / 12
                 makers = maker_unit * maker_peaks.max(axis=1) ** 2
                 before = f"{key}.{stages[i - 1].name}"
-                # two copies' weights err in opposite ways
-                jitter = 4 * makers / np.maximum(12 * activations, 1e-300)
-                kept = _kept(of_all(f"{before}.x"), of_all(f"{before}.output"), steps, jitter)
-                once = np.ones(stage.in_channels, np.int64)
-                tensors[key, i - 1] = _Tensor(peaks, unit, activations, makers, kept, once)
+                tensors[key, i - 1] = _Tensor(
+                    peaks,
+                    unit,
+                    activations,
+                    makers,
+                    _kept(
+                        samples[f"{before}.x"],
+                        samples[f"{before}.output"],
+                        steps,
+                        # two copies' weights err in opposite ways
+                        4 * makers / np.maximum(12 * activations, 1e-300),
+                    ),
+                    np.ones(stage.in_channels, np.int64),
+                )
             if i + 1 < len(stages):
                 levels = (1 << (widths.activation - 1)) - 1
                 tensor = f"{key}.{stage.name}.output"
-                steps = options.clip_rule(tensor).clip(of_all(tensor), levels) / levels
-                clipped = [np.clip(s[tensor] / steps, -levels, levels) for s in samples]
-                square = np.array([float((c**2).mean(axis=0).sum()) for c in clipped])
-        after = [g[0] for g in gains]
+                y = samples[tensor]
+                steps = options.clip_rule(tensor).clip(y, levels) / levels
+                square = float((np.clip(y / steps, -levels, levels) ** 2).mean(axis=0).sum())
+        after = gains[0]
 
     channels = {key: [s.out_channels for s in network.transforms[key].stages] for key in sizes}
 

@@ -1,4 +1,4 @@
-"""The ablation command, on three crops."""
+"""The ablation command, on six crops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_ablate(tmp_path):
     for photo in calibration_photographs()[::8]:
         shutil.copy(photo, few)
     arguments = ["tiny", "--calibrate", photos, "--train", str(few), "--images", str(few)]
-    arguments += ["--max-images", "3", "--crop", "256", "--patch", "64", "--batch", "1"]
+    arguments += ["--max-images", "6", "--crop", "256", "--patch", "64", "--batch", "1"]
     arguments += ["--regularize-steps", "1", "--steps", "2", "-o", str(tmp_path)]
     arguments += ["--json", str(tmp_path / "rows.json"), "--quiet", "--threads", "1"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
@@ -30,5 +30,6 @@ def test_ablate(tmp_path):
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["FP32", *ROWS]
     assert rows[1]["psnr"] < rows[2]["psnr"] < rows[0]["psnr"]
+    assert rows[1]["loss_change"] > rows[2]["loss_change"] > rows[0]["loss_change"] == 0
     assert all(f"| {row['name']} |" in result.output for row in rows)
     assert len(list(tmp_path.glob("*.lichen"))) == len(ROWS)
