@@ -186,7 +186,8 @@ TUNE = {
     help="draq: part of the distortion taken against the FP32 parent's reconstruction.",
 )  # fmt: skip
 @click.option("--penalty", type=click.FloatRange(min=0), default=TUNE["penalty"],
-              show_default=True, help="draq: weight of the outlier penalty.")  # fmt: skip
+              show_default=True, help="draq: weight of the outlier penalty; 0 is best without "
+              "--regularize-steps (docs/draq.md).")  # fmt: skip
 @click.option(
     "--sigmas", type=click.FloatRange(min=0, min_open=True), default=TUNE["sigmas"],
     show_default=True, help="draq: bound of the penalty, in standard deviations.",
