@@ -15,6 +15,7 @@ import lichen  # noqa: F401
 # isort: split
 
 import json
+from pathlib import Path
 
 import click
 import numpy as np
@@ -23,12 +24,13 @@ from tqdm import tqdm
 from lichen.codec.entropy import encode
 from lichen.codec.evaluate import NetworkCodec, evaluate
 from lichen.errors import UserError
-from lichen.network.file import load
+from lichen.models import load_network
+from lichen.network.file import write_atomically
 from lichen.quant.calibrate import load_calibration
 from lichen.quant.constants import symmetric
 from lichen.quant.entropy import fit_tables
 from lichen.quant.source import load_float_network
-from lichen.sim.golden import channel_indices
+from lichen.sim.golden import channel_indices, psnr
 from lichen.sim.images import list_images, read_image
 
 SYMBOL_BITS = 9
@@ -37,7 +39,7 @@ SYMBOL_BITS = 9
 
 def measure(net: str, parent: str, tables: str, images: str, crop: int, limit: int) -> dict:
     """Per image, FP32 and integers: PSNR in dB and bits per pixel."""
-    integer, real = load(net), load_float_network(parent)
+    integer, real = load_network(net), load_float_network(parent)
     if real.hyper:
         raise UserError("the parent must be factorized: its own tables are fitted here.")
     files = list_images(images)
@@ -53,10 +55,10 @@ def measure(net: str, parent: str, tables: str, images: str, crop: int, limit: i
             image = read_image(file)
             latents = real.code(image)
             data = encode(latents.y, channel_indices(latents.y.shape), fit)
-            made = real.reconstruct(latents, *image.shape[:2]).astype(np.float64)
-            psnr = 10 * np.log10(255**2 / ((made - image) ** 2).mean())
-            bits = 8 * len(data) / (image.shape[0] * image.shape[1])
-            rows.append({"image": file.name, "fp32": {"psnr": float(psnr), "bpp": bits}})
+            height, width = image.shape[:2]
+            quality = psnr(real.reconstruct(latents, height, width), image)
+            bits = 8 * len(data) / (height * width)
+            rows.append({"image": file.name, "fp32": {"psnr": quality, "bpp": bits}})
             bar.update()
         ours = evaluate(NetworkCodec(integer), files, progress=lambda _: bar.update())
     for row, image in zip(rows, ours.images, strict=True):
@@ -80,7 +82,8 @@ def measure(net: str, parent: str, tables: str, images: str, crop: int, limit: i
 @click.option("--images", metavar="DIR", required=True, help="Photographs to measure on.")
 @click.option("--crop", type=click.IntRange(min=16), default=384, show_default=True)
 @click.option("--max-images", type=click.IntRange(min=1), default=90, show_default=True)
-@click.option("--json", "json_file", type=click.File("w"), help="Where to write all of it.")
+@click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path),
+              help="Where to write all of it.")  # fmt: skip
 def command(
     net: str,
     parent: str,
@@ -88,7 +91,7 @@ def command(
     images: str,
     crop: int,
     max_images: int,
-    json_file: click.utils.LazyFile | None,
+    json_file: Path | None,
 ) -> None:
     """Measure NET and its FP32 parent."""
     try:
@@ -96,7 +99,7 @@ def command(
     except UserError as error:
         raise click.UsageError(str(error)) from None
     if json_file is not None:
-        json.dump(found, json_file, indent=1)
+        write_atomically(json_file, (json.dumps(found, indent=1) + "\n").encode())
     for key, mean in found["mean"].items():
         click.echo(f"{key:8} {mean['psnr']:.3f} dB  {mean['bpp']:.4f} bpp")
     click.echo(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,16 @@ from lichen.quant.float_network import FloatStage, Observer
 from lichen.sim.images import list_images, pad_image, read_image
 
 FloatArray = npt.NDArray[np.float64]
+
+
+Item = TypeVar("Item")
+
+
+def _evenly(items: list[Item], most: int) -> list[Item]:
+    """So many of them at even distances, or all."""
+    if len(items) <= most:
+        return items
+    return [items[i * len(items) // most] for i in range(most)]
 
 
 @dataclass(frozen=True)
@@ -33,10 +44,7 @@ class CalibrationImages:
 
     def some(self, most: int) -> CalibrationImages:
         """So many of them at even distances, or all."""
-        count = len(self.crops)
-        if count <= most:
-            return self
-        return CalibrationImages([self.crops[i * count // most] for i in range(most)])
+        return CalibrationImages(_evenly(self.crops, most))
 
     @property
     def digest(self) -> str:
@@ -76,8 +84,8 @@ def load_calibration(
     Raises UserError when the folder holds no images or one cannot be read.
     """
     files = source if isinstance(source, list) else list_images(source)
-    if limit is not None and len(files) > limit:
-        files = [files[i * len(files) // limit] for i in range(limit)]
+    if limit is not None:
+        files = _evenly(files, limit)
     return CalibrationImages([crop_image(read_image(file), factor, size) for file in files])
 
 

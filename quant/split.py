@@ -85,9 +85,7 @@ class _Tensor:
     copies: npt.NDArray[np.int64]
 
     def best(self) -> tuple[float, int]:
-        """The copy that takes most noise away: how much, and of which channel."""
-        if self.copies.min() == COPIES_MAX:
-            return 0.0, 0
+        """The copy that takes most noise away: how much (0 if none may), and of which channel."""
         channels = np.arange(len(self.copies))
         more = np.minimum(self.copies, COPIES_MAX - 1)
         now = self.peaks / self.copies
@@ -126,6 +124,16 @@ def _variance(inputs: Sequence[torch.Tensor]) -> float:
     """
     rows = torch.cat([x[0].flatten(1) for x in inputs], dim=1).double()
     return float(rows.var(dim=1).sum())
+
+
+def _both(first: Observer, second: Observer) -> Observer:
+    """One run shown to two."""
+
+    def observe(stage: FloatStage, before: torch.Tensor, after: torch.Tensor) -> None:
+        first(stage, before, after)
+        second(stage, before, after)
+
+    return observe
 
 
 class _Correlations:
@@ -260,8 +268,8 @@ def split_channels(
         rng = np.random.default_rng([seed, *key.encode()])
         correlations = _Correlations(network.transforms[key], len(crops), rng)
         for values in entering:
-            network.transforms[key](values, sampler.observer(key))
-            network.transforms[key](values, correlations.observer(values))
+            observers = (sampler.observer(key), correlations.observer(values))
+            network.transforms[key](values, _both(*observers))
         samples = sampler.joined()
         rounding = correlations.rounding_gains(options.damping)
         slopes = [np.ones(stage.out_channels) for stage in stages]
@@ -320,7 +328,11 @@ def split_channels(
     left = part * sum(macs(key) for key in sizes)
     while True:
         prices = {where: macs(where[0], where[1]) - macs(where[0]) for where in tensors}
-        best = {where: tensors[where].best() for where in tensors if prices[where] <= left}
+        best = {
+            where: found
+            for where, tensor in tensors.items()
+            if prices[where] <= left and (found := tensor.best())[0] > 0
+        }
         if not best:
             break
         where = max(best, key=lambda place: best[place][0] / prices[place])

@@ -18,6 +18,7 @@ from lichen.models import calibration_photographs  # noqa: E402
 from lichen.network.description import PHOTO  # noqa: E402
 from lichen.network.file import load  # noqa: E402
 from lichen.quant import interleave  # noqa: E402
+from lichen.quant import split as split_module  # noqa: E402
 from lichen.quant.calibrate import load_calibration  # noqa: E402
 from lichen.quant.fake import FakeTransform  # noqa: E402
 from lichen.quant.float_network import FloatTransform  # noqa: E402
@@ -68,6 +69,14 @@ def test_products_stay_within_the_part(parent, split, images):
             split_channels(parent, images.some(1), SIX, part)
     nothing = split_channels(parent, images.some(1), SIX, 0.0)
     for key, transform in nothing.transforms.items():
+        widths = [stage.out_channels for stage in transform.stages]
+        assert widths == [stage.out_channels for stage in parent.transforms[key].stages]
+
+
+def test_it_ends_when_no_channel_may_have_more_copies(parent, images, monkeypatch):
+    monkeypatch.setattr(split_module, "COPIES_MAX", 1)
+    single = split_channels(parent, images.some(1), SIX, 1.0)
+    for key, transform in single.transforms.items():
         widths = [stage.out_channels for stage in transform.stages]
         assert widths == [stage.out_channels for stage in parent.transforms[key].stages]
 
