@@ -25,8 +25,8 @@ from safetensors import safe_open
 from lichen import models
 from lichen.errors import UserError
 from lichen.network.file import write_atomically
-from lichen.quant.checkpoint import Checkpoint, load_checkpoint
-from lichen.quant.ptq import Widths, bits_of
+from lichen.quant.calibration.ptq import Widths, bits_of
+from lichen.quant.float.checkpoint import Checkpoint, load_checkpoint
 
 IMAGES = "073e0d7b7f5db68ea865eaade37549ad042d9cc625a7f18a589c2fc9ca9b5fd0"
 """Digest of the decoded training images that the licences below are of."""

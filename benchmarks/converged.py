@@ -26,10 +26,10 @@ from lichen.codec.evaluate import NetworkCodec, evaluate
 from lichen.errors import UserError
 from lichen.models import load_network
 from lichen.network.file import write_atomically
-from lichen.quant.calibrate import load_calibration
-from lichen.quant.constants import symmetric
-from lichen.quant.entropy import fit_tables
-from lichen.quant.source import load_float_network
+from lichen.quant.calibration.calibrate import load_calibration
+from lichen.quant.calibration.constants import symmetric
+from lichen.quant.calibration.entropy import fit_tables
+from lichen.quant.float.source import load_float_network
 from lichen.sim.golden import channel_indices, psnr
 from lichen.sim.images import list_images, read_image
 

@@ -26,7 +26,7 @@ import torch
 from lichen.models import photograph
 from lichen.network.file import write_atomically
 from lichen.network.random import random_factorized
-from lichen.quant.checkpoint import new_model
+from lichen.quant.float.checkpoint import new_model
 from lichen.sim.golden import analysis, reconstruct
 from lichen.sim.images import read_image
 

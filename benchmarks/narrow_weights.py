@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 from lichen.boards.board import ULX3S_85F
-from lichen.hw.planner import PHOTO, Plan, frame_cycles, plan
+from lichen.hw.plan.planner import PHOTO, Plan, frame_cycles, plan
 from lichen.network.random import random_factorized
 from lichen.sim.transform import efficiency, simulate_transform
 

@@ -19,7 +19,7 @@ import click
 
 from lichen.boards.board import ULX3S_85F
 from lichen.boards.design import Design, fold, read_folding
-from lichen.hw import ecp5
+from lichen.hw.device import ecp5
 from lichen.hw.verilog import emit
 from lichen.models import load_network
 from lichen.network.random import random_factorized

@@ -33,13 +33,13 @@ from lichen.commands.ablate import table as ablation_table
 from lichen.errors import UserError
 from lichen.network.description import Network
 from lichen.network.file import write_atomically
-from lichen.quant.calibrate import CalibrationImages, load_calibration, usual_size
-from lichen.quant.checkpoint import ARCHS, build_model, load_checkpoint
-from lichen.quant.draq import lambda_of
-from lichen.quant.evaluate import FloatCodec
-from lichen.quant.ptq import Options
-from lichen.quant.quantize import choose_clip_factor, quantize
-from lichen.quant.source import load_float_network
+from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration, usual_size
+from lichen.quant.calibration.ptq import Options
+from lichen.quant.calibration.quantize import choose_clip_factor, quantize
+from lichen.quant.draq.draq import lambda_of
+from lichen.quant.float.checkpoint import ARCHS, build_model, load_checkpoint
+from lichen.quant.float.source import load_float_network
+from lichen.quant.training.evaluate import FloatCodec
 from lichen.sim.images import list_images
 
 PARENT, ANCHOR = "FP32, as shipped", "FP32, with the fine-tuning's steps"

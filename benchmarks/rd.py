@@ -73,8 +73,8 @@ def open_codecs(names: list[str], fp32: bool) -> list[tuple[str, list[Codec]]]:
         title = f"{stem} (integer; {first.architecture}, N = {first.n}, M = {first.m})"
         curves.append((title, [NetworkCodec(network) for network in networks]))
         if fp32:
-            from lichen.quant.checkpoint import build_model, load_checkpoint
-            from lichen.quant.evaluate import FloatCodec
+            from lichen.quant.float.checkpoint import build_model, load_checkpoint
+            from lichen.quant.training.evaluate import FloatCodec
 
             parents = [f"{n}{models.PARENT_SUFFIX}" for n in members if models.shipped_parent(n)]
             real: list[Codec] = [
@@ -99,7 +99,7 @@ def measure(
     ``save`` gets the report after every point.
     """
     try:
-        from lichen.quant.evaluate import ms_ssim
+        from lichen.quant.training.evaluate import ms_ssim
     except ImportError:
         ms_ssim = None  # type: ignore[assignment]
     files = list_images(images)

@@ -1,7 +1,7 @@
 """Put a build on record: plans take their clock from the builds kept here.
 
 Copies the report.json of `lichen build` to benchmarks/builds/NAME.json and writes
-boards/achieved.json anew from all of them.
+boards/build/achieved.json anew from all of them.
 
     python benchmarks/record_build.py small-w6 out/report.json
 """
@@ -15,11 +15,11 @@ from pathlib import Path
 import click
 
 from lichen.boards import board as boards
-from lichen.boards.achieved import FILE, Achieved
+from lichen.boards.build.achieved import FILE, Achieved
 
 HERE = Path(__file__).parent
 BUILDS = HERE / "builds"
-RECORDS = HERE.parent / "boards" / FILE
+RECORDS = HERE.parent / "boards" / "build" / FILE
 
 
 @click.command()

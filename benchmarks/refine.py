@@ -6,7 +6,7 @@
 
 Rounding of activations is a noise that fine-tuning cannot train away, and the last stages of g_s
 read few products by few bits. Fine-tuning itself is three times as fast on bytes, so bits beyond
-8 come afterwards (`lichen.quant.refine`).
+8 come afterwards (`lichen.quant.draq.refine`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import click
 from lichen import models
 from lichen.errors import UserError
 from lichen.network.file import dumps, write_atomically
-from lichen.quant.refine import refine_input, refine_output
+from lichen.quant.draq.refine import refine_input, refine_output
 
 
 @click.command()

@@ -22,8 +22,8 @@ import torch
 
 from lichen import models
 from lichen.network.file import write_atomically
-from lichen.quant.data import CropSource
-from lichen.quant.train import TrainConfig, Trainer
+from lichen.quant.training.data import CropSource
+from lichen.quant.training.train import TrainConfig, Trainer
 
 
 @click.command()

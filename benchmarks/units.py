@@ -2,7 +2,7 @@
 
 The network is random, with 6-bit weights, and always the same; its folding has an array of every
 back-end of the ECP5. Baselines are reports in benchmarks/units/; each metric has its tolerance
-(lichen.boards.unit.TOLERANCES).
+(lichen.boards.build.unit.TOLERANCES).
 
     python benchmarks/units.py                 # all units; exit status 1 if one is worse
     python benchmarks/units.py conv2 --update  # measure and keep as the new baseline
@@ -18,12 +18,12 @@ from pathlib import Path
 import click
 
 from lichen.boards.board import ULX3S_85F
-from lichen.boards.build import BuildFailedError
+from lichen.boards.build.flow import BuildFailedError
+from lichen.boards.build.tools import Progress
+from lichen.boards.build.unit import build_unit
 from lichen.boards.design import Design
-from lichen.boards.tools import Progress
-from lichen.boards.unit import build_unit
-from lichen.hw.element import Backend
-from lichen.hw.folding import ArrayFolding, Folding, StageFolding
+from lichen.hw.engine.element import Backend
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.network.random import random_factorized
 
 BASELINES = Path(__file__).with_name("units")

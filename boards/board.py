@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from amaranth.build import Platform
     from amaranth.lib import wiring
 
-    from lichen.boards.pll import PLL
+    from lichen.boards.ecp5.pll import PLL
 
 
 LINK_LUTS = 2000
@@ -137,7 +137,7 @@ class Board:
 
         Raises UserError when the PLL cannot come near it.
         """
-        from lichen.boards.pll import PLL
+        from lichen.boards.ecp5.pll import PLL
 
         wanted = self.clock_mhz if clock_mhz is None else clock_mhz
         try:
@@ -150,7 +150,7 @@ class Board:
 
         Raises UserError when even the slowest clock is too fast.
         """
-        from lichen.boards.pll import PLL
+        from lichen.boards.ecp5.pll import PLL
 
         try:
             return PLL.below(input_hz=self.oscillator_hz, limit_hz=limit_mhz * 1e6)
@@ -178,7 +178,7 @@ ULX3S_85F = Board(
     aim_mhz=100.0,
     uart=UART(baud=1_000_000),
     programmer=Programmer(board="ulx3s", usb="ULX3S (its US1 connector)"),
-    entry="lichen.boards.ulx3s:make",
+    entry="lichen.boards.ecp5.ulx3s:make",
 )
 
 BOARDS = {board.name: board for board in (ULX3S_85F,)}

@@ -12,13 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from lichen.boards.board import Board
-from lichen.boards.pll import PLL
+from lichen.boards.ecp5.pll import PLL
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
-from lichen.hw import planner
-from lichen.hw.folding import Folding
-from lichen.hw.pipeline import Pipeline
-from lichen.hw.unit import Resources
+from lichen.hw.device.unit import Resources
+from lichen.hw.plan import planner
+from lichen.hw.stage.folding import Folding
+from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.description import IMAGE_FORMAT, Network, Transform
 from lichen.network.file import digest
 

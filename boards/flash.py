@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from lichen.boards.board import Board
-from lichen.boards.build import REPORT
-from lichen.boards.tools import OPENFPGALOADER, Progress, ToolFailedError, run
+from lichen.boards.build.flow import REPORT
+from lichen.boards.build.tools import OPENFPGALOADER, Progress, ToolFailedError, run
 from lichen.errors import UserError
 
 # Debian's packages of the shared libraries that openFPGALoader wants.

@@ -11,9 +11,9 @@ from typing import Any
 from amaranth.hdl import Shape
 
 from lichen.boards.board import Board
+from lichen.boards.build.folder import complete_folder
 from lichen.boards.design import FRAME, Design, check_fits
-from lichen.boards.folder import complete_folder
-from lichen.hw.pipeline import Pipeline
+from lichen.hw.stage.pipeline import Pipeline
 from lichen.hw.verilog import emit
 
 INTERFACE = "interface.json"

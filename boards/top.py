@@ -9,16 +9,16 @@ from amaranth.hdl import Module, ResetInserter, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.boards.link import RESET_CYCLES, Link
-from lichen.boards.uart import Receiver, Transmitter
-from lichen.hw.unit import Resources, Unit
+from lichen.boards.link.device import RESET_CYCLES, Link
+from lichen.boards.link.uart import Receiver, Transmitter
+from lichen.hw.device.unit import Resources, Unit
 
 TIMEOUT_SECONDS = 2
 """How long nothing may move while a frame is in flight."""
 
 
 class UARTTop(Unit):
-    """Receiver, link, pipeline and transmitter; see `lichen.boards.protocol`.
+    """Receiver, link, pipeline and transmitter; see `lichen.boards.link.protocol`.
 
     Parameters
     ----------

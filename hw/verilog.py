@@ -18,8 +18,8 @@ def emit(component: wiring.Component, name: str = "lichen_top", platform: object
     name : str
         Name of the top module.
     platform : object
-        What ``elaborate`` is given; `lichen.hw.ecp5.Target` makes vendor cells where there are
-        any, None what every tool understands.
+        What ``elaborate`` is given; `lichen.hw.device.ecp5.Target` makes vendor cells where
+        there are any, None what every tool understands.
 
     Returns
     -------

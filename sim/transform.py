@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lichen.hw.folding import Folding
-from lichen.hw.pipeline import Pipeline
-from lichen.hw.tiling import Tile, tiles
+from lichen.hw.plan.tiling import Tile, tiles
+from lichen.hw.stage.folding import Folding
+from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.description import Transform
 from lichen.sim.golden import run_stages, run_transform
 from lichen.sim.runner import SimulationResult, Simulator

@@ -12,7 +12,7 @@ from lichen import models
 from lichen.commands.models import command
 from lichen.errors import UserError
 from lichen.network.file import load
-from lichen.quant.checkpoint import load_checkpoint
+from lichen.quant.float.checkpoint import load_checkpoint
 
 FAMILIES = ("small", "small-hyper", "small-opt")
 

@@ -98,12 +98,12 @@ def command(
     import torch
 
     from lichen.network.file import save
-    from lichen.quant.calibrate import load_calibration, usual_size
-    from lichen.quant.draq import DraqOptions, draq, lambda_of
-    from lichen.quant.finetune import TuneConfig
-    from lichen.quant.ptq import Options, Widths
-    from lichen.quant.quantize import measure, measure_float, quantize
-    from lichen.quant.source import load_float_network
+    from lichen.quant.calibration.calibrate import load_calibration, usual_size
+    from lichen.quant.calibration.ptq import Options, Widths
+    from lichen.quant.calibration.quantize import measure, measure_float, quantize
+    from lichen.quant.draq.draq import DraqOptions, draq, lambda_of
+    from lichen.quant.float.source import load_float_network
+    from lichen.quant.training.finetune import TuneConfig
     from lichen.sim.images import list_images, read_image
 
     if threads:

@@ -92,9 +92,9 @@ def command(
     multipliers or block RAMs than planned; 2 for unusable arguments.
     """
     from lichen.boards import board as boards
-    from lichen.boards.achieved import expected_clock
-    from lichen.boards.build import BuildFailedError, build
-    from lichen.boards.tools import Progress
+    from lichen.boards.build.achieved import expected_clock
+    from lichen.boards.build.flow import BuildFailedError, build
+    from lichen.boards.build.tools import Progress
 
     board = boards.find(board_name)
     asked = None if clock is None else board.pll(clock)
@@ -151,7 +151,7 @@ def command(
 
 def _remark_luts(placed: int, planned: dict[str, int]) -> None:
     """Say so where the plan's estimate was off; a bitstream is none the worse for it."""
-    from lichen.boards.report import lut_remark
+    from lichen.boards.build.report import lut_remark
 
     remark = lut_remark(placed, planned["lut"])
     if remark is not None:
@@ -168,9 +168,9 @@ def _build_unit(
     baseline: Path | None,
     json_file: str | None,
 ) -> None:
-    from lichen.boards.build import TIMING_MARGIN, BuildFailedError
-    from lichen.boards.tools import Progress
-    from lichen.boards.unit import TOLERANCES, build_unit
+    from lichen.boards.build.flow import TIMING_MARGIN, BuildFailedError
+    from lichen.boards.build.tools import Progress
+    from lichen.boards.build.unit import TOLERANCES, build_unit
 
     before = None
     if baseline is not None:

@@ -54,12 +54,12 @@ def command(
     """
     from lichen import models
     from lichen.boards import board as boards
-    from lichen.boards.build import BuildFailedError, build
+    from lichen.boards.build.flow import BuildFailedError, build
+    from lichen.boards.build.tools import Progress
     from lichen.boards.design import Design, fold
     from lichen.boards.generate import generate
-    from lichen.boards.tools import Progress
     from lichen.errors import UserError
-    from lichen.hw.planner import evaluate
+    from lichen.hw.plan.planner import evaluate
     from lichen.sim import golden
     from lichen.sim.images import crop_middle, load_image, pad_image, write_image
     from lichen.sim.transform import simulate_transform

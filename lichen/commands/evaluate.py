@@ -87,7 +87,7 @@ def _ms_ssim(wanted: bool | None) -> Metric | None:
         return None
     try:
         with _options.quant_extra("MS-SSIM"):
-            from lichen.quant.evaluate import ms_ssim
+            from lichen.quant.training.evaluate import ms_ssim
     except UserError:
         if wanted is None:
             return None
@@ -130,8 +130,8 @@ def _is_network(path: Path) -> bool:
 def _float_codec(source: str) -> Codec:
     """An FP32 checkpoint or zoo model."""
     with _options.quant_extra(f"{source} is no integer network, and measuring an FP32 one"):
-        from lichen.quant.checkpoint import build_model, load_checkpoint
-        from lichen.quant.evaluate import FloatCodec
+        from lichen.quant.float.checkpoint import build_model, load_checkpoint
+        from lichen.quant.training.evaluate import FloatCodec
     checkpoint = load_checkpoint(source)
     path = Path(source)
     stem = path.name.removesuffix(".tar").removesuffix(".pth").removesuffix(".safetensors")

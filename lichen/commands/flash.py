@@ -20,7 +20,7 @@ def command(source: Path, board_name: str, dry_run: bool) -> None:
     """
     from lichen.boards import board as boards
     from lichen.boards import flash
-    from lichen.boards.tools import Progress
+    from lichen.boards.build.tools import Progress
 
     board = boards.find(board_name)
     bitstream = flash.find_bitstream(source, board)

@@ -47,12 +47,12 @@ def command(
     Exit status: 0 when the plan fits the board, 1 when it does not, 2 for unusable arguments.
     """
     from lichen.boards import board as boards
-    from lichen.boards.achieved import Clock, expected_clock
-    from lichen.hw.planner import evaluate
+    from lichen.boards.build.achieved import Clock, expected_clock
+    from lichen.hw.plan.planner import evaluate
 
     board = boards.find(board_name)
     if plot_file is not None:
-        from lichen.hw.occupancy import check_kind
+        from lichen.hw.plan.occupancy import check_kind
 
         check_kind(plot_file)
     asked = None if clock is None else board.pll(clock)
@@ -79,7 +79,7 @@ def command(
     if json_file != "-":
         _print_table(report["stages"])
     if plot_file is not None:
-        from lichen.hw.occupancy import draw
+        from lichen.hw.plan.occupancy import draw
 
         draw(plan, pll.output_hz, f"{design.name} {transform_name} on {board.title}", plot_file)
     verdict = "fits" if not overruns else f"does not fit: {', '.join(overruns)}"

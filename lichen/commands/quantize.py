@@ -18,16 +18,16 @@ from lichen.errors import UserError
 def _import_quant() -> None:
     """Fail with a sentence when the extra is missing."""
     with _options.quant_extra("quantizing"):
-        import lichen.quant.checkpoint  # noqa: F401
+        import lichen.quant.float.checkpoint  # noqa: F401
 
 
 def find_clip_factor(
     network: Any, images: Any, options: Any, weight: float, *, quiet: bool
 ) -> tuple[float, dict[float, float]]:
-    """`lichen.quant.quantize.choose_clip_factor`, with a progress bar."""
+    """`lichen.quant.calibration.quantize.choose_clip_factor`, with a progress bar."""
     from tqdm import tqdm
 
-    from lichen.quant.quantize import CLIP_FACTORS, choose_clip_factor
+    from lichen.quant.calibration.quantize import CLIP_FACTORS, choose_clip_factor
 
     with tqdm(total=len(CLIP_FACTORS), desc="clip factor", unit="try", disable=quiet) as bar:
         return choose_clip_factor(
@@ -36,9 +36,9 @@ def find_clip_factor(
 
 
 REGULARIZE_LR = 1e-4
-"""Default of `lichen.quant.draq.DraqOptions` (a test compares them)."""
+"""Default of `lichen.quant.draq.draq.DraqOptions` (a test compares them)."""
 
-# Defaults of `lichen.quant.finetune.TuneConfig` (a test compares them), which cannot be
+# Defaults of `lichen.quant.training.finetune.TuneConfig` (a test compares them), which cannot be
 # imported before the extra is known to be there.
 TUNE = {
     "lr": 1e-3,
@@ -278,20 +278,20 @@ def command(
     from lichen.codec.evaluate import evaluate as evaluate_codec
     from lichen.models import calibration_photographs, load_network
     from lichen.network.file import dumps, load, write_atomically
-    from lichen.quant import outliers
-    from lichen.quant.calibrate import load_calibration, usual_size
-    from lichen.quant.draq import DraqOptions, DraqResult, draq, lambda_of
-    from lichen.quant.finetune import TuneConfig, state_path
-    from lichen.quant.latents import scale_latents
-    from lichen.quant.ptq import Options, Widths, bits_of
-    from lichen.quant.quantize import (
+    from lichen.quant.calibration.calibrate import load_calibration, usual_size
+    from lichen.quant.calibration.latents import scale_latents
+    from lichen.quant.calibration.ptq import Options, Widths, bits_of
+    from lichen.quant.calibration.quantize import (
         check_supported,
         measure_float,
         quantize,
     )
-    from lichen.quant.quantize import steps as quantize_steps
-    from lichen.quant.source import load_float_network
-    from lichen.quant.split import split_channels
+    from lichen.quant.calibration.quantize import steps as quantize_steps
+    from lichen.quant.calibration.split import split_channels
+    from lichen.quant.draq import outliers
+    from lichen.quant.draq.draq import DraqOptions, DraqResult, draq, lambda_of
+    from lichen.quant.float.source import load_float_network
+    from lichen.quant.training.finetune import TuneConfig, state_path
     from lichen.sim.images import list_images, read_image
 
     if threads:

@@ -201,12 +201,12 @@ def command(
 
     from lichen.models import calibration_photographs, load_network
     from lichen.network.file import dumps, load, write_atomically
-    from lichen.quant import search
-    from lichen.quant.calibrate import load_calibration, usual_size
-    from lichen.quant.draq import lambda_of
-    from lichen.quant.finetune import TuneConfig, state_path
-    from lichen.quant.ptq import Options, bits_of
-    from lichen.quant.source import load_float_network
+    from lichen.quant.calibration.calibrate import load_calibration, usual_size
+    from lichen.quant.calibration.ptq import Options, bits_of
+    from lichen.quant.draq.draq import lambda_of
+    from lichen.quant.float.source import load_float_network
+    from lichen.quant.search import search
+    from lichen.quant.training.finetune import TuneConfig, state_path
     from lichen.sim.images import list_images
 
     if threads:
@@ -259,7 +259,7 @@ def command(
     _options.check_state(state, resume=resume, overwrite=overwrite)
     clock_mhz = 0.0
     if board is not None:
-        from lichen.boards.achieved import expected_clock
+        from lichen.boards.build.achieved import expected_clock
 
         limit = expected_clock(board, board.budget).limit_mhz
         pll = board.pll_below(limit) if clock is None else board.pll(clock)
@@ -268,7 +268,7 @@ def command(
     def make_cost(start: Any) -> search.Cost:
         if board is None or cost_name == "bops":
             return search.BopsCost(start)
-        from lichen.hw.price import Pace
+        from lichen.hw.plan.price import Pace
 
         pace = Pace(
             budget=board.pipeline_budget,

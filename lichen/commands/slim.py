@@ -10,7 +10,7 @@ import click
 from lichen.commands import _options
 from lichen.errors import UserError
 
-# Defaults of `lichen.quant.slim.SlimConfig` (a test compares them), which cannot be imported
+# Defaults of `lichen.quant.slim.slim.SlimConfig` (a test compares them), which cannot be imported
 # before the extra is known to be there.
 SLIM: dict[str, Any] = {
     "rounds": 4,
@@ -121,11 +121,11 @@ def command(
     with _options.quant_extra("slimming"):
         import torch
 
-        from lichen.quant import slim
-        from lichen.quant.checkpoint import ARCHS, load_checkpoint, stated_lambda
-        from lichen.quant.data import CropSource
+        from lichen.quant.float.checkpoint import ARCHS, load_checkpoint, stated_lambda
+        from lichen.quant.slim import slim
+        from lichen.quant.training.data import CropSource
     from lichen.models import calibration_photographs
-    from lichen.quant.calibrate import load_calibration
+    from lichen.quant.calibration.calibrate import load_calibration
     from lichen.sim.images import list_images
 
     if threads:

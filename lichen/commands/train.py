@@ -18,7 +18,7 @@ from lichen.errors import UserError
 def _import_quant() -> Any:
     """The training module, or a sentence about the missing extra."""
     with _options.quant_extra("training"):
-        from lichen.quant import train
+        from lichen.quant.training import train
     return train
 
 
@@ -113,8 +113,13 @@ def command(
     quant = _import_quant()
     import torch
 
-    from lichen.quant.checkpoint import build_model, load_checkpoint, other_widths, stated_lambda
-    from lichen.quant.evaluate import evaluate_fp32
+    from lichen.quant.float.checkpoint import (
+        build_model,
+        load_checkpoint,
+        other_widths,
+        stated_lambda,
+    )
+    from lichen.quant.training.evaluate import evaluate_fp32
     from lichen.sim.images import list_images
 
     if threads < 0:

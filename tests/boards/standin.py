@@ -10,9 +10,9 @@ from amaranth.hdl import Cat, Module, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.memory import Ram
-from lichen.hw.multiplier import Multiplier
-from lichen.hw.unit import Resources
+from lichen.hw.device.memory import Ram
+from lichen.hw.device.multiplier import Multiplier
+from lichen.hw.device.unit import Resources
 
 ROM_WORDS = 1024
 SLOTS = 8  # ROM words per pixel

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lichen.boards import achieved
-from lichen.boards.achieved import Achieved, expected_clock
 from lichen.boards.board import ULX3S_85F
-from lichen.hw.unit import Resources
+from lichen.boards.build import achieved
+from lichen.boards.build.achieved import Achieved, expected_clock
+from lichen.hw.device.unit import Resources
 
 BUILDS = Path(__file__).parents[2] / "benchmarks" / "builds"
 

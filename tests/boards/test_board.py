@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from lichen.boards.board import BOARDS, ULX3S_85F, Budget, find
-from lichen.boards.pll import PFD_HZ, VCO_HZ, retune
+from lichen.boards.ecp5.pll import PFD_HZ, VCO_HZ, retune
 from lichen.errors import UserError
-from lichen.hw.unit import Resources
+from lichen.hw.device.unit import Resources
 
 from . import fakes
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from lichen.boards.board import ULX3S_85F
-from lichen.boards.build import BuildFailedError, Report, build
+from lichen.boards.build.flow import BuildFailedError, Report, build
 from lichen.boards.design import check_fits
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
-from lichen.hw.unit import Resources
+from lichen.hw.device.unit import Resources
 
 from . import fakes
 from .standin import Standin
@@ -98,7 +98,7 @@ def test_of_several_seeds_the_fastest_is_kept(tmp_path, tools):
 def test_crowded_designs_are_spread(tmp_path, tools, monkeypatch, asked, crowded, placer):
     budget = ULX3S_85F.budget.lut
     share = make_top().resources().lut / budget
-    monkeypatch.setattr("lichen.boards.build.CROWDED", share * (0.99 if crowded else 1.01))
+    monkeypatch.setattr("lichen.boards.build.flow.CROWDED", share * (0.99 if crowded else 1.01))
     body = fakes.NEXTPNR % {"dsp": PLANNED.dsp, "bram": PLANNED.bram, "fmax": 80}
     tools(nextpnr_ecp5=body + "pathlib.Path('logs/options').write_text(' '.join(sys.argv))\n")
     assert run(tmp_path / "out", placer=asked).placer == placer
@@ -233,7 +233,7 @@ def test_two_builds_at_once(tmp_path, tools):
 
 
 def test_a_crash_leaves_nothing(tmp_path, tools, monkeypatch):
-    monkeypatch.setattr("lichen.boards.build.read_placement", lambda *_: 1 / 0)
+    monkeypatch.setattr("lichen.boards.build.flow.read_placement", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["tools"]

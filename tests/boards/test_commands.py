@@ -9,18 +9,18 @@ import re
 import numpy as np
 import pytest
 
-from lichen.boards import achieved
 from lichen.boards import board as boards
-from lichen.boards.achieved import Achieved
+from lichen.boards.build import achieved
+from lichen.boards.build.achieved import Achieved
+from lichen.boards.build.report import lut_remark
 from lichen.boards.design import Design, read_folding
 from lichen.boards.generate import interface
-from lichen.boards.report import lut_remark
 from lichen.cli import main
-from lichen.hw.folding import ArrayFolding, Folding, StageFolding
-from lichen.hw.occupancy import frame_occupancy
-from lichen.hw.planner import evaluate
-from lichen.hw.tiling import tiles
-from lichen.hw.unit import Resources
+from lichen.hw.device.unit import Resources
+from lichen.hw.plan.occupancy import frame_occupancy
+from lichen.hw.plan.planner import evaluate
+from lichen.hw.plan.tiling import tiles
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.models import load_network
 from lichen.network.description import Activation, Network
 from lichen.network.file import digest, save
@@ -220,7 +220,7 @@ def test_build_of_a_unit(tmp_path, monkeypatch, capsys, files, network):
     arguments = ("build", net, "--board", "ulx3s-85f", "--folding", folding, "--unit")
     # Amaranth would ask the fake yosys to write Verilog.
     monkeypatch.setattr(
-        "lichen.boards.unit.emit",
+        "lichen.boards.build.unit.emit",
         lambda part, name, target: f"{name}: {type(part).__name__} for {target.device}",
     )
     fakes.install(tmp_path / "tools", monkeypatch, dsp=plan.dsp, bram=plan.bram)

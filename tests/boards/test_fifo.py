@@ -8,7 +8,7 @@ import random
 import pytest
 from amaranth.sim import Simulator
 
-from lichen.boards.fifo import Fifo
+from lichen.boards.link.fifo import Fifo
 
 
 @pytest.mark.parametrize(("push", "pull"), [(1.0, 1.0), (0.3, 1.0), (1.0, 0.3), (0.5, 0.5)])

@@ -8,9 +8,9 @@ import pytest
 from amaranth.hdl import signed
 from amaranth.sim import Simulator
 
-from lichen.boards import protocol
-from lichen.boards.link import Link
-from lichen.boards.protocol import Error, State, Stuck
+from lichen.boards.link import protocol
+from lichen.boards.link.device import Link
+from lichen.boards.link.protocol import Error, State, Stuck
 from lichen.boards.top import UARTTop
 
 from .standin import Standin

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lichen.boards import protocol
-from lichen.boards.protocol import Error, PacketReader, ProtocolError, State, Status, Stuck
+from lichen.boards.link import protocol
+from lichen.boards.link.protocol import Error, PacketReader, ProtocolError, State, Status, Stuck
 
 STATUS = Status(
     state=State.HALTED,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lichen.boards import tools
-from lichen.boards.tools import ECPPACK, NEXTPNR_ECP5, OPENFPGALOADER, YOSYS, Progress
+from lichen.boards.build import tools
+from lichen.boards.build.tools import ECPPACK, NEXTPNR_ECP5, OPENFPGALOADER, YOSYS, Progress
 from lichen.errors import UserError
 
 from . import fakes

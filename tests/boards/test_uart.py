@@ -7,7 +7,7 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.sim import Simulator
 
-from lichen.boards.uart import Receiver, Transmitter, phase_step
+from lichen.boards.link.uart import Receiver, Transmitter, phase_step
 
 BYTES = [0x00, 0xFF, 0x55, 0xAA, 0x01, 0x80, 0x7E]
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from lichen.boards.report import LUT_PROMISE
+from lichen.boards.build.report import LUT_PROMISE
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "units.py"
 

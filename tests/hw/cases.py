@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from amaranth.hdl import Shape
 
-from lichen.hw.element import Backend, packs
-from lichen.hw.folding import ArrayFolding, Folding, StageFolding, operand_shapes
-from lichen.hw.pipeline import Pipeline
+from lichen.hw.engine.element import Backend, packs
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding, operand_shapes
+from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Activation, Transform
 from lichen.network.random import StageShape, random_transform

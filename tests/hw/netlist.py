@@ -14,8 +14,8 @@ from pathlib import Path
 
 from amaranth.lib import wiring
 
-from lichen.boards.tools import YOSYS
-from lichen.hw import ecp5
+from lichen.boards.build.tools import YOSYS
+from lichen.hw.device import ecp5
 from lichen.hw.verilog import emit
 
 CELLS = Path(__file__).with_name("ecp5_cells.v")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from amaranth.hdl import Shape, signed, unsigned
 
-from lichen.hw import ecp5
-from lichen.hw.element import ELEMENTS, Backend, Element, packs
+from lichen.hw.device import ecp5
+from lichen.hw.engine.element import ELEMENTS, Backend, Element, packs
 from lichen.hw.verilog import emit
 
 CELLS = Path(__file__).with_name("ecp5_cells.v")

@@ -13,8 +13,8 @@ from amaranth.sim import Simulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lichen.hw import ecp5
-from lichen.hw.memory import BLOCK_SHAPES, FastRom, Ram, pieces
+from lichen.hw.device import ecp5
+from lichen.hw.device.memory import BLOCK_SHAPES, FastRom, Ram, pieces
 from lichen.hw.verilog import emit
 
 CELLS = Path(__file__).with_name("ecp5_cells.v")

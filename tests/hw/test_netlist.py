@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lichen.hw.element import Backend
-from lichen.hw.folding import ArrayFolding, Folding, StageFolding
-from lichen.hw.pipeline import Pipeline
+from lichen.hw.engine.element import Backend
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
+from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.description import Activation, Transform
 from lichen.network.random import StageShape, random_transform
 from lichen.sim.golden import run_stages

@@ -9,8 +9,8 @@ import pytest
 from lichen import models
 from lichen.boards.board import Budget
 from lichen.errors import UserError
-from lichen.hw.planner import PHOTO, evaluate, fits, frame_cycles, plan, tile_widths
-from lichen.hw.tiling import tiles
+from lichen.hw.plan.planner import PHOTO, evaluate, fits, frame_cycles, plan, tile_widths
+from lichen.hw.plan.tiling import tiles
 from lichen.network.description import Activation, Transform
 from lichen.network.random import StageShape, random_factorized, random_transform
 from lichen.sim.transform import simulate_transform

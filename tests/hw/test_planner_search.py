@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lichen.hw.element import Backend
-from lichen.hw.folding import Folding
-from lichen.hw.pipeline import Pipeline
-from lichen.hw.planner import BACKENDS, Prices, _Search, _undominated, fits, plan, tile_widths
-from lichen.hw.tiling import tiles
-from lichen.hw.unit import Resources
+from lichen.hw.device.unit import Resources
+from lichen.hw.engine.element import Backend
+from lichen.hw.plan.planner import BACKENDS, Prices, _Search, _undominated, fits, plan, tile_widths
+from lichen.hw.plan.tiling import tiles
+from lichen.hw.stage.folding import Folding
+from lichen.hw.stage.pipeline import Pipeline
 from lichen.models import load_network
 from lichen.network.description import Transform
 from lichen.network.random import random_factorized

@@ -8,9 +8,9 @@ import pytest
 from amaranth.hdl import Elaboratable, Module
 from amaranth.sim import Simulator
 
-from lichen.hw import planner
-from lichen.hw.pipeline import Pipeline
-from lichen.hw.unit import Resources
+from lichen.hw.device.unit import Resources
+from lichen.hw.plan import planner
+from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.description import Activation
 from lichen.network.random import StageShape, random_transform
 from lichen.sim.golden import run_transform

@@ -17,14 +17,14 @@ pytest.importorskip("compressai")
 
 from lichen.commands.quantize import command
 from lichen.errors import UserError
-from lichen.hw.folding import ArrayFolding, Folding, StageFolding
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.network.description import Activation, Network, Transform
 from lichen.network.file import load
-from lichen.quant.bls2017 import CHANNELS, FILES, load_bls2017
-from lichen.quant.calibrate import load_calibration
-from lichen.quant.float_network import FloatNetwork
-from lichen.quant.ptq import Options
-from lichen.quant.quantize import Quantized, measure, measure_float, quantize
+from lichen.quant.calibration.calibrate import load_calibration
+from lichen.quant.calibration.ptq import Options
+from lichen.quant.calibration.quantize import Quantized, measure, measure_float, quantize
+from lichen.quant.float.bls2017 import CHANNELS, FILES, load_bls2017
+from lichen.quant.float.network import FloatNetwork
 from lichen.sim.golden import run_stages
 from lichen.sim.images import crop_middle, read_image
 from lichen.sim.transform import simulate_transform

@@ -15,11 +15,11 @@ from PIL import Image  # noqa: E402
 
 from lichen.models import photograph  # noqa: E402
 from lichen.network.file import save  # noqa: E402
-from lichen.quant.calibrate import CalibrationImages  # noqa: E402
-from lichen.quant.checkpoint import new_model, parameters_of, save_checkpoint  # noqa: E402
-from lichen.quant.float_network import from_compressai  # noqa: E402
-from lichen.quant.ptq import Options  # noqa: E402
-from lichen.quant.quantize import quantize  # noqa: E402
+from lichen.quant.calibration.calibrate import CalibrationImages  # noqa: E402
+from lichen.quant.calibration.ptq import Options  # noqa: E402
+from lichen.quant.calibration.quantize import quantize  # noqa: E402
+from lichen.quant.float.checkpoint import new_model, parameters_of, save_checkpoint  # noqa: E402
+from lichen.quant.float.network import from_compressai  # noqa: E402
 from lichen.sim.images import read_image  # noqa: E402
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "determinism.py"

@@ -24,20 +24,21 @@ from lichen.network.random import (  # noqa: E402
     random_factorized,
     random_transform,
 )
-from lichen.quant import draq as draq_module  # noqa: E402
-from lichen.quant import kernels, outliers, rate  # noqa: E402
-from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
-from lichen.quant.checkpoint import new_model, parameters_of, save_checkpoint  # noqa: E402
-from lichen.quant.data import CropSource  # noqa: E402
-from lichen.quant.draq import DraqOptions, choose_clips, draq, tuned_network  # noqa: E402
-from lichen.quant.fake import FakeTransform, mismatch_rate  # noqa: E402
-from lichen.quant.finetune import INTEGER, REAL, FineTuner, TuneConfig, run  # noqa: E402
-from lichen.quant.float_network import convolve  # noqa: E402
-from lichen.quant.kernels import normalized_root  # noqa: E402
-from lichen.quant.latents import fit_latent_range  # noqa: E402
-from lichen.quant.ptq import ClipRule, Options, Widths  # noqa: E402
-from lichen.quant.quantize import Quantized, quantize  # noqa: E402
-from lichen.quant.source import load_float_network  # noqa: E402
+from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
+from lichen.quant.calibration.latents import fit_latent_range  # noqa: E402
+from lichen.quant.calibration.ptq import ClipRule, Options, Widths  # noqa: E402
+from lichen.quant.calibration.quantize import Quantized, quantize  # noqa: E402
+from lichen.quant.draq import draq as draq_module  # noqa: E402
+from lichen.quant.draq import outliers  # noqa: E402
+from lichen.quant.draq.draq import DraqOptions, choose_clips, draq, tuned_network  # noqa: E402
+from lichen.quant.float.checkpoint import new_model, parameters_of, save_checkpoint  # noqa: E402
+from lichen.quant.float.network import convolve  # noqa: E402
+from lichen.quant.float.source import load_float_network  # noqa: E402
+from lichen.quant.training import kernels, rate  # noqa: E402
+from lichen.quant.training.data import CropSource  # noqa: E402
+from lichen.quant.training.fake import FakeTransform, mismatch_rate  # noqa: E402
+from lichen.quant.training.finetune import INTEGER, REAL, FineTuner, TuneConfig, run  # noqa: E402
+from lichen.quant.training.kernels import normalized_root  # noqa: E402
 from lichen.sim import golden  # noqa: E402
 from lichen.sim.golden import run_stages  # noqa: E402
 

@@ -11,11 +11,11 @@ pytest.importorskip("compressai")
 from lichen.network import arithmetic  # noqa: E402
 from lichen.network.arithmetic import ROOT_TABLES  # noqa: E402
 from lichen.network.description import Format, Network, Stage, Transform  # noqa: E402
-from lichen.quant.calibrate import CalibrationImages  # noqa: E402
-from lichen.quant.checkpoint import ARCHS, new_model  # noqa: E402
-from lichen.quant.float_network import convolve, from_compressai  # noqa: E402
-from lichen.quant.ptq import Options  # noqa: E402
-from lichen.quant.quantize import quantize  # noqa: E402
+from lichen.quant.calibration.calibrate import CalibrationImages  # noqa: E402
+from lichen.quant.calibration.ptq import Options  # noqa: E402
+from lichen.quant.calibration.quantize import quantize  # noqa: E402
+from lichen.quant.float.checkpoint import ARCHS, new_model  # noqa: E402
+from lichen.quant.float.network import convolve, from_compressai  # noqa: E402
 from lichen.sim.golden import (  # noqa: E402
     analysis,
     hyper_input,

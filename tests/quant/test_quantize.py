@@ -20,18 +20,18 @@ from lichen.commands.quantize import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.network.description import Network  # noqa: E402
 from lichen.network.file import digest, load, save  # noqa: E402
-from lichen.quant import quantize as quantization  # noqa: E402
-from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
-from lichen.quant.checkpoint import build_model, load_checkpoint  # noqa: E402
-from lichen.quant.float_network import FloatNetwork, from_compressai  # noqa: E402
-from lichen.quant.ptq import Options, Widths  # noqa: E402
-from lichen.quant.quantize import (  # noqa: E402
+from lichen.quant.calibration import quantize as quantization  # noqa: E402
+from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
+from lichen.quant.calibration.ptq import Options, Widths  # noqa: E402
+from lichen.quant.calibration.quantize import (  # noqa: E402
     Quantized,
     choose_clip_factor,
     measure,
     measure_float,
     quantize,
 )
+from lichen.quant.float.checkpoint import build_model, load_checkpoint  # noqa: E402
+from lichen.quant.float.network import FloatNetwork, from_compressai  # noqa: E402
 from lichen.sim.golden import analysis, estimate_bits  # noqa: E402
 from lichen.sim.images import crop_middle, read_image  # noqa: E402
 

@@ -18,19 +18,19 @@ from lichen.commands.quantize import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.network.arithmetic import rshift_round, saturate18  # noqa: E402
 from lichen.network.file import dumps, load  # noqa: E402
-from lichen.quant import entropy  # noqa: E402
-from lichen.quant.calibrate import CalibrationImages  # noqa: E402
-from lichen.quant.checkpoint import ARCHS, new_model, parameters_of, save_checkpoint  # noqa: E402
-from lichen.quant.evaluate import integer_grid  # noqa: E402
-from lichen.quant.float_network import FloatNetwork, from_compressai  # noqa: E402
-from lichen.quant.ptq import Options, Widths  # noqa: E402
-from lichen.quant.quantize import (  # noqa: E402
+from lichen.quant.calibration import entropy  # noqa: E402
+from lichen.quant.calibration.calibrate import CalibrationImages  # noqa: E402
+from lichen.quant.calibration.ptq import Options, Widths  # noqa: E402
+from lichen.quant.calibration.quantize import (  # noqa: E402
     choose_fraction,
     estimate_float_bits,
     measure,
     quantize,
     steps,
 )
+from lichen.quant.float.checkpoint import ARCHS, new_model, parameters_of, save_checkpoint  # noqa: E402
+from lichen.quant.float.network import FloatNetwork, from_compressai  # noqa: E402
+from lichen.quant.training.evaluate import integer_grid  # noqa: E402
 from lichen.sim import golden  # noqa: E402
 
 N, M = 5, 6

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lichen import models
 from lichen.errors import UserError
-from lichen.quant.refine import refine_input, refine_output
+from lichen.quant.draq.refine import refine_input, refine_output
 from lichen.sim.golden import run_stages, trace_stage
 
 

@@ -21,18 +21,18 @@ from lichen.cli import main  # noqa: E402
 from lichen.commands.quantize import command as quantize_command  # noqa: E402
 from lichen.commands.search import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
-from lichen.hw.price import Pace, with_widths  # noqa: E402
+from lichen.hw.plan.price import Pace, with_widths  # noqa: E402
 from lichen.network.description import PHOTO, Network  # noqa: E402
 from lichen.network.file import dumps, load, save  # noqa: E402
 from lichen.network.random import random_factorized, random_hyperprior  # noqa: E402
-from lichen.quant import search  # noqa: E402
-from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
-from lichen.quant.checkpoint import new_model  # noqa: E402
-from lichen.quant.finetune import TuneConfig  # noqa: E402
-from lichen.quant.float_network import FloatNetwork, from_compressai  # noqa: E402
-from lichen.quant.ptq import Options, Widths, bits_of  # noqa: E402
-from lichen.quant.quantize import quantize  # noqa: E402
-from lichen.quant.search import (  # noqa: E402
+from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
+from lichen.quant.calibration.ptq import Options, Widths, bits_of  # noqa: E402
+from lichen.quant.calibration.quantize import quantize  # noqa: E402
+from lichen.quant.float.checkpoint import new_model  # noqa: E402
+from lichen.quant.float.network import FloatNetwork, from_compressai  # noqa: E402
+from lichen.quant.float.source import load_float_network  # noqa: E402
+from lichen.quant.search import search  # noqa: E402
+from lichen.quant.search.search import (  # noqa: E402
     BopsCost,
     Change,
     HardwareCost,
@@ -41,7 +41,7 @@ from lichen.quant.search import (  # noqa: E402
     Trial,
     try_move,
 )
-from lichen.quant.source import load_float_network  # noqa: E402
+from lichen.quant.training.finetune import TuneConfig  # noqa: E402
 from lichen.sim.golden import analysis  # noqa: E402
 
 THREE = ("g_a.conv1", "g_a.conv2", "g_s.conv3")

@@ -18,9 +18,9 @@ from lichen.commands.slim import SLIM, command  # noqa: E402
 from lichen.commands.train import command as train_command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.network.description import PHOTO  # noqa: E402
-from lichen.quant import channels, slim  # noqa: E402
-from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
-from lichen.quant.checkpoint import (  # noqa: E402
+from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
+from lichen.quant.float import channels  # noqa: E402
+from lichen.quant.float.checkpoint import (  # noqa: E402
     ARCHS,
     Checkpoint,
     build_model,
@@ -32,8 +32,9 @@ from lichen.quant.checkpoint import (  # noqa: E402
     save_checkpoint,
     widths_of,
 )
-from lichen.quant.data import CropSource  # noqa: E402
-from lichen.quant.train import TrainConfig, forward_train, train  # noqa: E402
+from lichen.quant.slim import slim  # noqa: E402
+from lichen.quant.training.data import CropSource  # noqa: E402
+from lichen.quant.training.train import TrainConfig, forward_train, train  # noqa: E402
 
 N, M = 8, 12
 
@@ -366,11 +367,11 @@ def test_slimmed_networks_quantize_code_and_tune(arch, images, tmp_path):
     """Through the files: kept channels arrive, FP32 and integers decode what they coded."""
     from lichen.codec.evaluate import NetworkCodec
     from lichen.network.file import load, save
-    from lichen.quant.draq import DraqOptions, draq
-    from lichen.quant.evaluate import FloatCodec
-    from lichen.quant.finetune import TuneConfig
-    from lichen.quant.ptq import Options
-    from lichen.quant.source import load_float_network
+    from lichen.quant.calibration.ptq import Options
+    from lichen.quant.draq.draq import DraqOptions, draq
+    from lichen.quant.float.source import load_float_network
+    from lichen.quant.training.evaluate import FloatCodec
+    from lichen.quant.training.finetune import TuneConfig
     from lichen.sim.golden import analysis, reconstruct
     from lichen.sim.images import read_image
 
@@ -408,11 +409,11 @@ def test_slimmed_networks_quantize_code_and_tune(arch, images, tmp_path):
 def test_slimmed_gateware_equals_golden(images):
     """Planned and simulated, with other numbers of channels in every layer."""
     from lichen.boards.board import Budget
-    from lichen.hw.planner import plan
+    from lichen.hw.plan.planner import plan
     from lichen.network.description import Network
-    from lichen.quant.float_network import from_compressai
-    from lichen.quant.ptq import Options
-    from lichen.quant.quantize import quantize
+    from lichen.quant.calibration.ptq import Options
+    from lichen.quant.calibration.quantize import quantize
+    from lichen.quant.float.network import from_compressai
     from lichen.sim.golden import run_transform
     from lichen.sim.images import read_image
     from lichen.sim.transform import simulate_transform

@@ -17,16 +17,16 @@ from lichen.errors import UserError  # noqa: E402
 from lichen.models import calibration_photographs  # noqa: E402
 from lichen.network.description import PHOTO  # noqa: E402
 from lichen.network.file import load  # noqa: E402
-from lichen.quant import interleave  # noqa: E402
-from lichen.quant import split as split_module  # noqa: E402
-from lichen.quant.calibrate import load_calibration  # noqa: E402
-from lichen.quant.fake import FakeTransform  # noqa: E402
-from lichen.quant.float_network import FloatTransform  # noqa: E402
-from lichen.quant.latents import scale_latents  # noqa: E402
-from lichen.quant.ptq import Options, Widths  # noqa: E402
-from lichen.quant.quantize import measure, measure_float, quantize  # noqa: E402
-from lichen.quant.source import load_float_network  # noqa: E402
-from lichen.quant.split import repeat, split_channels  # noqa: E402
+from lichen.quant.calibration import interleave  # noqa: E402
+from lichen.quant.calibration import split as split_module  # noqa: E402
+from lichen.quant.calibration.calibrate import load_calibration  # noqa: E402
+from lichen.quant.calibration.latents import scale_latents  # noqa: E402
+from lichen.quant.calibration.ptq import Options, Widths  # noqa: E402
+from lichen.quant.calibration.quantize import measure, measure_float, quantize  # noqa: E402
+from lichen.quant.calibration.split import repeat, split_channels  # noqa: E402
+from lichen.quant.float.network import FloatTransform  # noqa: E402
+from lichen.quant.float.source import load_float_network  # noqa: E402
+from lichen.quant.training.fake import FakeTransform  # noqa: E402
 from lichen.sim.golden import run_stages  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")

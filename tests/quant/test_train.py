@@ -24,7 +24,7 @@ pytest.importorskip("compressai")
 from lichen import models  # noqa: E402
 from lichen.commands.train import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
-from lichen.quant.checkpoint import (  # noqa: E402
+from lichen.quant.float.checkpoint import (  # noqa: E402
     ARCHS,
     build_model,
     load_checkpoint,
@@ -32,9 +32,9 @@ from lichen.quant.checkpoint import (  # noqa: E402
     parameters_of,
     save_checkpoint,
 )
-from lichen.quant.data import CropSource, load_rgb  # noqa: E402
-from lichen.quant.evaluate import evaluate_fp32, integer_grid  # noqa: E402
-from lichen.quant.train import (  # noqa: E402
+from lichen.quant.training.data import CropSource, load_rgb  # noqa: E402
+from lichen.quant.training.evaluate import evaluate_fp32, integer_grid  # noqa: E402
+from lichen.quant.training.train import (  # noqa: E402
     TrainConfig,
     Trainer,
     Transforms,
@@ -186,8 +186,8 @@ def test_noisy_training_passes_are_compressais(images):
 
 TOGETHER = """
 import sys, torch
-from lichen.quant.data import CropSource
-from lichen.quant.train import TrainConfig, Trainer
+from lichen.quant.training.data import CropSource
+from lichen.quant.training.train import TrainConfig, Trainer
 from lichen.sim.images import list_images
 torch.set_num_threads(1)
 source = CropSource(list_images(sys.argv[1]), patch=64)

@@ -14,10 +14,10 @@ from PIL import Image
 from lichen import models
 from lichen.boards.design import read_folding
 from lichen.commands.simulate import command
-from lichen.hw.folding import ArrayFolding, Folding, StageFolding
-from lichen.hw.pipeline import Pipeline
-from lichen.hw.planner import PHOTO, evaluate
-from lichen.hw.tiling import tiles
+from lichen.hw.plan.planner import PHOTO, evaluate
+from lichen.hw.plan.tiling import tiles
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
+from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Activation, Network, Transform
 from lichen.network.file import save

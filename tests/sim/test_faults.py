@@ -18,10 +18,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from lichen.commands.simulate import command
-from lichen.hw.folding import ArrayFolding, Folding, StageFolding
-from lichen.hw.pipe import Pipe
-from lichen.hw.pipeline import Pipeline
-from lichen.hw.requantize import Requantize
+from lichen.hw.engine.pipe import Pipe
+from lichen.hw.engine.requantize import Requantize
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
+from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.arithmetic import clamp, rshift_round, saturate18
 from lichen.network.description import Activation, Requantizer, Transform
 from lichen.network.file import save

@@ -16,7 +16,7 @@ from PIL import Image
 from lichen.cli import main
 from lichen.commands.simulate import command
 from lichen.errors import UserError
-from lichen.hw.folding import ArrayFolding, Folding, StageFolding
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.network.description import Activation, Network
 from lichen.network.file import save
 from lichen.network.random import StageShape, random_transform

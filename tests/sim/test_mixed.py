@@ -16,16 +16,16 @@ pytest.importorskip("compressai")
 
 from lichen import models  # noqa: E402
 from lichen.boards.board import Budget, find  # noqa: E402
-from lichen.hw.folding import Folding  # noqa: E402
-from lichen.hw.planner import fits, plan  # noqa: E402
-from lichen.hw.price import Pace  # noqa: E402
+from lichen.hw.plan.planner import fits, plan  # noqa: E402
+from lichen.hw.plan.price import Pace  # noqa: E402
+from lichen.hw.stage.folding import Folding  # noqa: E402
 from lichen.network.description import Network, Transform  # noqa: E402
-from lichen.quant.calibrate import CalibrationImages, load_calibration  # noqa: E402
-from lichen.quant.float_network import FloatNetwork, FloatStage, FloatTransform  # noqa: E402
-from lichen.quant.ptq import Options, Widths, bits_of  # noqa: E402
-from lichen.quant.quantize import quantize  # noqa: E402
-from lichen.quant.search import HardwareCost, Search, SearchOptions  # noqa: E402
-from lichen.quant.source import load_float_network  # noqa: E402
+from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
+from lichen.quant.calibration.ptq import Options, Widths, bits_of  # noqa: E402
+from lichen.quant.calibration.quantize import quantize  # noqa: E402
+from lichen.quant.float.network import FloatNetwork, FloatStage, FloatTransform  # noqa: E402
+from lichen.quant.float.source import load_float_network  # noqa: E402
+from lichen.quant.search.search import HardwareCost, Search, SearchOptions  # noqa: E402
 from lichen.sim.golden import run_stages  # noqa: E402
 from lichen.sim.transform import simulate_transform  # noqa: E402
 from tests.hw.cases import random_folding  # noqa: E402

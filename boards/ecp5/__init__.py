@@ -1,0 +1,1 @@
+"""Boards with a Lattice ECP5, and its clock."""

@@ -1,0 +1,1 @@
+"""What cells, memories and multipliers a device has, and what they cost."""

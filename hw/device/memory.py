@@ -1,0 +1,530 @@
+"""The one place memories are made, cut into device blocks so that their number is known.
+
+Three kinds: `Ram` reads through two registers, as block RAM wants for speed; `FastRom` through
+three, of which one cuts large tables of logic; `CreditFifo` is a small first-word-fall-through
+queue in lookup tables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Shape, Signal, Value, unsigned
+from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for, ceil_log2
+
+from lichen.hw.device import ecp5
+from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, delays
+from lichen.network.arithmetic import ceil_div
+
+BLOCK_SHAPES = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
+"""Depth and width of one DP16KD (the first as PDPW16KD)."""
+
+BLOCK_LUTS = 400
+"""Lookup tables a block RAM is worth: an LFE5U has that many for each of its blocks. Below
+this price a memory, or what is left of one beside whole blocks, is made of lookup tables."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive words of a memory that are stored alike.
+
+    Attributes
+    ----------
+    start, words : int
+        First word and how many.
+    depth : int
+        Addresses of one block, a power of two that divides ``start``.
+    width : int
+        Bits of one block; 0 where the words are in lookup tables.
+    """
+
+    start: int
+    words: int
+    depth: int
+    width: int
+
+    @property
+    def block(self) -> bool:
+        """Whether the words are in block RAM."""
+        return self.width > 0
+
+    def resources(self, width: int, *, writable: bool) -> Resources:
+        """What it takes to store words of ``width`` bits here."""
+        if self.block:
+            return Resources(bram=ceil_div(width, self.width))
+        sixteenths = ceil_div(self.words, 16)
+        if not writable:
+            return Resources(lut=sixteenths * width)
+        # A TRELLIS_DPR16X4 takes 6 lookup tables; a multiplexer chooses among several.
+        mux = ceil_div(sixteenths, 2) * width if sixteenths > 1 else 0
+        return Resources(lut=sixteenths * ceil_div(width, 4) * 6 + mux + sixteenths)
+
+
+@lru_cache(maxsize=4096)
+def pieces(depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
+    """How ``depth`` words of ``width`` bits are stored for least, deepest blocks first.
+
+    Blocks are filled one depth after the other, for few depths fit one block shape: 1600 words
+    are 1024 of 18-bit slices, 512 of 36-bit ones and 64 in lookup tables, which saves a quarter
+    against one shape for all.
+    """
+
+    def cost(piece: Piece) -> int:
+        own = piece.resources(width, writable=writable)
+        return BLOCK_LUTS * own.bram + own.lut
+
+    best: dict[tuple[int, int], tuple[int, tuple[Piece, ...]]] = {}
+
+    def store(start: int, most: int) -> tuple[int, tuple[Piece, ...]]:
+        """Cost and pieces of the words from ``start``, in blocks at most ``most`` deep."""
+        left = depth - start
+        if left <= 0:
+            return 0, ()
+        key = (start, most)
+        if key in best:
+            return best[key]
+        rest = Piece(start, left, 1 << ceil_log2(left), 0)
+        options: list[tuple[int, tuple[Piece, ...]]] = []
+        if left <= DISTRIBUTED_DEPTH_MAX:
+            options.append((cost(rest), (rest,)))
+        for block_depth, block_width in BLOCK_SHAPES:
+            if block_depth > most:
+                continue
+            piece = Piece(start, min(left, block_depth), block_depth, block_width)
+            price, others = store(start + block_depth, block_depth)
+            # What follows needs a multiplexer behind it.
+            price += cost(piece) + (width if others else 0)
+            options.append((price, (piece, *others)))
+        best[key] = min(options, key=lambda o: (o[0], len(o[1])))
+        return best[key]
+
+    return store(0, BLOCK_SHAPES[-1][0])[1]
+
+
+@dataclass(frozen=True)
+class Field:
+    """Neighbouring bits of a memory's words, from ``start`` up to ``stop``.
+
+    ``late`` is how many cycles after the memory's latency they come.
+    """
+
+    start: int
+    stop: int
+    late: int
+
+
+DISTRIBUTED_DEPTH_MAX = 256
+"""No more words than this are kept in lookup tables."""
+
+LOGIC_DEPTH = 32
+"""Words of a `FastRom` that lookup tables choose from between two registers. Synthesis shares
+tables among the bits of a ROM by chaining them, the more of them the more words there are."""
+
+
+class Ram(Unit):
+    """A memory with one write and one read port; ``r_data`` follows ``r_addr`` by two cycles.
+
+    A read of an address written in the same cycle is undefined: users must keep them apart.
+
+    Parameters
+    ----------
+    depth : int
+        Words.
+    width : int
+        Bits per word.
+    init : sequence of int, function that returns one, or None
+        Initial words; a function is called when the memory is elaborated. With initial words
+        and ``writable`` false the memory is a ROM.
+    writable : bool
+        Whether there is a write port.
+
+    Members
+    -------
+    w_en, w_addr, w_data : In
+        Write port, only when ``writable``.
+    r_addr : In
+    r_data : Out
+    """
+
+    latency = ecp5.BLOCK_LATENCY
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        width: int,
+        init: Sequence[int] | Callable[[], Sequence[int]] | None = None,
+        writable: bool = True,
+    ):
+        check_positive(depth=depth, width=width)
+        if init is None and not writable:
+            raise ValueError("a memory that cannot be written must have init")
+        self.depth, self.width, self.writable = depth, width, writable
+        self._init = init
+        address = unsigned(ceil_log2(depth))
+        ports = {"r_addr": In(address), "r_data": Out(unsigned(width))}
+        if writable:
+            ports |= {"w_en": In(1), "w_addr": In(address), "w_data": In(unsigned(width))}
+        super().__init__(wiring.Signature(ports))
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """How the words are stored."""
+        return pieces(self.depth, self.width, self.writable)
+
+    @property
+    def _fields(self) -> list[Field]:
+        """The parts of a word that come at the same time, in order."""
+        return [Field(0, self.width, 0)]
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        initial = self._init() if callable(self._init) else self._init or []
+        if len(initial) > self.depth:
+            raise ValueError(f"init must have at most {self.depth} words, not {len(initial)}")
+        fields = self._fields
+        latest = max(field.late for field in fields)
+        chosen = [
+            delays(m, self._selected(self.r_addr, piece), self.latency + latest, f"chosen_{i}")
+            for i, piece in enumerate(self.pieces)
+        ]
+        outputs: list[list[Value]] = []
+        for i, piece in enumerate(self.pieces):
+            words = list(initial[piece.start : piece.start + piece.words])
+            early = self.latency - ecp5.BLOCK_LATENCY if piece.block else 1
+            address = self.r_addr[: ceil_log2(piece.depth)]
+            addresses = delays(m, address, early + latest, f"address_{i}")[early:]
+            parts: list[list[Value]] = [[] for _ in fields]
+            for j, (start, stop) in enumerate(self._slices(piece)):
+                inside = [
+                    (k, field)
+                    for k, field in enumerate(fields)
+                    if field.start < stop and start < field.stop
+                ]
+                first = min(field.late for _, field in inside)
+                data = self._slice(
+                    m,
+                    platform,
+                    f"{i}_{j}",
+                    piece,
+                    (start, stop),
+                    [(word >> start) & ((1 << stop - start) - 1) for word in words],
+                    addresses[first],
+                )
+                for k, field in inside:
+                    bits = data[max(field.start, start) - start : min(field.stop, stop) - start]
+                    parts[k].append(delayed(m, bits, field.late - first, f"late_{i}_{j}_{k}"))
+            outputs.append([Cat(*part) for part in parts])
+        words_out: list[Value] = []
+        for k, field in enumerate(fields):
+            value = outputs[-1][k]
+            for select, output in zip(chosen[-2::-1], outputs[-2::-1], strict=True):
+                value = Mux(select[self.latency + field.late], output[k], value)
+            words_out.append(value)
+        m.d.comb += self.r_data.eq(Cat(*words_out))
+        return m
+
+    def _slices(self, piece: Piece) -> list[tuple[int, int]]:
+        """The bits of a word that every memory of a piece holds: from, up to."""
+        if not piece.block:
+            return [(field.start, field.stop) for field in self._fields]
+        starts = range(0, self.width, piece.width)
+        return [(start, min(start + piece.width, self.width)) for start in starts]
+
+    def _slice(
+        self,
+        m: Module,
+        platform: object,
+        name: str,
+        piece: Piece,
+        place: tuple[int, int],
+        init: list[int],
+        address: Value,
+    ) -> Value:
+        """One memory, bits ``place`` of a piece's words; what it reads follows ``address``."""
+        if not piece.block and self.latency > ecp5.BLOCK_LATENCY:
+            return self._logic(m, f"piece_{name}", place[1] - place[0], init, address)
+        bits = place[1] - place[0]
+        low_bits = ceil_log2(piece.depth)
+        write_enable: Value = Const(0, 1)
+        if self.writable:
+            write_enable = self.w_en & self._selected(self.w_addr, piece)
+        if piece.block and ecp5.on_ecp5(platform):
+            data = Signal(bits, name=f"read_{name}")
+            ecp5.block_ram(
+                m,
+                f"piece_{name}",
+                width=piece.width,
+                init=init,
+                address=address,
+                data=data,
+                write=ecp5.BlockWrite(
+                    enable=write_enable,
+                    address=self.w_addr[:low_bits],
+                    data=self.w_data[place[0] : place[1]],
+                )
+                if self.writable
+                else None,
+            )
+            return data
+        memory = Memory(
+            shape=unsigned(bits),
+            depth=piece.words,
+            init=init,
+            # Users keep colliding accesses apart: no logic to make them behave.
+            attrs={
+                "ram_style": "block"
+                if piece.block
+                else "distributed"
+                if self.writable
+                else "logic",
+                "no_rw_check": 1,
+            },
+        )
+        m.submodules[f"piece_{name}"] = memory
+        read = memory.read_port(domain="sync" if piece.block else "comb")
+        m.d.comb += read.addr.eq(address)
+        if piece.block:
+            m.d.comb += read.en.eq(1)
+        if self.writable:
+            write = memory.write_port()
+            m.d.comb += [
+                write.addr.eq(self.w_addr[:low_bits]),
+                write.data.eq(self.w_data[place[0] : place[1]]),
+                write.en.eq(write_enable),
+            ]
+        return delayed(m, read.data, 1, f"read_{name}")
+
+    def _logic(self, m: Module, name: str, width: int, words: list[int], address: Value) -> Value:
+        """The word at ``address``, two cycles later, out of lookup tables."""
+        parts: list[Value] = []
+        for start in range(0, len(words), LOGIC_DEPTH):
+            some = words[start : start + LOGIC_DEPTH]
+            memory = Memory(
+                shape=unsigned(width), depth=len(some), init=some, attrs={"ram_style": "logic"}
+            )
+            m.submodules[f"{name}_{start}"] = memory
+            read = memory.read_port(domain="comb")
+            m.d.comb += read.addr.eq(address)
+            parts.append(delayed(m, read.data, 1, f"{name}_{start}_read"))
+        if len(parts) == 1:
+            return delayed(m, parts[0], 1, f"{name}_read")
+        which = delayed(m, address[ceil_log2(LOGIC_DEPTH) :], 1, f"{name}_which")
+        return delayed(m, Array(parts)[which], 1, f"{name}_read")
+
+    def _selected(self, address: Value, piece: Piece) -> Value:
+        """Whether an address lies in a piece."""
+        if len(self.pieces) == 1:
+            return Const(1, 1)
+        low_bits = ceil_log2(piece.depth)
+        return address[low_bits:] == piece.start >> low_bits
+
+    def resources(self) -> Resources:
+        return ram_resources(self.depth, self.width, writable=self.writable)
+
+
+class FastRom(Ram):
+    """A large ROM: ``r_data`` follows ``r_addr`` by three cycles, or more.
+
+    Words of a systolic array's weights are needed piecemeal, each element's a cycle after its
+    neighbour's. It is the address that waits, a few bits for every block, and not what is read:
+    so blocks may lie along the array.
+
+    Parameters
+    ----------
+    depth, width, init
+        Of a `Ram`.
+    late : sequence of int
+        The word consists of so many fields of equal width, lowest bits first; by how many
+        cycles more each of them follows.
+
+    Members
+    -------
+    r_addr : In
+    r_data : Out
+    """
+
+    latency = ecp5.BLOCK_LATENCY + 1
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        width: int,
+        init: Sequence[int] | Callable[[], Sequence[int]],
+        late: Sequence[int] = (0,),
+    ):
+        super().__init__(depth=depth, width=width, init=init, writable=False)
+        if width % len(late):
+            raise ValueError(f"width must be a multiple of the {len(late)} fields, not {width!r}")
+        self.late = tuple(late)
+
+    @property
+    def _fields(self) -> list[Field]:
+        width = self.width // len(self.late)
+        fields: list[Field] = []
+        for k, late in enumerate(self.late):
+            if fields and fields[-1].late == late:
+                fields[-1] = replace(fields[-1], stop=(k + 1) * width)
+            else:
+                fields.append(Field(k * width, (k + 1) * width, late))
+        return fields
+
+    def resources(self) -> Resources:
+        return ram_resources(self.depth, self.width, writable=False, fast=True)
+
+
+@cache
+def ram_resources(
+    depth: int, width: int, *, writable: bool, information: float = 1.0, fast: bool = False
+) -> Resources:
+    """What a `Ram` takes, or a `FastRom` if ``fast``.
+
+    ``information`` is how much a bit of a ROM tells, 0 .. 1: see `bit_information`.
+    """
+    parts = []
+    for piece in pieces(depth, width, writable):
+        part = piece.resources(width, writable=writable)
+        if not piece.block and not writable:
+            # A table for every LOGIC_DEPTH words and a choice among them, or one table for all.
+            most = LOGIC_DEPTH if fast else piece.words
+            starts = range(0, piece.words, most)
+            tables = (logic_luts(min(most, piece.words - s), width, information) for s in starts)
+            part = Resources(lut=sum(tables) + (len(starts) - 1) * width)
+        parts.append(part)
+    # Every piece but the first has to be chosen, too.
+    parts.append(Resources(lut=round((len(parts) - 1) * (PIECE_LUTS * width + 4))))
+    return Resources.total(parts)
+
+
+def logic_luts(words: int, width: int, information: float) -> int:
+    """Lookup tables that hold words of which a bit tells ``information``."""
+    # Lookup tables of 5 to 7 inputs come in twos, fours and eights.
+    rounded = 1 << ceil_log2(ceil_div(words, 16))
+    return round(rounded * width * (ROM_MUX * information if rounded > 1 else 1.0))
+
+
+ROM_MUX = 1.2
+"""Lookup tables of a ROM for each that its words would fill: synthesis does not share them all."""
+
+PIECE_LUTS = 1.25
+"""Lookup tables a bit to choose between two pieces of a memory."""
+
+
+def bit_information(values: npt.NDArray[np.integer], bits: int) -> float:
+    """How much a bit of such values tells on average: 1 where both states are as frequent.
+
+    Logic that stores values of which most bits are 0 is a fraction of what random ones take.
+    """
+    total = 0.0
+    for bit in range(bits):
+        share = np.count_nonzero(values >> bit & 1) / values.size
+        if 0 < share < 1:
+            total -= share * math.log2(share) + (1 - share) * math.log2(1 - share)
+    return total / bits
+
+
+class CreditFifo(Unit):
+    """A queue at the end of a free-running pipeline that can never be overrun.
+
+    Whoever feeds the pipeline takes one credit per item (``take``, allowed while ``credit``);
+    the item may be pushed any number of cycles later. The credit comes back when the item
+    leaves through ``o``. So the pipeline needs no stall input.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        Item.
+    depth : int
+        Items, a power of two, 16 or more; full throughput needs the pipeline's latency + 2.
+
+    Members
+    -------
+    credit : Out(1)
+    take : In(1)
+    push : In(1)
+    i : In
+    o : Out(stream)
+    """
+
+    def __init__(self, *, shape: object, depth: int):
+        check_positive(depth=depth)
+        if depth < 16 or depth & (depth - 1):
+            raise ValueError(f"depth must be a power of two from 16, not {depth!r}")
+        self.shape, self.depth = shape, depth
+        super().__init__(
+            wiring.Signature(
+                {
+                    "credit": Out(1),
+                    "take": In(1),
+                    "push": In(1),
+                    "i": In(shape),
+                    "o": Out(stream.Signature(shape)),
+                }
+            )
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        width = Shape.cast(self.shape).width
+        m.submodules.memory = memory = Memory(
+            shape=unsigned(width), depth=self.depth, init=[], attrs={"ram_style": "distributed"}
+        )
+        write, read = memory.write_port(), memory.read_port(domain="comb")
+        level = Signal(range(self.depth + 1))
+        credits = Signal(range(self.depth + 1), init=self.depth)
+        valid = Signal()
+        pop = Signal()
+        pushed = Signal.like(write.addr)
+        popped = Signal.like(read.addr)
+        m.d.comb += [
+            write.addr.eq(pushed),
+            write.data.eq(self.i),
+            write.en.eq(self.push),
+            read.addr.eq(popped),
+            self.o.payload.eq(read.data),
+            self.o.valid.eq(valid),
+            pop.eq(valid & self.o.ready),
+            self.credit.eq(credits != 0),
+        ]
+        next_level = Signal.like(level)
+        m.d.comb += next_level.eq(level + self.push - pop)
+        m.d.sync += [
+            level.eq(next_level),
+            valid.eq(next_level != 0),
+            credits.eq(credits - self.take + pop),
+            pushed.eq(pushed + self.push),
+            popped.eq(popped + pop),
+        ]
+        return m
+
+    def resources(self) -> Resources:
+        width = Shape.cast(self.shape).width
+        pointer = bits_for(self.depth)
+        return Resources(lut=ceil_div(self.depth, 16) * ceil_div(width, 4) * 6 + 8 * pointer)
+
+
+def fifo_depth(latency: int) -> int:
+    """The depth of a `CreditFifo` that keeps a pipeline of this latency busy."""
+    return max(16, 1 << ceil_log2(latency + 2))
+
+
+__all__ = [
+    "BLOCK_SHAPES",
+    "CreditFifo",
+    "FastRom",
+    "Piece",
+    "Ram",
+    "bit_information",
+    "fifo_depth",
+    "pieces",
+    "ram_resources",
+]

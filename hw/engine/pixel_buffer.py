@@ -1,0 +1,152 @@
+# amaranth: UnusedElaboratable=no
+"""The feeder of normalizations: groups of whole pixels, read once per pass."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Module, Mux, Shape, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from lichen.hw.device.memory import Ram, ram_resources
+from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of
+from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Sequencer
+from lichen.hw.engine.window import SIZE_BITS
+from lichen.network.arithmetic import ceil_div
+
+WRITE_DELAY = 1
+
+
+class PixelBuffer(Unit):
+    """Feeds a matrix-vector product over the channels of P pixels at a time (a 1x1 window).
+
+    Two banks: one fills while the other is read. Groups do not cross the end of a row.
+
+    Parameters
+    ----------
+    channels, lanes, pixels, passes, pass_cycles : int
+        As for `lichen.hw.engine.window.Window`.
+    shape : Shape
+        One value.
+
+    Members
+    -------
+    i : In(stream)
+    feed : Out(FeedSignature)
+    width : In(16)
+        Pixels per row.
+    """
+
+    banks = 2
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        shape: Shape,
+        lanes: int,
+        pixels: int,
+        passes: int,
+        pass_cycles: int,
+    ):
+        check_positive(
+            channels=channels, lanes=lanes, pixels=pixels, passes=passes, pass_cycles=pass_cycles
+        )
+        self.channels, self.shape, self.lanes = channels, Shape.cast(shape), lanes
+        self.pixels, self.passes, self.pass_cycles = pixels, passes, pass_cycles
+        super().__init__(
+            wiring.Signature(
+                {
+                    "i": In(stream.Signature(lanes_of(self.shape, lanes))),
+                    "feed": Out(FeedSignature(shape=self.shape, pixels=pixels, lanes=lanes)),
+                    "width": In(SIZE_BITS),
+                }
+            )
+        )
+        self.rams = [
+            Ram(depth=self.banks * self.steps, width=lanes * self.shape.width)
+            for _ in range(pixels)
+        ]
+
+    @property
+    def steps(self) -> int:
+        """Steps per pass, and beats per pixel."""
+        return ceil_div(self.channels, self.lanes)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        steps, pixels = self.steps, self.pixels
+        queued = Signal(range(self.banks + 1))  # full, not yet started
+        used = Signal(range(self.banks + 1))  # full, or being read
+        seq = Sequencer(
+            m, passes=self.passes, steps=steps, pass_cycles=self.pass_cycles, feed=self.feed
+        )
+
+        # Write side.
+        accept, complete = Signal(), Signal()
+        w_bank, w_beat, w_pixel = Signal(), Signal(range(steps)), Signal(range(pixels))
+        x = Signal(SIZE_BITS, init=1)
+        counts = Array(Signal(range(pixels + 1), name=f"count_{b}") for b in range(self.banks))
+        beat_last = Signal()
+        m.d.comb += [
+            self.i.ready.eq(used != self.banks),
+            accept.eq(self.i.valid & self.i.ready),
+            beat_last.eq(w_beat == steps - 1),
+            complete.eq(accept & beat_last & ((w_pixel == pixels - 1) | (x == self.width))),
+        ]
+        with m.If(accept):
+            m.d.sync += w_beat.eq(Mux(beat_last, 0, w_beat + 1))
+            with m.If(beat_last):
+                m.d.sync += [
+                    w_pixel.eq(Mux(complete, 0, w_pixel + 1)),
+                    x.eq(Mux(x == self.width, 1, x + 1)),
+                ]
+        with m.If(complete):
+            m.d.sync += [counts[w_bank].eq(w_pixel + 1), w_bank.eq(~w_bank)]
+        w_enable = delayed(m, accept, 1 + WRITE_DELAY, "w_enable")
+        w_address = Signal(range(self.banks * steps))
+        m.d.comb += w_address.eq(Mux(w_bank, steps, 0) + w_beat)
+        w_address = delayed(m, w_address, 1 + WRITE_DELAY, "w_address")
+        w_target = delayed(m, w_pixel, 1 + WRITE_DELAY, "w_target")
+        w_data = delayed(m, self.i.payload.as_value(), 1 + WRITE_DELAY, "w_data")
+        for p, ram in enumerate(self.rams):
+            m.submodules[f"pixel_{p}"] = ram
+            m.d.comb += [
+                ram.w_en.eq(w_enable & (w_target == p)),
+                ram.w_addr.eq(w_address),
+                ram.w_data.eq(w_data),
+            ]
+
+        # Read side.
+        start_bank, bank, beat = Signal(), Signal(), Signal(range(steps))
+        m.d.comb += [seq.ready.eq(queued != 0), self.feed.count.eq(counts[start_bank])]
+        m.d.sync += [
+            queued.eq(queued + complete - seq.start),
+            used.eq(used + complete - seq.done),
+        ]
+        with m.If(seq.start):
+            m.d.sync += [bank.eq(start_bank), start_bank.eq(~start_bank)]
+        with m.If(seq.step):
+            m.d.sync += beat.eq(Mux(seq.last_step, 0, beat + 1))
+        address = Signal(range(self.banks * steps))
+        m.d.comb += address.eq(Mux(bank, steps, 0) + beat)
+        r_addr = delayed(m, address, FEED_LATENCY - 2 - Ram.latency, "r_addr")
+        valid = delayed(m, seq.step, FEED_LATENCY - 2, "valid")
+        for p, ram in enumerate(self.rams):
+            m.d.comb += ram.r_addr.eq(r_addr)
+            value = Signal(lanes_of(self.shape, self.lanes), name=f"value_{p}", reset_less=True)
+            m.d.sync += value.as_value().eq(Mux(valid, ram.r_data, 0))
+            # Once more, for the memory may be far from the array.
+            m.d.comb += self.feed.a[p].as_value().eq(delayed(m, value.as_value(), 1, f"a_{p}"))
+        return m
+
+    def resources(self) -> Resources:
+        return pixel_buffer_resources(
+            self.channels, lanes=self.lanes, bits=self.shape.width, pixels=self.pixels
+        )
+
+
+def pixel_buffer_resources(channels: int, *, lanes: int, bits: int, pixels: int) -> Resources:
+    """What a `PixelBuffer` takes."""
+    word = lanes * bits
+    depth = PixelBuffer.banks * ceil_div(channels, lanes)
+    return ram_resources(depth, word, writable=True) * pixels + Resources(lut=50 + pixels * word)

@@ -1,0 +1,1 @@
+"""Who chooses: foldings, tiles, cycles and prices, before any synthesis."""

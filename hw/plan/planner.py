@@ -1,0 +1,735 @@
+# amaranth: UnusedElaboratable=no
+"""The planner: fold a transform onto a budget so that it runs as fast as it can."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Hashable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from amaranth.hdl import Shape, signed
+
+from lichen.errors import UserError
+from lichen.hw.device.memory import CreditFifo, bit_information, fifo_depth, ram_resources
+from lichen.hw.device.unit import Resources, lanes_of, shape_of
+from lichen.hw.engine.array import array_latency
+from lichen.hw.engine.core import Core, CoreShape, core_resources
+from lichen.hw.engine.element import ELEMENTS, Backend, Element, packs
+from lichen.hw.engine.pixel_buffer import pixel_buffer_resources
+from lichen.hw.engine.regroup import regroup_resources
+from lichen.hw.engine.requantize import Requantize
+from lichen.hw.engine.skid import skid_resources
+from lichen.hw.engine.window import window_resources, window_row_words, window_rows
+from lichen.hw.plan import timing
+from lichen.hw.plan.tiling import Tile, tiles
+from lichen.hw.stage.conv import ConvUnit
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding, operand_shapes
+from lichen.hw.stage.norm import NORM_CONTROL, Normalize, norm_payload, waiting_depth
+from lichen.hw.stage.pipeline import Pipeline
+from lichen.network.arithmetic import NORM_BITS, ceil_div
+from lichen.network.description import PHOTO, Format, Stage, Transform
+
+CHAINS = (1, 2, 4)
+"""Channels per beat that are tried."""
+
+PIXELS = (1, 2, 3, 4, 6, 8, 9, 12)
+"""Pixels per group that are tried."""
+
+BACKENDS = (Backend.DSP, Backend.PACKED, Backend.LUT)
+"""Back-ends that are tried."""
+
+PRICE_ROUNDS = 6
+"""How often prices are adjusted before another choice of back-ends is tried."""
+
+LARGE_ARRAYS = 4
+"""Arrays for which lookup tables are tried as a matter of choice, not of price."""
+
+DSP_PRICE = 0.25
+"""What a share of the multipliers is worth, in equal shares of the other primitives."""
+
+TILE_COUNTS, TILE_COUNTS_MOST = 5, 14
+"""Numbers of tiles that are tried, and where none of them fits."""
+
+SCARCE = 0.97
+"""A primitive of which so large a share is used holds a plan back."""
+
+LEADS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.25)
+"""By how much the stages behind the first few are tried to be faster than the slowest."""
+
+
+class Budget(Protocol):
+    """What the pipeline may use; `lichen.boards.board.Budget` is one."""
+
+    @property
+    def dsp(self) -> int: ...
+
+    @property
+    def bram(self) -> int: ...
+
+    @property
+    def lut(self) -> int: ...
+
+
+def frame_cycles(pipeline: Pipeline, height: int, width: int) -> int:
+    """Cycles of a frame, exact, all tiles and their halos included."""
+    cut = tiles(pipeline.transform, width, pipeline.folding.max_width)
+    widths = [tile.stop - tile.start for tile in cut]
+    cycles = {w: timing.cycles(pipeline, height, w) for w in set(widths)}
+    return sum(cycles[w] for w in widths)
+
+
+def _divides(a: int, b: int) -> bool:
+    return a % b == 0 or b % a == 0
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+@lru_cache(maxsize=4096)
+def _element(backend: Backend, a: Shape, w: Shape, lanes: int) -> Element:
+    return ELEMENTS[backend](a_shape=a, w_shape=w, lanes=lanes)
+
+
+class _Array:
+    """One array of the transform and every way to fold it.
+
+    Parameters
+    ----------
+    stage : Stage
+    source : Format
+        Of the stage's input.
+    normalization : bool
+        Whether it is the array of the stage's normalization.
+    size : (int, int)
+        Height and width of the stage's output.
+    max_width : int
+        Of the stage's input.
+    backends : tuple of Backend
+        To choose from.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        source: Format,
+        normalization: bool,
+        size: tuple[int, int],
+        max_width: int,
+        backends: tuple[Backend, ...],
+    ):
+        self.stage, self.source, self.normalization = stage, source, normalization
+        self.size, self.max_width = size, max_width
+        conv = stage.convolution
+        self.channels = stage.out_channels
+        self.in_channels = self.channels if normalization else conv.in_channels
+        self.taps = 1 if normalization else conv.kernel**2
+        self.operands = operand_shapes(stage, source)[normalization]
+        if normalization:
+            self.accumulator_bits = NORM_BITS
+        else:
+            least, most = conv.accumulator_range(source)
+            self.accumulator_bits = shape_of(min(-1, int(least.min())), int(most.max())).width
+        self.backends = [b for b in backends if b is not Backend.PACKED or packs(*self.operands)]
+        weights = conv.weight
+        if normalization:
+            assert stage.normalization is not None
+            weights = stage.normalization.gamma
+        self.information = bit_information(weights, self.operands[1].width)
+        self._costs: dict[tuple[ArrayFolding, int], Resources] = {}
+
+    @property
+    def products(self) -> int:
+        """Multiplications in a frame."""
+        height, width = self.size
+        return height * width * self.channels * self.taps * self.in_channels
+
+    def shape(self, folding: ArrayFolding, chains: int) -> CoreShape:
+        """The dimensions of the core."""
+        element = _element(folding.backend, *self.operands, folding.lanes)
+        return CoreShape(
+            channels=self.channels,
+            steps=self.taps * self.in_channels // folding.lanes,
+            pixels=folding.pixels,
+            chains=chains,
+            chain_length=folding.chain_length,
+            array_latency=array_latency(element, folding.chain_length),
+        )
+
+    def foldings(self, limit: int, chains: int) -> Iterator[ArrayFolding]:
+        """Every folding that takes at most ``limit`` cycles a frame and could not be shorter."""
+        height, width = self.size
+        beats = ceil_div(self.channels, chains)
+        for pixels in PIXELS:
+            groups = height * ceil_div(width, pixels)
+            if pixels > width or groups * pixels * beats > limit:
+                continue
+            for lanes in _divisors(self.in_channels):
+                steps = self.taps * self.in_channels // lanes
+                passes = min(beats, limit // (groups * steps))
+                if passes < 1:
+                    continue
+                for backend in self.backends:
+                    ways = ELEMENTS[backend].ways
+                    length = ceil_div(ceil_div(beats, passes), ways) * ways
+                    folding = ArrayFolding(
+                        pixels=pixels, chain_length=length, lanes=lanes, backend=backend
+                    )
+                    if length > beats:
+                        continue
+                    if self.shape(folding, chains).frame_cycles(height, width) <= limit:
+                        yield folding
+
+    def cost(self, folding: ArrayFolding, chains: int) -> Resources:
+        """What the array takes with its buffers; a convolution's regrouping left out."""
+        key = (folding, chains)
+        if key not in self._costs:
+            self._costs[key] = self._cost(folding, chains)
+        return self._costs[key]
+
+    def _cost(self, folding: ArrayFolding, chains: int) -> Resources:
+        shape = self.shape(folding, chains)
+        element = _element(folding.backend, *self.operands, folding.lanes)
+        core = core_resources(
+            shape,
+            element,
+            accumulator_bits=self.accumulator_bits,
+            information=self.information,
+        )
+        bits = self.operands[0].width
+        if self.normalization:
+            x = self.stage.requantizer.output
+            waiting = ram_resources(
+                waiting_depth(shape, folding.lanes),
+                chains * shape_of(x.lo, x.hi).width,
+                writable=True,
+            )
+            return (
+                core
+                + waiting
+                + regroup_resources(chains, folding.lanes)
+                + NORM_CONTROL
+                + pixel_buffer_resources(
+                    self.channels, lanes=folding.lanes, bits=bits, pixels=folding.pixels
+                )
+            )
+        conv = self.stage.convolution
+        row = window_row_words(
+            max_width=self.max_width,
+            padding=conv.padding,
+            stride=conv.stride,
+            groups=ceil_div(self.in_channels, folding.lanes),
+            pixels=folding.pixels,
+        )
+        words = window_rows(conv.kernel, conv.stride) * row
+        window = window_resources(words, lanes=folding.lanes, bits=bits, pixels=folding.pixels)
+        return core + skid_resources(folding.lanes * bits) + window
+
+
+def _fifo(shape: object, latency: int) -> Resources:
+    return CreditFifo(shape=shape, depth=fifo_depth(Core.latency + latency)).resources()
+
+
+def _signature(stage: Stage, source: Format) -> tuple[Hashable, ...]:
+    """All that the cost of a stage depends on, but for the size of its frames."""
+    conv, requantizer, norm = stage.convolution, stage.requantizer, stage.normalization
+    least, most = conv.accumulator_range(source)
+    shifts = requantizer.pre_shift
+    return (
+        (conv.in_channels, conv.out_channels, conv.kernel, conv.stride, conv.padding),
+        (source.lo, source.hi, conv.weight_bits),
+        shape_of(min(-1, int(least.min())), int(most.max())).width,
+        shape_of(min(0, int(conv.bias.min())), max(0, int(conv.bias.max()))).width,
+        (int(shifts.max() - shifts.min()), requantizer.negative_multiplier is None),
+        (requantizer.output.lo, requantizer.output.hi),
+        norm and (norm.kind, norm.gamma_bits, norm.u_bits, norm.output.lo, norm.output.hi),
+    )
+
+
+_Tables = dict[tuple[_Array, int, int, bool], tuple[list[ArrayFolding], npt.NDArray[np.float64]]]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What searches have found out about stages, for others that have some of the same.
+
+    A search of its own forgets the tables of a pace when it goes on to the next.
+    """
+
+    stages: dict[Hashable, list[_Array]] = field(default_factory=dict)
+    posts: dict[Hashable, Resources] = field(default_factory=dict)
+    tables: _Tables = field(default_factory=dict)
+
+
+class _Search:
+    """Foldings of least cost under a pace, for one tile width."""
+
+    def __init__(
+        self,
+        transform: Transform,
+        max_width: int,
+        backends: tuple[Backend, ...],
+        known: Known | None = None,
+    ):
+        self.transform, self.max_width = transform, max_width
+        sizes = transform.sizes(PHOTO[0], max_width)
+        self.arrays: list[list[_Array]] = []
+        self._keeps_tables = known is not None
+        known = Known() if known is None else known
+        self._signatures: list[Hashable] = []
+        for stage, source, before, size in zip(
+            transform.stages, transform.sources, sizes, sizes[1:], strict=False
+        ):
+            kinds = [False] if stage.normalization is None else [False, True]
+            key = (_signature(stage, source), size, before[1], backends)
+            if key not in known.stages:
+                known.stages[key] = [
+                    _Array(stage, source, kind, size, before[1], backends) for kind in kinds
+                ]
+            self._signatures.append(key)
+            self.arrays.append(known.stages[key])
+        self._posts, self._tables = known.posts, known.tables
+        self._worked: tuple[_Array, ...] = ()
+
+    def _post(self, number: int, chains: int) -> Resources:
+        """What stands behind the arrays of a stage: requantizer, root, queues."""
+        key = (self._signatures[number], chains)
+        if key not in self._posts:
+            stage = self.transform.stages[number]
+            conv = self.arrays[number][0]
+            post = Requantize(
+                bias=[int(b) for b in stage.convolution.bias],
+                constants=stage.requantizer,
+                accumulator_shape=signed(conv.accumulator_bits),
+                lanes=chains,
+                normalization=stage.normalization,
+            )
+            x, norm = stage.requantizer.output, stage.normalization
+            total = post.resources()
+            if norm is None:
+                total += _fifo(lanes_of(post.x_shape, chains), post.latency)
+            else:
+                root = Normalize(normalization=norm, source=x, lanes=chains)
+                total += _fifo(norm_payload(x, norm, chains), post.latency)
+                total += root.resources() + _fifo(lanes_of(root.y_shape, chains), root.latency)
+            self._posts[key] = total
+        return self._posts[key]
+
+    def fold(
+        self, limits: list[int], prices: Prices, of_luts: Collection[_Array] = ()
+    ) -> tuple[Resources, list[StageFolding]] | None:
+        """The cheapest stage foldings whose arrays take at most ``limits`` cycles, by stage.
+
+        The arrays of ``of_luts`` are made of lookup tables.
+        """
+        # Stages are coupled only by the channels per beat between them: a shortest path.
+        start = (0.0, Resources(), list[StageFolding]())
+        paths: dict[int | None, tuple[float, Resources, list[StageFolding]]] = {None: start}
+        for number, arrays in enumerate(self.arrays):
+            extended: dict[int | None, tuple[float, Resources, list[StageFolding]]] = {}
+            for chains in CHAINS:
+                if arrays[0].channels % chains:
+                    continue
+                options = [
+                    self._options(a, limits[number], chains, prices, a in of_luts) for a in arrays
+                ]
+                if not all(options):
+                    continue
+                post = self._post(number, chains)
+                norm = None
+                if len(options) > 1:
+                    fitting = [o for o in options[1] if _divides(chains, o[1].lanes)]
+                    if not fitting:
+                        continue
+                    norm = min(fitting, key=lambda o: o[0])[1]
+                    post += arrays[1].cost(norm, chains)
+                for before, (cost, used, path) in paths.items():
+                    fitting = [
+                        o for o in options[0] if before is None or _divides(before, o[1].lanes)
+                    ]
+                    if not fitting:
+                        continue
+                    conv = min(fitting, key=lambda o: o[0])[1]
+                    regroup = regroup_resources(before or conv.lanes, conv.lanes)
+                    need = arrays[0].cost(conv, chains) + post + regroup
+                    total = cost + prices.of(need)
+                    if chains not in extended or total < extended[chains][0]:
+                        stage = StageFolding(chains=chains, convolution=conv, normalization=norm)
+                        extended[chains] = (total, used + need, [*path, stage])
+            paths = extended
+        if not paths:
+            return None
+        return min(paths.values(), key=lambda p: p[0])[1:]
+
+    def _options(
+        self, array: _Array, limit: int, chains: int, prices: Prices, of_luts: bool
+    ) -> list[tuple[float, ArrayFolding]]:
+        """Price and folding: the cheapest for every number of lanes."""
+        key = (array, limit, chains, of_luts)
+        if key not in self._tables:
+            foldings = [
+                f for f in array.foldings(limit, chains) if not of_luts or f.backend is Backend.LUT
+            ]
+            costs = [array.cost(f, chains) for f in foldings]
+            needs = np.array([[c.dsp, c.bram, c.lut] for c in costs], dtype=float).reshape(-1, 3)
+            kept = _undominated(needs, np.array([f.lanes for f in foldings]))
+            self._tables[key] = [foldings[i] for i in kept], needs[kept]
+        foldings, needs = self._tables[key]
+        found = needs @ (prices.dsp, prices.bram, prices.lut)
+        best: dict[int, tuple[float, ArrayFolding]] = {}
+        for i in np.argsort(found, kind="stable").tolist():
+            best.setdefault(foldings[i].lanes, (float(found[i]), foldings[i]))
+        return list(best.values())
+
+    def reach(
+        self, limits: list[int], budget: Resources, *, thorough: bool = False
+    ) -> Folding | None:
+        """A folding within budget whose arrays keep to ``limits``, or None.
+
+        The first one found, or ``thorough`` the one with fewest lookup tables.
+        """
+        best: tuple[int, Folding] | None = None
+        # Prices alone tip an array from one kind of multiplier to the other as a whole, and
+        # two large arrays often together: so it is decided beforehand which of the large ones
+        # are made of lookup tables.
+        if not self._keeps_tables:
+            self._tables.clear()
+        # What has worked at another pace is likely to work again.
+        for of_luts in sorted(self._choices(), key=lambda choice: choice != self._worked):
+            prices = Prices.start(budget)
+            for _ in range(PRICE_ROUNDS):
+                found = self.fold(limits, prices, of_luts)
+                if found is None:
+                    break
+                used, stages = found
+                if fits(used, budget):
+                    if best is None or used.lut < best[0]:
+                        best = used.lut, Folding(max_width=self.max_width, stages=stages)
+                    if not thorough:
+                        self._worked = of_luts
+                        return best[1]
+                    break
+                prices = prices.adjusted(used, budget)
+        return None if best is None else best[1]
+
+    def _choices(self) -> Iterator[tuple[_Array, ...]]:
+        """Sets of arrays to make of lookup tables, out of those that multiply most."""
+        arrays = [array for stage in self.arrays for array in stage]
+        large = sorted(arrays, key=lambda array: -array.products)[:LARGE_ARRAYS]
+        large = [array for array in large if Backend.LUT in array.backends]
+        for count in range(len(large) + 1):
+            yield from itertools.combinations(large, count)
+
+    def smallest(self) -> Folding:
+        """Whatever takes fewest block RAMs, at any pace."""
+        slowest = 1 << 40
+        found = self.fold([slowest] * len(self.arrays), Prices(dsp=0.01, bram=1.0, lut=1e-5))
+        assert found is not None
+        return Folding(max_width=self.max_width, stages=found[1])
+
+    def least_cycles(self) -> int:
+        """No pace below this is of use: half the multiplications of the largest array with all
+        that a large device could hold."""
+        return (
+            max(
+                a.size[0] * a.size[1] * a.channels * a.taps * a.in_channels
+                for arrays in self.arrays
+                for a in arrays
+            )
+            // 4096
+        )
+
+    def most_cycles(self) -> int:
+        """With one multiplier per array."""
+        return self.least_cycles() * 4096 * 2
+
+
+def _undominated(needs: npt.NDArray[np.float64], lanes: npt.NDArray[np.int64]) -> list[int]:
+    """Rows of ``needs`` that no other row with as many lanes undercuts, at whatever prices."""
+    less = (needs[:, None, :] <= needs[None, :, :]).all(axis=2)
+    less &= lanes[:, None] == lanes[None, :]
+    # Of equal ones the first stays.
+    first = np.triu(np.ones_like(less), 1)
+    return np.flatnonzero(~(less & (~less.T | first)).any(axis=0)).tolist()
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a primitive costs while searching."""
+
+    dsp: float
+    bram: float
+    lut: float
+
+    @classmethod
+    def start(cls, budget: Budget) -> Prices:
+        """All of every kind of primitive is worth the same."""
+        # Except multipliers: what they take off the lookup tables makes routes shorter.
+        return cls(DSP_PRICE / max(1, budget.dsp), 1 / max(1, budget.bram), 1 / max(1, budget.lut))
+
+    def of(self, resources: Resources) -> float:
+        """The price of resources."""
+        return resources.dsp * self.dsp + resources.bram * self.bram + resources.lut * self.lut
+
+    def adjusted(self, used: Resources, budget: Budget) -> Prices:
+        """What is overdrawn gets dearer, what is left over cheaper."""
+
+        def change(need: int, have: int) -> float:
+            return min(1.6, max(0.7, (need / max(1, have)) ** 2))
+
+        return Prices(
+            self.dsp * change(used.dsp, budget.dsp),
+            self.bram * change(used.bram, budget.bram),
+            self.lut * change(used.lut, budget.lut),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A folding with what it needs and what it reaches.
+
+    Attributes
+    ----------
+    pipeline : Pipeline
+    resources : Resources
+        Of the pipeline alone.
+    cycles_per_frame : int
+        Of one `PHOTO`, tiles and halos included.
+    """
+
+    pipeline: Pipeline
+    resources: Resources
+    cycles_per_frame: int
+
+    @property
+    def folding(self) -> Folding:
+        return self.pipeline.folding
+
+    def _tiles(self) -> list[Tile]:
+        return tiles(self.pipeline.transform, PHOTO[1], self.folding.max_width)
+
+    @property
+    def halo_share(self) -> float:
+        """Columns of a `PHOTO` that are computed twice for tiles to overlap, of all computed."""
+        return 1 - PHOTO[1] / sum(tile.stop - tile.start for tile in self._tiles())
+
+    def describe(self, clock_hz: float) -> dict[str, Any]:
+        """The fields of ``lichen plan --json``, without ``fits``."""
+        return {
+            "stages": self.stages(),
+            "clock_mhz": clock_hz / 1e6,
+            "tile_width": self.folding.max_width,
+            "tiles": len(self._tiles()),
+            "halo_share": self.halo_share,
+            "cycles_per_frame": self.cycles_per_frame,
+            "fps": clock_hz / self.cycles_per_frame,
+            "dsp": self.resources.dsp,
+            "lut": self.resources.lut,
+            "bram": self.resources.bram,
+        }
+
+    def stages(self) -> list[dict[str, Any]]:
+        """Per unit: array, resources, and how busy it is over an untiled frame."""
+        width = min(PHOTO[1], self.folding.max_width)
+        total, spent = timing.simulate(self.pipeline, PHOTO[0], width)
+        units = self.pipeline.stage_resources().items()
+        rows = []
+        for unit, (name, cost), use in zip(self.pipeline.units, units, spent, strict=True):
+            shape = unit.core.shape
+            lines = unit.window.banks if isinstance(unit, ConvUnit) else unit.buffer.rams
+            rows.append(
+                {
+                    "name": name,
+                    "pixels": shape.pixels,
+                    "channels": shape.chains * shape.chain_length,
+                    "chains": shape.chains,
+                    "lanes": unit.core.lanes,
+                    "backend": unit.core.array.backend.value,
+                    "busy": use["busy"] / total,
+                    "stall_input": use["stall_input"] / total,
+                    "stall_drain": use["stall_drain"] / total,
+                    "dsp": cost.dsp,
+                    "bram": cost.bram,
+                    "bram_weights": unit.core.rom.resources().bram,
+                    "bram_lines": sum(bank.resources().bram for bank in lines),
+                    "lut": cost.lut,
+                }
+            )
+        return rows
+
+    def bounds(self, budget: Budget) -> list[str]:
+        """What holds the plan back: a phrase for every primitive that is used up."""
+        rows = self.stages()
+        weights = sum(row["bram_weights"] for row in rows)
+        lines = sum(row["bram_lines"] for row in rows)
+        need = self.resources
+        phrases = {
+            "dsp": f"multipliers ({need.dsp} of {budget.dsp})",
+            "bram": f"block RAMs ({need.bram} of {budget.bram}: {weights} for weights, {lines} for "
+            f"rows, {need.bram - weights - lines} for other things)",
+            "lut": f"LUTs (about {need.lut} of {budget.lut} that a plan may use)",
+        }
+        return [
+            phrase
+            for name, phrase in phrases.items()
+            if getattr(need, name) >= SCARCE * getattr(budget, name)
+        ]
+
+
+def fits(resources: Resources, budget: Budget) -> bool:
+    """Whether a budget holds the resources."""
+    return (
+        resources.dsp <= budget.dsp
+        and resources.bram <= budget.bram
+        and resources.lut <= budget.lut
+    )
+
+
+def evaluate(transform: Transform, folding: Folding) -> Plan:
+    """The plan of a given folding. Raises UserError when the folding is not one of it."""
+    try:
+        pipeline = Pipeline(transform, folding)
+    except ValueError as error:
+        raise UserError(f"this folding does not suit the network: {error}.") from None
+    return Plan(pipeline, pipeline.resources(), frame_cycles(pipeline, *PHOTO))
+
+
+def plan(
+    transform: Transform,
+    budget: Budget,
+    *,
+    max_width: int | None = None,
+    multipliers: int | None = None,
+) -> Plan:
+    """The fastest folding found within a budget; the smallest one if none fits.
+
+    Parameters
+    ----------
+    transform : Transform
+        Plain convolutions only.
+    budget : Budget
+        What the pipeline may use; whatever surrounds it must have been taken off.
+    max_width : int or None
+        Widest image, or tile, in pixels; None chooses the one that is fastest for a `PHOTO`.
+    multipliers : int or None
+        Use at most so many of the budget's multipliers, and no others.
+
+    Raises
+    ------
+    UserError
+        When the transform cannot be generated at all.
+    """
+    for stage in transform.stages:
+        if stage.convolution.transposed:
+            raise UserError(
+                f"stage {stage.name} is a transposed convolution, which cannot be generated yet; "
+                "the analysis transform g_a can."
+            )
+    step = transform.downsampling
+    if max_width is not None:
+        if max_width < step or max_width % step:
+            raise UserError(f"the width must be a multiple of {step}, not {max_width}.")
+        widths = [max_width]
+    else:
+        widths = tile_widths(transform)
+    have = Resources(
+        dsp=budget.dsp if multipliers is None else min(budget.dsp, multipliers),
+        bram=budget.bram,
+        lut=budget.lut,
+    )
+    best: Plan | None = None
+    searches = []
+    for width in widths:
+        try:
+            transform.sizes(PHOTO[0], width)
+            tiles(transform, PHOTO[1], width)
+        except ValueError as error:
+            raise UserError(f"{error}.") from None
+        search = _Search(transform, width, BACKENDS if multipliers is None else BACKENDS[:2])
+        searches.append(search)
+        found = _fastest(search, have, best)
+        if found is not None and (best is None or found.cycles_per_frame < best.cycles_per_frame):
+            best = found
+    if best is None and max_width is None:
+        # Narrow tiles waste much of the work on halos, but their rows need little memory.
+        for width in tile_widths(transform, TILE_COUNTS_MOST)[TILE_COUNTS:]:
+            search = _Search(transform, width, BACKENDS if multipliers is None else BACKENDS[:2])
+            searches.append(search)
+            found = _fastest(search, have, best)
+            if found is not None and (
+                best is None or found.cycles_per_frame < best.cycles_per_frame
+            ):
+                best = found
+            elif best is not None:  # memory no longer counts for more than halos
+                break
+    return best or evaluate(transform, _nearest(searches[-1], have))
+
+
+def _nearest(search: _Search, budget: Resources) -> Folding:
+    """Where nothing fits: what would, with a little more of everything, else the smallest."""
+    slow = [search.most_cycles()] * len(search.arrays)
+    for percent in EXCESS:
+        more = Resources(
+            dsp=budget.dsp * percent // 100,
+            bram=budget.bram * percent // 100,
+            lut=budget.lut * percent // 100,
+        )
+        found = search.reach(slow, more)
+        if found is not None:
+            return found
+    return search.smallest()
+
+
+EXCESS = (102, 105, 110, 120, 140, 200)
+"""Shares of the budget, in percent, that are tried where nothing fits it."""
+
+
+def tile_widths(transform: Transform, counts: int = TILE_COUNTS) -> list[int]:
+    """Widths worth trying, widest first: for every number of tiles the least that makes do."""
+    step = transform.downsampling
+    least: dict[int, int] = {}
+    for width in range(PHOTO[1] // step * step, 0, -step):
+        try:
+            least[len(tiles(transform, PHOTO[1], width))] = width
+        except ValueError:
+            break
+    return sorted(least.values(), reverse=True)[:counts]
+
+
+def _fastest(search: _Search, budget: Resources, best: Plan | None) -> Plan | None:
+    """The fastest plan of one tile width, if it can beat the best so far."""
+    stages = len(search.arrays)
+    low, high = search.least_cycles(), search.most_cycles()
+    share = 1.0
+    if best is not None:
+        # Tiles and halos stretch the work by this much; no use in slower paces than the best's.
+        cut = tiles(search.transform, PHOTO[1], search.max_width)
+        share = sum(tile.stop - tile.start for tile in cut) / search.max_width
+        high = min(high, int(best.cycles_per_frame / share))
+    found = search.reach([high] * stages, budget)
+    if found is None:
+        return None
+    while high - low > high // 200:
+        middle = (low + high) // 2
+        faster = search.reach([middle] * stages, budget)
+        if faster is None:
+            low = middle
+        else:
+            found, high = faster, middle
+    options = [search.reach([high] * stages, budget, thorough=True) or found]
+    # A stage starts when the one before has made some rows: what stands further down must be
+    # faster than the slowest to end soon after it.
+    for lead in LEADS[1:]:
+        limits = [int(high * (1 - lead * k / max(1, stages - 1))) for k in range(stages)]
+        staggered = search.reach(limits, budget, thorough=True)
+        if staggered is not None and staggered not in options:
+            options.append(staggered)
+    plans = [evaluate(search.transform, folding) for folding in options]
+    return min(plans, key=lambda plan: plan.cycles_per_frame)
+
+
+__all__ = ["PHOTO", "Budget", "Plan", "evaluate", "fits", "frame_cycles", "plan", "tile_widths"]

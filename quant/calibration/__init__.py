@@ -1,0 +1,1 @@
+"""Post-training quantization: what calibration images decide."""

@@ -1,0 +1,535 @@
+"""A float network becomes an integer network, and what that costs is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lichen.codec.evaluate import PSNR_EXACT
+from lichen.errors import UserError
+from lichen.network.arithmetic import latent_symbol
+from lichen.network.description import IMAGE_FORMAT, Activation, Format, Network, Transform
+from lichen.quant.calibration.calibrate import CalibrationImages, crop_image
+from lichen.quant.calibration.constants import symmetric, unsigned
+from lichen.quant.calibration.entropy import (
+    SCALE_MAX,
+    Bottleneck,
+    TableFit,
+    fit_gaussian_tables,
+    fit_tables,
+    float_bits,
+    gaussian_bits,
+    scale_table,
+    scale_thresholds,
+)
+from lichen.quant.calibration.ptq import FixedOutput, Options, StageReport, TransformQuantizer
+from lichen.quant.float.network import FloatLatents, FloatNetwork
+from lichen.sim.golden import (
+    EntropyParameters,
+    Latents,
+    Segment,
+    analysis,
+    channel_indices,
+    entropy_parameters,
+    estimate_bits,
+    hyper_input,
+    psnr,
+    reconstruct,
+    symbol_bits,
+    synthesis_input,
+)
+
+PARAMETER_BITS = 16
+"""Width of what h_s makes: scales run from 0.11 to 256."""
+
+FRACTION_IMAGES = 8
+"""Calibration crops that `choose_fraction` looks at."""
+
+FRACTION_MAX = 8
+
+MEAN_FRACTION = 2
+"""Fewest fractional bits chosen beside means: 8 bits then hold latents up to 31.75."""
+
+Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class RateDistortion:
+    """Means over images.
+
+    Attributes
+    ----------
+    psnr : float
+        dB, of the reconstruction rounded to 8 bits.
+    bpp : float
+        Bits per pixel, estimated: what an ideal entropy coder needs.
+    images : int
+    segments : dict of str to float
+        The part of ``bpp`` that each of the symbols ``y`` and ``z`` take.
+    mse : float
+        Mean squared error of 8-bit pixels; its mean is not that of the images' PSNRs.
+    """
+
+    psnr: float
+    bpp: float
+    images: int
+    segments: dict[str, float]
+    mse: float
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "psnr": round(self.psnr, 4),
+            "bpp": round(self.bpp, 5),
+            "images": self.images,
+            "segments": {name: round(bpp, 5) for name, bpp in self.segments.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A network and how it came about.
+
+    Attributes
+    ----------
+    network : Network
+    stages : list of StageReport
+    tables : dict of str to TableFit
+        Under the names of ``network.entropy``.
+    before, after : RateDistortion
+        FP32 and integers on the calibration crops; both round the latent to integers.
+    """
+
+    network: Network
+    stages: list[StageReport]
+    tables: dict[str, TableFit]
+    before: RateDistortion
+    after: RateDistortion
+
+
+def _mean(psnrs: list[float], bits: list[dict[str, float]], pixels: list[int]) -> RateDistortion:
+    """The mean over images of so many pixels, of PSNRs and of bits by segment."""
+    segments = {
+        name: float(np.mean([b[name] / p for b, p in zip(bits, pixels, strict=True)]))
+        for name in (bits[0] if bits else ())
+    }
+    return RateDistortion(
+        float(np.mean([min(p, PSNR_EXACT) for p in psnrs])),
+        sum(segments.values()),
+        len(psnrs),
+        segments,
+        float(np.mean([255**2 / 10 ** (p / 10) for p in psnrs])),
+    )
+
+
+def _pixels(images: Sequence[Image]) -> list[int]:
+    return [image.shape[0] * image.shape[1] for image in images]
+
+
+def measure(network: Network, images: Sequence[Image]) -> RateDistortion:
+    """The golden model on images (H, W, 3); bits from the network's tables."""
+    psnrs, bits = [], []
+    for image in images:
+        latents = analysis(network, image)
+        psnrs.append(psnr(image, reconstruct(network, latents)))
+        bits.append(estimate_bits(network, latents))
+    return _mean(psnrs, bits, _pixels(images))
+
+
+def estimate_float_bits(
+    network: FloatNetwork, latents: FloatLatents, tables: Network | None = None
+) -> dict[str, float]:
+    """Bits of each segment under the FP32 entropy model, as CompressAI counts them.
+
+    Factorized symbols of a network without an entropy bottleneck take the tables of the
+    integer network ``tables``; without those, their bits are not a number.
+    """
+    bits = {}
+    factorized = {"y": latents.y} if latents.z is None else {"z": latents.z}
+    for name, symbols in factorized.items():
+        if name in network.bottlenecks:
+            bits[name] = float_bits(Bottleneck(network.bottlenecks[name]), symbols)
+        elif tables is not None:
+            rows = channel_indices(symbols.shape)
+            bits[name] = symbol_bits(tables.entropy[name], symbols, rows)
+        else:
+            bits[name] = math.nan
+    if latents.scales is not None:
+        bits["y"] = gaussian_bits(latents.scales, latents.y)
+    return bits
+
+
+def measure_float(
+    network: FloatNetwork, images: Iterable[Image], tables: Network | None = None
+) -> RateDistortion:
+    """The FP32 network on images (H, W, 3), symbols rounded to integers.
+
+    Bits as in `estimate_float_bits`.
+    """
+    psnrs, bits, pixels = [], [], []
+    for image in images:
+        pixels.append(image.shape[0] * image.shape[1])
+        latents = network.code(image)
+        psnrs.append(psnr(image, network.reconstruct(latents, *image.shape[:2])))
+        bits.append(estimate_float_bits(network, latents, tables))
+    return _mean(psnrs, bits, pixels)
+
+
+def check_supported(network: FloatNetwork) -> None:
+    """Raise UserError unless the network is one that `quantize` can do."""
+    needed = ["g_a", "g_s"]
+    if "h_a" in network.transforms or network.hyper:
+        needed += ["h_a", "h_s"]
+    missing = [name for name in needed if name not in network.transforms]
+    if missing:
+        raise UserError(f"the network has no {' and no '.join(missing)}; it cannot be quantized.")
+
+
+def steps(network: FloatNetwork) -> int:
+    """How often `quantize` calls its ``progress``."""
+    return sum(len(transform.stages) for transform in network.transforms.values()) + 1
+
+
+def scale_step(parameters: Format) -> float:
+    """What one step of the scales that h_s makes in this format stands for."""
+    return SCALE_MAX / 2.0 ** (parameters.bits - parameters.signed)
+
+
+def _hyper_format(network: FloatNetwork, options: Options) -> Format:
+    """What h_a reads."""
+    bits = options.widths.activation
+    return unsigned(bits) if network.transforms["h_a"].absolute_input else symmetric(bits)
+
+
+def choose_fraction(network: FloatNetwork, images: Sequence[Image], options: Options) -> int:
+    """Fractional bits of y for a network with a hyperprior, from some of the images.
+
+    A scale hyperprior takes those with which FP32 needs the fewest bits for y and z when h_a
+    reads magnitudes of that fraction, limited to its input format: coarse ones lose what lies
+    below one step, fine ones clip. Beside means, where g_s reads the fraction, too, it is as
+    many as ``latent_bits`` (8 if None) have room for at the greatest latent seen, at most
+    `FRACTION_MAX`; with ``latent_bits`` None never fewer than `MEAN_FRACTION`, the latent then
+    getting more bits.
+    """
+    chosen = images[:: max(1, len(images) // FRACTION_IMAGES)][:FRACTION_IMAGES]
+    latents = [network.analyze(image) for image in chosen]
+    if network.means:
+        bits = 8 if options.latent_bits is None else options.latent_bits
+        greatest = max(float(np.abs(y).max()) for y in latents)
+        room = math.floor(math.log2(symmetric(bits).hi / max(greatest, 1e-9)))
+        least = MEAN_FRACTION if options.latent_bits is None else 0
+        return min(max(room, least), FRACTION_MAX)
+    hi = _hyper_format(network, options).hi
+    cost = np.zeros(FRACTION_MAX + 1)
+    for f in range(len(cost)):
+        for y in latents:
+            seen = np.clip(np.rint(np.abs(y) * 2**f), 0, hi) / 2**f
+            z, scales, _ = network.entropy_parameters(seen)
+            coded = FloatLatents(np.rint(y).astype(np.int64), z, scales)
+            cost[f] += np.nansum(list(estimate_float_bits(network, coded).values()))
+    return int(cost.argmin())
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """What the integer encoder makes of the calibration images, and what g_s reads of it."""
+
+    latents: list[Latents]
+    reads: list[npt.NDArray]
+
+
+def _code(network: Network, ys: list[npt.NDArray], zs: list[npt.NDArray] | None) -> _Coded:
+    """Symbols of latents y and symbols z that the integer transforms made."""
+    f = network.latent_fraction
+    latents, reads = [], []
+    for i, y in enumerate(ys):
+        segments, parameters = [], EntropyParameters(channel_indices(y.shape), None)
+        if zs is not None:
+            segments = [Segment("z", zs[i], channel_indices(zs[i].shape))]
+            parameters = entropy_parameters(network, zs[i])
+        symbols = latent_symbol(y, 0 if parameters.means is None else parameters.means, f)
+        segments.append(Segment("y", symbols, parameters.indices))
+        latents.append(Latents(0, 0, tuple(segments)))
+        # beside means, the latents that g_s reads have the format of y
+        reads.append(
+            synthesis_input(symbols, parameters.means, f, network.transforms["g_a"].output)
+        )
+    return _Coded(latents, reads)
+
+
+def _fit_entropy(
+    bottlenecks: Mapping[str, Mapping[str, npt.NDArray]],
+    network: Network,
+    latents: Sequence[Latents],
+    *,
+    means: bool,
+    refit: bool,
+) -> dict[str, TableFit]:
+    """Tables for all segments of the calibration images."""
+    fits = {}
+    hyper = "h_s" in network.transforms
+    for name in (segment.name for segment in latents[0].segments):
+        symbols = [latent[name].symbols for latent in latents]
+        if name == "y" and hyper:
+            indices = [latent[name].indices for latent in latents]
+            lo, hi = network.symbol_range
+            if means:
+                # twice the latent's range; what means beyond it cause takes the escape
+                y = network.transforms["g_a"].output
+                lo, hi = max(lo, 2 * y.lo), min(hi, 2 * y.hi)
+            fits[name] = fit_gaussian_tables(
+                scale_table(), symbols, indices, lo, hi, clipped=not means, refit=refit
+            )
+        else:
+            parameters = bottlenecks.get(name)
+            fits[name] = fit_tables(
+                None if parameters is None else Bottleneck(parameters),
+                symbols,
+                network.transforms["h_a" if hyper else "g_a"].output,
+                refit=refit,
+            )
+    return fits
+
+
+def quantize(
+    network: FloatNetwork,
+    images: CalibrationImages,
+    options: Options | None = None,
+    *,
+    name: str | None = None,
+    refit: bool = True,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Quantized:
+    """Quantize all transforms and make the entropy tables.
+
+    Parameters
+    ----------
+    network : FloatNetwork
+    images : CalibrationImages
+        With sides that are multiples of ``network.factor``; at least one.
+    options : Options or None
+        None: ptq at 8 bits.
+    name : str or None
+        Of the result; None takes the float network's.
+    refit : bool
+        Refine the entropy tables with the calibration symbols, where that helps unseen images.
+    progress : callable
+        Called `steps` times with the name of what was done.
+
+    The transforms are quantized in the order in which each feeds the next, on the integers
+    that those before it make: g_a, h_a, h_s, g_s. Without a hyperprior, the symbols of the
+    latent are the integers that g_a makes; `Network` says what they are with one. g_s makes
+    pixel values 0 .. 255. Equal arguments give equal networks on the same machine.
+
+    Raises UserError when a transform is missing, or without calibration images.
+    """
+    check_supported(network)
+    options = options or Options()
+    if not images.crops:
+        raise UserError("there are no calibration images; give a folder of photographs.")
+    stage_names = {
+        f"{key}.{stage.name}"
+        for key, transform in network.transforms.items()
+        for stage in transform.stages
+    }
+    unknown = sorted(set(options.per_stage) - stage_names)
+    if unknown:
+        raise UserError(
+            f"the network has no stage {unknown[0]}, only {', '.join(sorted(stage_names))}."
+        )
+    if options.latent_fraction and not network.hyper:
+        raise UserError("the fraction of the latent must be 0 for a network without a hyperprior.")
+    f = options.latent_fraction or 0
+    if network.hyper and options.latent_fraction is None:
+        f = choose_fraction(network, images.crops, options)
+    transforms: dict[str, Transform] = {}
+    reports: list[StageReport] = []
+
+    def run(key: str, **arguments: Any) -> TransformQuantizer:
+        quantizer = TransformQuantizer(
+            key, network.transforms[key], options=options, progress=progress, **arguments
+        )
+        transforms[key] = quantizer.run()
+        reports.extend(quantizer.reports)
+        return quantizer
+
+    encoder = run(
+        "g_a",
+        source=IMAGE_FORMAT,
+        source_scale=1 / 255,
+        inputs=list(images.crops),
+        # Beside means g_s reads the fraction as well: it counts among the bits of the latent.
+        last=FixedOutput(
+            2.0**-f, options.latent_bits, True, 0 if network.means else f, floor=f > 0
+        ),
+    )
+    ys, zs, thresholds = encoder.ints, None, None
+    if network.hyper:
+        source = _hyper_format(network, options)
+        absolute = network.transforms["h_a"].absolute_input
+        hyper_encoder = run(
+            "h_a",
+            source=source,
+            source_scale=2.0**-f,
+            inputs=[hyper_input(y, source) for y in ys],
+            # FP32 of the latent before it was rounded and limited
+            reals=[y.abs() if absolute else y for y in encoder.floats],
+            last=FixedOutput(1.0, options.latent_bits, True),
+        )
+        zs = hyper_encoder.ints
+        last = network.transforms["h_s"].stages[-1]
+        signed = last.activation is not Activation.RELU
+        step = scale_step(symmetric(PARAMETER_BITS) if signed else unsigned(PARAMETER_BITS))
+        parameter_steps = np.full(last.out_channels, step)
+        if network.means:
+            parameter_steps[last.out_channels // 2 :] = 2.0**-f
+        run(
+            "h_s",
+            source=transforms["h_a"].output,
+            source_scale=1.0,
+            inputs=zs,
+            last=FixedOutput(parameter_steps, PARAMETER_BITS, signed),
+        )
+        thresholds = scale_thresholds(scale_table(), step)
+    fields: dict[str, Any] = {
+        "name": network.name if name is None else name,
+        "architecture": network.architecture,
+        "n": network.n,
+        "m": network.m,
+        "latent_fraction": f,
+        "scale_thresholds": thresholds,
+    }
+    partial = Network(transforms=dict(transforms), **fields)
+    coded = _code(partial, ys, zs)
+    # The decoder is fitted to what the encoder sends, not to FP32's latents.
+    y_format = transforms["g_a"].output
+    decoder = run(
+        "g_s",
+        source=y_format if network.means else symmetric(y_format.bits - f),
+        source_scale=2.0**-f if network.means else 1.0,
+        inputs=coded.reads,
+        last=FixedOutput(1 / 255, IMAGE_FORMAT.bits, False),
+    )
+    settings = asdict(options) | {
+        "per_stage": {key: asdict(widths) for key, widths in options.per_stage.items()},
+        "clip_rules": {key: asdict(rule) for key, rule in options.clip_rules.items()},
+        "refit": refit,
+    }
+    result = assemble(
+        network,
+        images,
+        Network(transforms={key: transforms[key] for key in network.transforms}, **fields),
+        coded.latents,
+        decoder.ints,
+        settings=settings,
+        stages=reports,
+        refit=refit,
+    )
+    progress("measurement")
+    return result
+
+
+CLIP_FACTORS = (1.0, 1.25, 1.5, 2.0)
+"""What `choose_clip_factor` chooses from."""
+
+CLIP_IMAGES, CLIP_HELD, CLIP_CROP = 24, 12, 256
+"""How many calibration images, and of what size, it looks at."""
+
+
+def choose_clip_factor(
+    network: FloatNetwork,
+    images: CalibrationImages,
+    options: Options,
+    lmbda: float,
+    *,
+    progress: Callable[[str], None] = lambda factor: None,
+) -> tuple[float, dict[float, float]]:
+    """The ``clip_factor`` with the least ``R + lambda D`` on some of the calibration images.
+
+    No one factor serves all: the range of least squared error is far too tight for networks
+    that are well trained, and right for small ones (docs/draq.md). D is the mean of the
+    images' squared errors of 8-bit pixels, as in training. Every other image is calibrated on
+    and the rest measured: ranges that just hold what was seen clip other images (a single image
+    must do for both).
+
+    Returns the factor, and the loss of each of `CLIP_FACTORS`.
+    """
+    size = -(-CLIP_CROP // network.factor) * network.factor
+    crops = [crop_image(crop, network.factor, size) for crop in images.crops]
+    some = CalibrationImages(crops[::2][:CLIP_IMAGES])
+    held = crops[1::2][:CLIP_HELD] or crops
+    losses = {}
+    for factor in CLIP_FACTORS:
+        trial = quantize(network, some, replace(options, clip="mse", clip_factor=factor))
+        after = measure(trial.network, held)
+        losses[factor] = after.bpp + lmbda * after.mse
+        progress(f"clip factor {factor}")
+    return min(losses, key=lambda factor: losses[factor]), losses
+
+
+def assemble(
+    network: FloatNetwork,
+    images: CalibrationImages,
+    integer: Network,
+    latents: Sequence[Latents],
+    decoded: Sequence[npt.NDArray],
+    *,
+    settings: Mapping[str, Any],
+    stages: list[StageReport],
+    refit: bool = True,
+    bottlenecks: Mapping[str, Mapping[str, npt.NDArray]] | None = None,
+) -> Quantized:
+    """Complete integer transforms: entropy tables, measurement, provenance.
+
+    Parameters
+    ----------
+    network : FloatNetwork
+        The FP32 parent, which the result is compared with.
+    images : CalibrationImages
+    integer : Network
+        All transforms; entropy tables and provenance are made anew.
+    latents, decoded : sequence of Latents, of int array (H, W, 3)
+        What the integer transforms make of the calibration images.
+    settings : dict
+        How it was quantized, as JSON values.
+    stages : list of StageReport
+    refit : bool
+        See `quantize`.
+    bottlenecks : dict or None
+        Parameters of the entropy bottlenecks that the tables start from; None takes the
+        parent's, if it has any.
+    """
+    prior = network.bottlenecks if bottlenecks is None else bottlenecks
+    fits = _fit_entropy(prior, integer, latents, means=network.means, refit=refit)
+    result = Network(
+        **dict(integer)
+        | {"entropy": {key: fit.tables for key, fit in fits.items()}, "provenance": {}}
+    )
+    before = measure_float(network, images.crops, result)
+    after = _mean(
+        [
+            psnr(image, pixels.astype(np.uint8))
+            for image, pixels in zip(images.crops, decoded, strict=True)
+        ],
+        [estimate_bits(result, latent) for latent in latents],
+        _pixels(images.crops),
+    )
+    provenance = network.provenance | {
+        "quantization": dict(settings)
+        | {
+            "calibration": {"images": len(images.crops), "sha256": images.digest},
+            "tables_prior_strength": {
+                key: fit.strength if math.isfinite(fit.strength) else None
+                for key, fit in fits.items()
+            },
+            "fp32": before.json(),
+            "integer": after.json(),
+        }
+    }
+    return Quantized(
+        result.model_copy(update={"provenance": provenance}), stages, fits, before, after
+    )

@@ -1,0 +1,1 @@
+"""Dynamic Range-Aware Quantization."""

@@ -1,0 +1,523 @@
+"""DRAQ: calibrated clipping, outlier regularization, fine-tuning through the integers.
+
+After Fang and Chen, "A multi-stage optimization framework for deploying learned image
+compression on FPGAs" (2025), whose names for the parts are kept; the estimators, the penalty
+and the schedule are ours:
+
+1. *Calibrated clipping.* `lichen.quant.calibration.ptq` with per-channel ranges; with
+   ``clip="rd"``, the estimator of each tensor is the one with the least ``R + lambda D`` (`choose_clips`).
+2. *Regularization.* The real network is trained with a penalty on outlying weights that grows
+   (`lichen.quant.draq.outliers`), and calibrated anew.
+3. *Fine-tuning.* Every integer, every free scale and the entropy bottleneck are trained with
+   ``R + lambda D`` and a penalty that fades, through fake quantization
+   (`lichen.quant.training.fake`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lichen.errors import UserError
+from lichen.network.arithmetic import latent_symbol
+from lichen.network.description import Network
+from lichen.quant.calibration.calibrate import CalibrationImages, StageSamples
+from lichen.quant.calibration.latents import fit_latent_range
+from lichen.quant.calibration.ptq import ClipRule, Options, slope_weights
+from lichen.quant.calibration.quantize import Quantized, assemble, check_supported, quantize
+from lichen.quant.draq import outliers
+from lichen.quant.float.checkpoint import stated_lambda
+from lichen.quant.float.network import FloatNetwork
+from lichen.quant.training import finetune, rate
+from lichen.quant.training.data import CropSource
+from lichen.quant.training.fake import mismatch_rate
+from lichen.quant.training.finetune import INTEGER, REAL, FineTuner, TuneConfig
+from lichen.sim.golden import (
+    analysis,
+    entropy_parameters,
+    hyper_input,
+    reconstruct,
+    run_transform,
+    synthesis_input,
+)
+
+CLIP_CANDIDATES = (
+    ClipRule("mse"),
+    ClipRule("mse", factor=1.25),
+    ClipRule("mse", factor=1.5),
+    ClipRule("mse", factor=1.9),
+    ClipRule("mse", factor=2.4),
+    ClipRule("percentile", 99.99),
+    ClipRule("percentile", 100.0),
+)
+"""What ``clip="rd"`` chooses from, for each tensor."""
+
+CLIP_SAMPLES = 4096
+"""Positions of each tensor that estimates are made from, in that search."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraqOptions:
+    """What `draq` does.
+
+    Attributes
+    ----------
+    quantization : Options
+        Widths and rounding of the calibrated start.
+    rd_clip : bool
+        Choose each tensor's clipping estimator by the loss.
+    tune : TuneConfig
+        Fine-tuning; its settings but for length, optimizer and rate also serve the regularization.
+    regularize_steps : int
+        Steps of the real network with the penalty; 0 leaves them out.
+    regularize_lr : float
+        Peak learning rate of these steps, which Adam makes: a real network that is trained already
+        loses more by large steps than fewer outliers win (docs/draq.md).
+    device : str
+        ``auto``, ``cpu`` or ``cuda``.
+    """
+
+    quantization: Options
+    tune: TuneConfig
+    rd_clip: bool = False
+    regularize_steps: int = 0
+    regularize_lr: float = 1e-4
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.quantization.method != "ptq":
+            raise UserError("DRAQ starts from ptq; the method minmax is a baseline of its own.")
+        if self.regularize_steps < 0:
+            raise UserError(
+                f"the steps of regularization must not be negative: {self.regularize_steps}."
+            )
+
+
+@dataclass(frozen=True)
+class DraqResult:
+    """The network, and what each part of DRAQ did.
+
+    Attributes
+    ----------
+    start : Quantized
+        After calibration (and regularization), before fine-tuning.
+    final : Quantized
+    outliers : list of dict
+        Per layer: share of outlying weights and peak over root mean square, before and after.
+    clips : dict of str to ClipRule
+        The estimators chosen by the loss.
+    mismatches : dict of str to float
+        Share of each layer's outputs at which the float32 of training differs from the
+        integers, on calibration images.
+    seconds_per_step : float
+    steps : int
+    """
+
+    start: Quantized
+    final: Quantized
+    outliers: list[dict[str, Any]]
+    clips: dict[str, ClipRule]
+    mismatches: dict[str, float]
+    seconds_per_step: float
+    steps: int
+
+    def json(self) -> dict[str, Any]:
+        """Everything but the networks."""
+        return {
+            "outliers": self.outliers,
+            "clip_rules": {key: rule.json() for key, rule in self.clips.items()},
+            "float32_mismatch_rate": self.mismatches,
+            "seconds_per_step": round(self.seconds_per_step, 4),
+            "steps": self.steps,
+            "start": self.start.after.json(),
+            "final": self.final.after.json(),
+        }
+
+
+def lambda_of(network: FloatNetwork) -> float | None:
+    """The lambda that a network was trained with, if its provenance says so."""
+    source = network.provenance.get("source")
+    return stated_lambda(source) if isinstance(source, Mapping) else None
+
+
+def coded_key(network: FloatNetwork) -> str:
+    """The symbols that an entropy bottleneck codes: of z with a hyperprior, otherwise of y."""
+    return "z" if network.hyper else "y"
+
+
+def bottleneck_of(
+    network: FloatNetwork, images: CalibrationImages, seed: int
+) -> dict[str, npt.NDArray]:
+    """The network's entropy bottleneck, or one fitted to its latents where it has none.
+
+    Raises UserError for a hyperprior without one.
+    """
+    if coded_key(network) in network.bottlenecks:
+        return network.bottlenecks[coded_key(network)]
+    if network.hyper:
+        raise UserError("the network has a hyperprior without an entropy bottleneck.")
+    return rate.fit_bottleneck([network.analyze(image) for image in images.crops], seed)
+
+
+# Clipping by the loss ----------------------------------------------------------------------
+
+
+def _tensor_samples(
+    network: FloatNetwork, images: CalibrationImages, seed: int
+) -> dict[str, npt.NDArray[np.float64]]:
+    """FP32 samples (positions, channels) under names such as ``g_a.conv1.x``."""
+    each = max(CLIP_SAMPLES // len(images.crops), 64)
+    samples = StageSamples(each, np.random.default_rng(seed))
+
+    def run(key: str, x: torch.Tensor) -> torch.Tensor:
+        return network.transforms[key](x, samples.observer(key))
+
+    for image in images.crops:
+        y = run("g_a", torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None])
+        mu: torch.Tensor | float = 0.0
+        if network.hyper:
+            parameters = run("h_s", torch.round(run("h_a", y)))
+            if network.means:
+                mu = parameters.chunk(2, dim=1)[1]
+        run("g_s", torch.round(y - mu) + mu)
+    return samples.joined()
+
+
+def choose_clips(
+    network: FloatNetwork,
+    start: Network,
+    bottleneck: Mapping[str, npt.NDArray],
+    images: CalibrationImages,
+    lmbda: float,
+    *,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda tensor: None,
+) -> dict[str, ClipRule]:
+    """For each activation tensor, the candidate with the least ``R + lambda D``.
+
+    Starting from the ranges of ``start``, tensor after tensor takes each candidate's range in
+    turn, the FP32 weights refolded and rounded to nearest (so that no candidate profits from
+    roundings fitted to another), and keeps the best. Fixed outputs (latents, pixels) have
+    nothing to choose.
+    """
+    samples = _tensor_samples(network, images, seed)
+    config = TuneConfig(steps=0, lmbda=lmbda, distill=0.0, seed=seed)
+    source = CropSource([], patch=config.patch)
+    tuner = FineTuner(INTEGER, start, network, dict(bottleneck), config, source)
+    for key, transform in tuner.transforms.items():
+        for stage, real in zip(transform.stages, network.transforms[key].stages, strict=True):
+            stage.approach(real, within=None)
+    with torch.no_grad():  # g_a rounds latents with a fraction down, as it did
+        last = tuner.transforms["g_a"].stages[-1]
+        last.start_bias -= tuner.offset / last.start_gain
+    chosen = {}
+    for key, transform in tuner.transforms.items():
+        for stage in transform.stages:
+            name = f"{key}.{stage.start.name}"
+            x, y = samples[f"{name}.x"], samples[f"{name}.output"]
+            tensors: list[tuple[str, Any, Any, Any, Any]] = []
+            if stage.kind is not None:
+                weights = slope_weights(x, y)
+                form = stage.start.requantizer.output
+                tensors.append(("x", stage.log_x, x, weights, form))
+            if not stage.fixed:
+                tensors.append(("output", stage.log_y, y, None, stage.start.output))
+            for tensor, parameter, values, weights, form in tensors:
+                before = stage.start.scales[tensor] * form.hi
+                best, least, kept = None, math.inf, parameter.detach().clone()
+                for rule in CLIP_CANDIDATES:
+                    change = np.log(rule.clip(values, form.hi, weights) / before)
+                    with torch.no_grad():
+                        parameter.copy_(torch.from_numpy(change))
+                    loss = tuner.evaluate(images.crops)[0]
+                    if loss < least:
+                        best, least, kept = rule, loss, parameter.detach().clone()
+                with torch.no_grad():
+                    parameter.copy_(kept)
+                assert best is not None
+                chosen[f"{name}.{tensor}"] = best
+                progress(f"{name}.{tensor}")
+    return chosen
+
+
+# The whole ---------------------------------------------------------------------------------
+
+
+def _folded(network: FloatNetwork, start: Network) -> dict[str, npt.NDArray]:
+    """Each layer's real weights as they are quantized: the input's scales folded in."""
+    return {
+        f"{key}.{real.name}": real.weight * stage.scales["input"][None, :, None, None]
+        for key in start.transforms
+        for real, stage in zip(
+            network.transforms[key].stages, start.transforms[key].stages, strict=True
+        )
+    }
+
+
+def outlier_report(parent: FloatNetwork, start: Network, final: Network) -> list[dict[str, Any]]:
+    """Per layer: outliers of the parent's weights and of the final integers."""
+    before = _folded(parent, start)
+    report = []
+    for key in final.transforms:
+        for stage in final.transforms[key].stages:
+            name = f"{key}.{stage.name}"
+            weight = stage.convolution.weight
+            report.append(
+                {
+                    "layer": name,
+                    "outliers_before": outliers.outlier_ratio(before[name]),
+                    "outliers_after": outliers.outlier_ratio(weight),
+                    "peak_before": outliers.peak_ratio(before[name]),
+                    "peak_after": outliers.peak_ratio(weight),
+                }
+            )
+    return report
+
+
+def with_level(config: TuneConfig, start: Quantized) -> TuneConfig:
+    """The settings with the level at which PSNR counts as squared error does: the start's.
+
+    There lambda goes on meaning what it means to the parent: with the geometric mean of the
+    calibration crops' squared errors, the rate of a tuned network hardly moves.
+    """
+    return replace(config, level=255.0**2 / 10 ** (start.after.psnr / 10))
+
+
+def real_network(tuner: FineTuner, network: FloatNetwork) -> FloatNetwork:
+    """The real network that a tuner's shadows describe."""
+    transforms = {
+        key: transform.to_float(network.transforms[key])
+        for key, transform in tuner.transforms.items()
+    }
+    bottlenecks = dict(network.bottlenecks)
+    if bottlenecks:
+        bottlenecks[coded_key(network)] = rate.parameters_of(tuner.bottleneck)
+    return replace(
+        network, transforms=dict(network.transforms) | transforms, bottlenecks=bottlenecks
+    )
+
+
+def tuned_network(tuner: FineTuner) -> Network:
+    """The starting network with the tuner's integers; its tables are still the start's."""
+    transforms = {key: fake.to_transform() for key, fake in tuner.transforms.items()}
+    return tuner.start.model_copy(update={"transforms": transforms})
+
+
+def draq(
+    network: FloatNetwork,
+    images: CalibrationImages,
+    train: Sequence[str | Path],
+    options: DraqOptions,
+    *,
+    state: Path | None = None,
+    resume: bool = False,
+    name: str | None = None,
+    refit: bool = True,
+    progress: bool = True,
+    stop_after: int | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> DraqResult:
+    """Quantize and fine-tune.
+
+    Parameters
+    ----------
+    network : FloatNetwork
+        A factorized one may lack its entropy bottleneck.
+    images : CalibrationImages
+    train : sequence of path
+        Training images.
+    state : Path or None
+        Where the state of the run is kept, and what ``resume`` goes on from.
+    stop_after : int or None
+        End fine-tuning after so many steps of this call, saved; the result is what there is.
+    log : callable
+        Gets a line of figures now and then.
+
+    Raises UserError for unusable networks, options, images or states.
+    """
+    check_supported(network)
+    tune = options.tune
+    device = finetune.choose_device(options.device)
+    source = CropSource(train, patch=tune.patch, downscale=tune.downscale)
+    saved = None
+    if resume:
+        if state is None:
+            raise ValueError("resuming takes a state")
+        saved = finetune.load_state(state)
+        _check_same_run(options, images, saved[1]["extra"])
+
+    parent, quantization = network, options.quantization
+    if not network.hyper:
+        bits = quantization.latent_bits or quantization.widths.activation
+        latents = [network.analyze(image) for image in images.crops]
+        parent, _ = fit_latent_range(network, latents, bits)
+        quantization = replace(quantization, latent_bits=bits)
+    if tune.patch % network.factor:
+        raise UserError(f"the patch must be a multiple of {network.factor}, not {tune.patch}.")
+    extra: dict[str, Any] = {"options": _settings(options), "calibration": images.digest}
+
+    def calibrated(real: FloatNetwork, rules: Mapping[str, ClipRule]) -> Quantized:
+        chosen = replace(quantization, clip_rules=dict(quantization.clip_rules) | dict(rules))
+        return quantize(real, images, chosen, name=name, refit=refit)
+
+    def keep(tuner: FineTuner) -> Callable[[], None]:
+        def save() -> None:
+            if state is not None:
+                finetune.save_state(tuner, state, extra)
+
+        return save
+
+    if saved is None:
+        bottleneck = bottleneck_of(parent, images, tune.seed)
+        start = calibrated(parent, {})
+        rules: dict[str, ClipRule] = {}
+        if options.rd_clip:
+            rules = choose_clips(
+                parent, start.network, bottleneck, images, tune.lmbda, seed=tune.seed
+            )
+            start = calibrated(parent, rules)
+        log(f"calibrated: {start.after.psnr:.3f} dB, {start.after.bpp:.4f} bpp")
+        begun = start.network
+    else:
+        rules = {key: ClipRule(**rule) for key, rule in saved[1]["extra"]["clips"].items()}
+        begun = saved[2]
+        bottleneck = {
+            key.removeprefix("model.bottleneck."): value.double().numpy()
+            for key, value in saved[0].items()
+            if key.startswith("model.bottleneck.")
+        }
+        start = measured(network, images, begun, bottleneck, begun.provenance, name, refit)
+    extra["clips"] = {key: asdict(rule) for key, rule in rules.items()}
+
+    # A run saved in its second phase has done with the first.
+    real = parent
+    if options.regularize_steps and (saved is None or saved[1]["phase"] == REAL):
+        config = replace(
+            with_level(tune, start),
+            steps=options.regularize_steps,
+            minutes=None,
+            distill=0.0,
+            optimizer="adam",
+            lr=options.regularize_lr,
+        )
+        tuner = FineTuner(REAL, begun, parent, bottleneck, config, source, device)
+        if saved is not None:
+            tuner.restore(*saved[:2])
+        saved = None
+        finetune.run(tuner, save=keep(tuner), progress=progress, stop_after=stop_after, log=log)
+        real = real_network(tuner, parent)
+        bottleneck = rate.parameters_of(tuner.bottleneck)
+        start = calibrated(real, rules)
+        begun = start.network
+        log(f"regularized: {start.after.psnr:.3f} dB, {start.after.bpp:.4f} bpp")
+
+    config = with_level(tune, start)
+    tuner = FineTuner(INTEGER, begun, real, bottleneck, config, source, device)
+    if saved is not None:
+        tuner.restore(*saved[:2])
+    finetune.run(tuner, save=keep(tuner), progress=progress, stop_after=stop_after, log=log)
+    tuned = tuned_network(tuner)
+    settings = _settings(options) | {
+        "method": "draq",
+        "refit": refit,
+        "steps_done": tuner.step,
+        "clip_rules": {key: rule.json() for key, rule in rules.items()},
+        "training": {"images": len(source.images), "sha256": source.digest},
+    }
+    final = measured(
+        network, images, tuned, rate.parameters_of(tuner.bottleneck), settings, name, refit
+    )
+    mismatches = float32_mismatches(tuner, tuned, images)
+    return DraqResult(
+        start,
+        final,
+        outlier_report(parent, start.network, final.network),
+        rules,
+        mismatches,
+        tuner.elapsed / max(tuner.step, 1),
+        tuner.step,
+    )
+
+
+def float32_mismatches(
+    tuner: FineTuner, tuned: Network, images: CalibrationImages
+) -> dict[str, float]:
+    """Share of each layer's outputs at which training's float32 differs from the integers."""
+    inputs: dict[str, list[npt.NDArray]] = {key: [] for key in tuned.transforms}
+    for crop in images.crops[:2]:
+        inputs["g_a"].append(crop)
+        y = run_transform(tuned.transforms["g_a"], crop)
+        means = None
+        if tuned.hyper:
+            h_a = tuned.transforms["h_a"]
+            inputs["h_a"].append(hyper_input(y, h_a.input))
+            inputs["h_s"].append(run_transform(h_a, inputs["h_a"][-1]))
+            means = entropy_parameters(tuned, inputs["h_s"][-1]).means
+        f = tuned.latent_fraction
+        symbols = latent_symbol(y, 0 if means is None else means, f)
+        inputs["g_s"].append(synthesis_input(symbols, means, f, tuned.transforms["g_s"].input))
+    mismatches = {}
+    for key, values in inputs.items():
+        shares = mismatch_rate(tuner.transforms[key], values)
+        for stage, share in zip(tuned.transforms[key].stages, shares, strict=True):
+            mismatches[f"{key}.{stage.name}"] = share
+    return mismatches
+
+
+def measured(
+    network: FloatNetwork,
+    images: CalibrationImages,
+    integer: Network,
+    bottleneck: Mapping[str, npt.NDArray],
+    settings: Mapping[str, Any],
+    name: str | None,
+    refit: bool,
+) -> Quantized:
+    """Tables for an integer network, and its measurement against the parent."""
+    named = integer.model_copy(update={"name": network.name if name is None else name})
+    latents = [analysis(named, crop) for crop in images.crops]
+    return assemble(
+        network,
+        images,
+        named,
+        latents,
+        [reconstruct(named, latent) for latent in latents],
+        settings=settings,
+        stages=[],
+        refit=refit,
+        bottlenecks={coded_key(network): bottleneck},
+    )
+
+
+def _settings(options: DraqOptions) -> dict[str, Any]:
+    """The options as JSON values."""
+    return json.loads(json.dumps(asdict(options)))
+
+
+def _check_same_run(
+    options: DraqOptions, images: CalibrationImages, saved: Mapping[str, Any]
+) -> None:
+    """A resumed run may get longer or change its machine, nothing else."""
+    if saved["calibration"] != images.digest:
+        raise UserError(
+            "the calibration images differ from those of the saved run; give the same folder or "
+            "start anew without --resume."
+        )
+    mine, theirs = _settings(options), dict(saved["options"])
+    for values in (mine, theirs):
+        values["tune"] = {k: v for k, v in values["tune"].items() if k not in ("steps", "minutes")}
+        values.pop("device")
+    for key, value in mine.items():
+        if theirs.get(key) != value:
+            raise UserError(
+                f"the saved run differs in its options ({key.replace('_', ' ')}); resume it with "
+                "the same ones or start anew without --resume."
+            )

@@ -1,0 +1,1 @@
+"""Real-valued networks, from wherever their weights came."""

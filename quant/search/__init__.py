@@ -1,0 +1,1 @@
+"""Progressive mixed-precision search."""

@@ -1,0 +1,1 @@
+"""Training of FP32 networks, and fine-tuning through integers."""
