@@ -2,7 +2,8 @@
 
 Any codec that can be written as a `Codec` is measured alike: integer networks (`NetworkCodec`),
 the image formats of Pillow (`PillowCodec`) and, in `lichen.quant.training.evaluate`, FP32 models.
-Results come in the JSON format of CompressAI's ``eval_model``, with every image's own results added.
+Results come in the JSON format of CompressAI's ``eval_model``, with every image's own results
+added.
 """
 
 from __future__ import annotations

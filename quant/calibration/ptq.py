@@ -12,7 +12,8 @@ Two methods share one way of building the integer constants (`lichen.quant.calib
     they fold into the normalization's constants and into the next stage's weights before
     those are quantized. Clipping ranges minimize the squared error. Weights are rounded so
     as to preserve the stage's output on the calibration images
-    (`lichen.quant.calibration.rounding`), stage after stage, each on the integers that the quantized stages before it really make.
+    (`lichen.quant.calibration.rounding`), stage after stage, each on the integers that the
+    quantized stages before it really make.
 
 Only integers leave this module; the real scales go into `Stage.scales` for reports.
 """

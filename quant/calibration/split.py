@@ -6,7 +6,8 @@ the weights, so that the greatest weight of a row, and with it the step of them 
 Here copies are also rounded at interleaved places, so that their mean has finer steps
 (`lichen.quant.calibration.interleave`); a copy's weights are rounded so as to make good what the
 first one's rounding lost (`lichen.quant.calibration.ptq`); and channels are chosen by the noise in
-the picture that a model expects from weights and activations. The function stays the same, products are added.
+the picture that a model expects from weights and activations. The function stays the same,
+products are added.
 """
 
 from __future__ import annotations

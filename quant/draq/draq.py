@@ -5,7 +5,8 @@ compression on FPGAs" (2025), whose names for the parts are kept; the estimators
 and the schedule are ours:
 
 1. *Calibrated clipping.* `lichen.quant.calibration.ptq` with per-channel ranges; with
-   ``clip="rd"``, the estimator of each tensor is the one with the least ``R + lambda D`` (`choose_clips`).
+   ``clip="rd"``, the estimator of each tensor is the one with the least ``R + lambda D``
+   (`choose_clips`).
 2. *Regularization.* The real network is trained with a penalty on outlying weights that grows
    (`lichen.quant.draq.outliers`), and calibrated anew.
 3. *Fine-tuning.* Every integer, every free scale and the entropy bottleneck are trained with

@@ -226,9 +226,10 @@ class Gates:
     """A model's transforms with a factor 0 .. 1 on every channel of the groups that have one.
 
     For `lichen.quant.training.train.forward_train`. At 1 nothing changes; at 0 the channel has
-    left: its convolution's output is 0 to itself and to its neighbours' norms. With ``moments``, its place
-    is taken by means, as `remove` does: in the norms by ``E[u]``, in front of its readers by a
-    bias. Gates of latents stand before their readers, and in front of their rate (`loss`).
+    left: its convolution's output is 0 to itself and to its neighbours' norms. With ``moments``,
+    its place is taken by means, as `remove` does: in the norms by ``E[u]``, in front of its
+    readers by a bias. Gates of latents stand before their readers, and in front of their rate
+    (`loss`).
 
     Attributes
     ----------
