@@ -1,6 +1,6 @@
 """Model cards of the trained networks, from what their files and measurements say.
 
-    python benchmarks/cards.py small-q1 small-q2 --rd docs/rd.json
+    python benchmarks/cards.py small-q1 small-q2 --rd docs/notes/rd.json
 
 writes models/measured.json, which `lichen models` reads, and models/NAME.md: training from the
 header of models/NAME.safetensors, quantization from that of models/NAME.lichen, rates and
@@ -127,7 +127,7 @@ def _quantization(name: str) -> list[str]:
         if "lr_hyper" not in tune:
             text.append(
                 "\nThat was before biases of symbols moved as in FP32 and h_a and h_s more slowly "
-                "(docs/draq.md): the command ends elsewhere now."
+                "(docs/notes/draq.md): the command ends elsewhere now."
             )
     if refined:
         words = " ".join(f"{layer}={bits}" for layer, bits in refined.items())

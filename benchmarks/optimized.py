@@ -1,7 +1,7 @@
 """What slimming and mixed precision save, and what that costs in rate.
 
-    python benchmarks/optimized.py --images KODAK --json docs/optimized.json \\
-        --table docs/optimized.md
+    python benchmarks/optimized.py --images KODAK --json docs/notes/optimized.json \\
+        --table docs/notes/optimized.md
 
 measures the shipped `small-opt-q*` and, as the honest comparison, W8A8 networks of the same
 family that got the same additional steps, data and schedule (benchmarks/checkpoints/*.w8a8.lichen),

@@ -1,7 +1,7 @@
 """What integers cost: each way to quantize against FP32 parents, by BD-rate.
 
     python benchmarks/quantization.py --images KODAK --calibrate PHOTOS --anchors DIR \\
-        --json docs/quantization.json --table docs/quantization.md
+        --json docs/notes/quantization.json --table docs/notes/quantization.md
 
 measures, for the shipped families, the FP32 parents, the same after as many further steps of
 training as fine-tuning took (DIR/NAME.safetensors, made by the command that the page prints),

@@ -1,6 +1,7 @@
 """Rate-distortion curves of the shipped networks beside the usual codecs, for the docs.
 
-    python benchmarks/rd.py --images KODAK --plot docs/rd.png --table docs/rd.md --json docs/rd.json
+    python benchmarks/rd.py --images KODAK --plot docs/notes/rd.png --table docs/notes/rd.md \\
+        --json docs/notes/rd.json
 
 measures every shipped network (with --fp32 also its parent), JPEG, WebP and AVIF on a folder of
 images, all from bytes really coded, and writes a plot and tables. Where the folder is called

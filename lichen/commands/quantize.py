@@ -187,7 +187,7 @@ TUNE = {
 )  # fmt: skip
 @click.option("--penalty", type=click.FloatRange(min=0), default=TUNE["penalty"],
               show_default=True, help="draq: weight of the outlier penalty; 0 is best without "
-              "--regularize-steps (docs/draq.md).")  # fmt: skip
+              "--regularize-steps (docs/notes/draq.md).")  # fmt: skip
 @click.option(
     "--sigmas", type=click.FloatRange(min=0, min_open=True), default=TUNE["sigmas"],
     show_default=True, help="draq: bound of the penalty, in standard deviations.",

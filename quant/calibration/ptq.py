@@ -190,7 +190,7 @@ class Options:
     clip_factor : float
         What the range of least squared error is multiplied with. The errors of clipping go all
         the same way, and at once over many channels and pixels, where roundings cancel: in a
-        well-trained network a wider range loses much less in the picture (docs/draq.md).
+        well-trained network a wider range loses much less in the picture (docs/notes/draq.md).
     clip_rules : dict of str to ClipRule
         Exceptions, under names such as ``g_a.conv1.x`` (before the normalization) and
         ``g_a.conv1.output``.

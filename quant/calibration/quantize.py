@@ -451,7 +451,7 @@ def choose_clip_factor(
     """The ``clip_factor`` with the least ``R + lambda D`` on some of the calibration images.
 
     No one factor serves all: the range of least squared error is far too tight for networks
-    that are well trained, and right for small ones (docs/draq.md). D is the mean of the
+    that are well trained, and right for small ones (docs/notes/draq.md). D is the mean of the
     images' squared errors of 8-bit pixels, as in training. Every other image is calibrated on
     and the rest measured: ranges that just hold what was seen clip other images (a single image
     must do for both).

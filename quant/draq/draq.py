@@ -81,7 +81,7 @@ class DraqOptions:
         Steps of the real network with the penalty; 0 leaves them out.
     regularize_lr : float
         Peak learning rate of these steps, which Adam makes: a real network that is trained already
-        loses more by large steps than fewer outliers win (docs/draq.md).
+        loses more by large steps than fewer outliers win (docs/notes/draq.md).
     device : str
         ``auto``, ``cpu`` or ``cuda``.
     """

@@ -9,7 +9,7 @@ the integer grid with median 0, and this is where the network learns of it.
 
 The transforms' weights are optimized with SOAP (Vyas et al., "SOAP: Improving and stabilizing
 Shampoo using Adam", 2024): for these networks 1500 steps of it lower the validation loss five
-times as much as 1500 of Adam, each a tenth to a quarter slower (docs/training.md). All else
+times as much as 1500 of Adam, each a tenth to a quarter slower (docs/manual/training.md). All else
 takes Adam. With `precision` bfloat16 the transforms' products and feature maps are rounded to 8
 bits of mantissa; weights, rate and distortion stay in float32.
 

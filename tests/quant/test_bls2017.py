@@ -92,7 +92,7 @@ def test_ptq_loses_little(network: FloatNetwork, quantized: Quantized) -> None:
 @present
 @pytest.mark.slow
 def test_draq_loses_at_most_0_15_db_and_1_percent_on_kodak(tmp_path: Path) -> None:
-    """The network of docs/draq.md, by really coded bytes: fifteen minutes on a core."""
+    """The network of docs/notes/draq.md, by really coded bytes: fifteen minutes on a core."""
     train, output, report = str(TRAIN), tmp_path / "net.lichen", tmp_path / "rd.json"
     arguments = [str(BLS2017), "-o", str(output), "--method", "draq", "--steps", "0"]
     arguments += ["--train", train, "--calibrate", train, "--max-images", "90", "--crop", "384"]

@@ -620,7 +620,7 @@ def test_a_checkpoint_says_which_runs_it_comes_from(images, tmp_path):
 
 @pytest.mark.slow
 def test_two_minutes_of_the_recipe(tmp_path):
-    """docs/training.md's first command, cut short: from noise to recognizable photographs."""
+    """The first command of the manual on training, cut short: from noise to photographs."""
     before = new_model("bmshj2018-factorized", 64, 96)
     output = tmp_path / "run.safetensors"
     recipe = ["--arch", "bmshj2018-factorized", "--n", "64", "--m", "96", "--lmbda", "0.013"]
