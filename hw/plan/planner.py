@@ -25,6 +25,7 @@ from lichen.hw.engine.requantize import Requantize
 from lichen.hw.engine.skid import skid_resources
 from lichen.hw.engine.window import window_resources, window_row_words, window_rows
 from lichen.hw.plan import timing
+from lichen.hw.plan.signature import signature
 from lichen.hw.plan.tiling import Tile, tiles
 from lichen.hw.stage.conv import ConvUnit
 from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding, operand_shapes
@@ -234,22 +235,6 @@ def _fifo(shape: object, latency: int) -> Resources:
     return CreditFifo(shape=shape, depth=fifo_depth(Core.latency + latency)).resources()
 
 
-def _signature(stage: Stage, source: Format) -> tuple[Hashable, ...]:
-    """All that the cost of a stage depends on, but for the size of its frames."""
-    conv, requantizer, norm = stage.convolution, stage.requantizer, stage.normalization
-    least, most = conv.accumulator_range(source)
-    shifts = requantizer.pre_shift
-    return (
-        (conv.in_channels, conv.out_channels, conv.kernel, conv.stride, conv.padding),
-        (source.lo, source.hi, conv.weight_bits),
-        shape_of(min(-1, int(least.min())), int(most.max())).width,
-        shape_of(min(0, int(conv.bias.min())), max(0, int(conv.bias.max()))).width,
-        (int(shifts.max() - shifts.min()), requantizer.negative_multiplier is None),
-        (requantizer.output.lo, requantizer.output.hi),
-        norm and (norm.kind, norm.gamma_bits, norm.u_bits, norm.output.lo, norm.output.hi),
-    )
-
-
 _Tables = dict[tuple[_Array, int, int, bool], tuple[list[ArrayFolding], npt.NDArray[np.float64]]]
 
 
@@ -285,7 +270,7 @@ class _Search:
             transform.stages, transform.sources, sizes, sizes[1:], strict=False
         ):
             kinds = [False] if stage.normalization is None else [False, True]
-            key = (_signature(stage, source), size, before[1], backends)
+            key = (signature(stage, source), size, before[1], backends)
             if key not in known.stages:
                 known.stages[key] = [
                     _Array(stage, source, kind, size, before[1], backends) for kind in kinds
