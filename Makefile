@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test lint typecheck pytest slow clean help
+.PHONY: demo test lint typecheck pytest slow docs clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make test       lint, type check and tests'
 	@echo 'make lint       ruff alone        make typecheck  mypy alone'
 	@echo 'make pytest     tests alone       make slow       the long tests, too'
+	@echo 'make docs       the documentation as a site, in build/site'
 	@echo 'make clean      remove .venv and build'
 
 demo: $(VENV)/.light
@@ -33,6 +34,9 @@ pytest: $(VENV)/.full
 
 slow: $(VENV)/.full
 	$(BIN)/pytest -m 'slow or not slow'
+
+docs: $(VENV)/.full
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build *.egg-info
