@@ -133,9 +133,9 @@ class Board:
         return Budget(dsp=have.dsp, bram=have.bram, lut=lut)
 
     def pll(self, clock_mhz: float | None = None) -> PLL:
-        """The PLL setting nearest to ``clock_mhz`` (the board's default if None).
+        """The PLL setting of the fastest clock that is no faster than ``clock_mhz``.
 
-        Raises UserError when the PLL cannot come near it.
+        None takes the board's default. Raises UserError when the PLL makes no such clock.
         """
         from lichen.boards.ecp5.pll import PLL
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from lichen.boards.board import Board
 from lichen.boards.ecp5.pll import PLL
+from lichen.boards.link.uart import phase_step
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
 from lichen.hw.device.unit import Resources
@@ -141,13 +142,18 @@ class Design:
     def top(self, board: Board, pll: PLL) -> UARTTop:
         """The pipeline behind the board's serial line.
 
-        Raises UserError when the transform does not take pixels.
+        Raises UserError when the transform does not take pixels, or when the line's rate cannot
+        be made of the clock.
         """
         if self.transform.input != IMAGE_FORMAT:
             raise UserError(
                 f"a bitstream takes pixels of 8 bits, but {self.transform_name} of {self.name} "
                 "does not; `lichen generate` writes it as Verilog."
             )
+        try:
+            phase_step(clock_hz=pll.output_hz, baud=board.uart.baud)
+        except ValueError as error:
+            raise UserError(f"no such clock on the {board.title}: {error}.") from None
         return UARTTop(
             pipeline=self.pipeline(restartable=True),
             max_width=self.max_width,

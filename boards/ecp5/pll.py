@@ -1,34 +1,52 @@
 # amaranth: UnusedElaboratable=no
-"""The ECP5's PLL: dividers for a wanted frequency, and the clock made with them."""
+"""The ECP5's PLL: dividers for a wanted frequency, and the clock made with them.
+
+The oscillator is locked to the reference through an output of its own, CLKOS, and the design's
+clock is another, CLKOP. So the oscillator runs at any multiple of the phase detector's frequency,
+and the clock at any fraction of the oscillator's: a fast phase detector, which the data sheet
+demands, costs no resolution. From 25 MHz, 92.857 is 25 * 26 / 7.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import bisect
+import itertools
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
 from typing import Self
 
 from amaranth.hdl import ClockDomain, Const, Instance, Module, Signal
 from amaranth.lib.cdc import FFSynchronizer
 
-# Limits of EHXPLLL in Hz: phase detector, oscillator, and the output pin.
-PFD_HZ = (3_125_000, 400_000_000)
+# Limits in Hz, of every device and speed grade: Lattice, "ECP5 and ECP5-5G Family Data Sheet"
+# (FPGA-DS-02012), section "sysCLOCK PLL Timing". Tools allow slower phase detectors (ecppll:
+# 3.125 MHz); outside of the table nothing says that LOCK ever comes, and LOCK ends the reset.
+INPUT_HZ = (8_000_000, 400_000_000)
+"""f_IN: CLKI."""
+PFD_HZ = (10_000_000, 400_000_000)
+"""f_PFD: CLKI behind its divider, where it meets the feedback."""
 VCO_HZ = (400_000_000, 800_000_000)
+"""f_VCO: the oscillator."""
 OUTPUT_HZ = (3_125_000, 400_000_000)
+"""f_OUT: CLKOP and CLKOS."""
 VCO_PREFERRED_HZ = 600_000_000
+
+DIVIDERS = range(1, 129)
+"""What any of the dividers can divide by."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PLL:
-    """Dividers of an EHXPLLL whose feedback comes from its primary output.
+    """Dividers of an EHXPLLL whose feedback comes from its output CLKOS.
 
     Attributes
     ----------
     input_hz : int
         Reference frequency.
     input_div, feedback_div, output_div : int
-        1 .. 128. The output runs at ``input_hz * feedback_div / input_div``, the oscillator
-        ``output_div`` times as fast.
+        Of CLKI, CLKOS and CLKOP, each one of `DIVIDERS`. The oscillator runs at
+        ``input_hz * feedback_div / input_div``, the output at an ``output_div``-th of that.
     """
 
     input_hz: int
@@ -37,42 +55,48 @@ class PLL:
     output_div: int
 
     @property
+    def pfd_hz(self) -> float:
+        """Frequency of the phase detector in Hz, which is that of CLKOS too."""
+        return self.input_hz / self.input_div
+
+    @property
+    def vco_hz(self) -> float:
+        """Frequency of the oscillator in Hz."""
+        return self.input_hz * self.feedback_div / self.input_div
+
+    @property
     def output_hz(self) -> float:
         """Output frequency in Hz."""
-        return self.input_hz * self.feedback_div / self.input_div
+        return self.vco_hz / self.output_div
 
     @property
     def output_mhz(self) -> float:
         """Output frequency in MHz, rounded to 1 Hz."""
         return round(self.output_hz / 1e6, 6)
 
-    @property
-    def vco_hz(self) -> float:
-        """Frequency of the oscillator in Hz."""
-        return self.output_hz * self.output_div
-
-    @property
-    def phase(self) -> int:
-        """CPHASE of the output."""
-        return self.output_div // 2
+    def parameters(self) -> dict[str, int]:
+        """Parameters of the cell that depend on the dividers."""
+        return {
+            "CLKI_DIV": self.input_div,
+            "CLKOP_DIV": self.output_div,
+            "CLKOP_CPHASE": self.output_div // 2,
+            "CLKOS_DIV": self.feedback_div,
+            "CLKOS_CPHASE": self.feedback_div // 2,
+        }
 
     def _words(self) -> list[str]:
-        """The lines of a configuration that depend on the dividers."""
-        values = {
-            "CLKI_DIV": self.input_div - 1,
-            "CLKFB_DIV": self.feedback_div - 1,
-            "CLKOP_DIV": self.output_div - 1,
-            "CLKOP_CPHASE": self.phase,
-        }
-        return [f"word: {name} {value:0{WORD_BITS}b}" for name, value in values.items()]
+        """The lines of a configuration that depend on the dividers, which it holds less one."""
+        return [
+            f"word: {name} {value - name.endswith('DIV'):0{WORD_BITS}b}"
+            for name, value in self.parameters().items()
+        ]
 
     @classmethod
     def choose(cls, *, input_hz: int, output_hz: int) -> Self:
-        """The dividers that come nearest to ``output_hz``.
+        """The dividers of the fastest clock that is no faster than ``output_hz``.
 
-        Of equally near ones those with the fastest phase detector, then with the oscillator
-        nearest to the middle of its range. Raises ValueError where no setting comes within
-        5 % of the wanted frequency.
+        Raises ValueError where the wanted frequency lies outside of `OUTPUT_HZ`, or the reference
+        outside of `INPUT_HZ`.
         """
         low, high = OUTPUT_HZ
         if not low <= output_hz <= high:
@@ -80,48 +104,63 @@ class PLL:
                 f"the clock must be between {low / 1e6:g} and {high / 1e6:g} MHz, "
                 f"not {output_hz / 1e6:g}"
             )
-        near = min(
-            cls._settings(input_hz), key=lambda pll: pll._rank(abs(pll.output_hz - output_hz))
-        )
-        if abs(near.output_hz - output_hz) > output_hz / 20:
-            raise ValueError(f"no PLL setting makes {output_hz / 1e6:g} MHz")
-        return near
+        return cls.below(input_hz=input_hz, limit_hz=output_hz)
 
     @classmethod
     def below(cls, *, input_hz: int, limit_hz: float) -> Self:
         """The dividers of the fastest clock that is no faster than ``limit_hz``.
 
-        Raises ValueError where there is none.
+        Frequencies are told in whole Hz, so half of one more is none too many.
+
+        Raises ValueError where there is none, or where the reference lies outside of `INPUT_HZ`.
         """
-        slower = [pll for pll in cls._settings(input_hz) if pll.output_hz <= limit_hz]
+        low, high = INPUT_HZ
+        if not low <= input_hz <= high:
+            raise ValueError(
+                f"the PLL's reference must be between {low / 1e6:g} and {high / 1e6:g} MHz, "
+                f"not {input_hz / 1e6:g}"
+            )
+        settings = _settings(input_hz)
+        slower = bisect.bisect_right(settings, limit_hz + 0.5, key=lambda pll: pll.output_hz)
         if not slower:
             raise ValueError(f"no PLL setting stays below {limit_hz / 1e6:g} MHz")
-        return min(slower, key=lambda pll: pll._rank(limit_hz - pll.output_hz))
+        return settings[slower - 1]
 
-    def _rank(self, distance: float) -> tuple[float, ...]:
-        """What to be sorted by: least is best."""
-        return round(distance), self.input_div, abs(self.vco_hz - VCO_PREFERRED_HZ)
 
-    @classmethod
-    def _settings(cls, input_hz: int) -> Iterator[Self]:
-        """All that keep to the limits."""
-        for input_div in range(1, 129):
-            pfd = input_hz / input_div
-            if not PFD_HZ[0] <= pfd <= PFD_HZ[1]:
+@cache
+def _settings(input_hz: int) -> tuple[PLL, ...]:
+    """What keeps to the limits: one setting for every clock, from the slowest to the fastest.
+
+    Of those that make the same clock the one with the fastest phase detector, then with the
+    oscillator nearest to the middle of its range.
+    """
+    made: dict[Fraction, PLL] = {}
+    for input_div, feedback_div in itertools.product(DIVIDERS, DIVIDERS):
+        if not _within(input_hz, input_div, PFD_HZ, OUTPUT_HZ):
+            continue
+        if not _within(input_hz * feedback_div, input_div, VCO_HZ):
+            continue
+        for output_div in DIVIDERS:
+            if not _within(input_hz * feedback_div, input_div * output_div, OUTPUT_HZ):
                 continue
-            for feedback_div in range(1, 129):
-                out = pfd * feedback_div
-                if not OUTPUT_HZ[0] <= out <= OUTPUT_HZ[1]:
-                    continue
-                for output_div in range(
-                    max(1, math.ceil(VCO_HZ[0] / out)), min(128, int(VCO_HZ[1] / out)) + 1
-                ):
-                    yield cls(
-                        input_hz=input_hz,
-                        input_div=input_div,
-                        feedback_div=feedback_div,
-                        output_div=output_div,
-                    )
+            pll = PLL(
+                input_hz=input_hz,
+                input_div=input_div,
+                feedback_div=feedback_div,
+                output_div=output_div,
+            )
+            clock = Fraction(feedback_div, input_div * output_div)
+            made[clock] = min(made.get(clock, pll), pll, key=_rank)
+    return tuple(made[clock] for clock in sorted(made))
+
+
+def _rank(pll: PLL) -> tuple[float, float]:
+    return pll.input_div, abs(pll.vco_hz - VCO_PREFERRED_HZ)
+
+
+def _within(hz: int, divider: int, *limits: tuple[int, int]) -> bool:
+    """Whether ``hz / divider`` keeps to the limits, in integers."""
+    return all(low * divider <= hz <= high * divider for low, high in limits)
 
 
 WORD_BITS = 7
@@ -163,11 +202,12 @@ def drive_clock(m: Module, *, pll: PLL, clock_in: Signal, domain: ClockDomain) -
     that hand a reset on register by register. The PLL stands in ``m`` itself: so the net keeps the
     name of the domain's clock through synthesis, which the timing constraint needs.
     """
-    locked = Signal()
+    locked, feedback = Signal(), Signal()
     m.submodules.pll = Instance(
         "EHXPLLL",
         a_FREQUENCY_PIN_CLKI=f"{pll.input_hz / 1e6:g}",
         a_FREQUENCY_PIN_CLKOP=f"{pll.output_hz / 1e6:g}",
+        a_FREQUENCY_PIN_CLKOS=f"{pll.pfd_hz / 1e6:g}",
         # Loop filter for this range of dividers, as Project Trellis' ecppll sets it.
         a_ICP_CURRENT="12",
         a_LPF_RESISTOR="8",
@@ -181,15 +221,15 @@ def drive_clock(m: Module, *, pll: PLL, clock_in: Signal, domain: ClockDomain) -
         p_OUTDIVIDER_MUXB="DIVB",
         p_OUTDIVIDER_MUXC="DIVC",
         p_OUTDIVIDER_MUXD="DIVD",
-        p_CLKI_DIV=pll.input_div,
-        p_CLKFB_DIV=pll.feedback_div,
+        p_CLKFB_DIV=1,
         p_CLKOP_ENABLE="ENABLED",
-        p_CLKOP_DIV=pll.output_div,
-        p_CLKOP_CPHASE=pll.phase,
         p_CLKOP_FPHASE=0,
-        p_FEEDBK_PATH="CLKOP",
+        p_CLKOS_ENABLE="ENABLED",
+        p_CLKOS_FPHASE=0,
+        p_FEEDBK_PATH="CLKOS",
+        **{f"p_{name}": value for name, value in pll.parameters().items()},
         i_CLKI=clock_in,
-        i_CLKFB=domain.clk,
+        i_CLKFB=feedback,
         i_RST=Const(0, 1),
         i_STDBY=Const(0, 1),
         i_PHASESEL0=Const(0, 1),
@@ -200,6 +240,7 @@ def drive_clock(m: Module, *, pll: PLL, clock_in: Signal, domain: ClockDomain) -
         i_PLLWAKESYNC=Const(0, 1),
         i_ENCLKOP=Const(0, 1),
         o_CLKOP=domain.clk,
+        o_CLKOS=feedback,
         o_LOCK=locked,
     )
     hold = Signal(init=1)

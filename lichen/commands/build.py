@@ -107,7 +107,7 @@ def command(
         raise UserError("--baseline compares the report of a --unit.")
     top = design.top(board, pll)
     if clock is not None and abs(pll.output_mhz - clock) > 1e-3:
-        click.echo(f"clock: {pll.output_mhz:g} MHz is the nearest to {clock:g}", err=True)
+        click.echo(f"clock: {pll.output_mhz:g} MHz is the nearest below {clock:g}", err=True)
     try:
         report = build(
             top=top,

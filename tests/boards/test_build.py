@@ -129,16 +129,17 @@ def test_timing_missed_is_a_build_and_a_sentence(tmp_path, tools):
 @pytest.mark.parametrize(
     ("fmax", "clock", "words"),
     [
-        (79.5, 79.166667, ("0000101", "0010010")),
-        (40.0, 40.0, ("0000100", "0000111")),
-        (50.0, 50.0, ("0000000", "0000001")),
+        (79.5, 79.166667, ("0000000", "0010010", "0000101")),
+        (40.0, 40.0, ("0000000", "0010111", "0001110")),
+        (50.0, 50.0, ("0000000", "0010111", "0001011")),
     ],
 )
 def test_the_clock_follows_what_was_achieved(tmp_path, tools, fmax, clock, words):
     check = (
         "lines = pathlib.Path('top.config').read_text().splitlines()\n"
         f"assert 'word: CLKI_DIV {words[0]}' in lines, lines\n"
-        f"assert 'word: CLKFB_DIV {words[1]}' in lines, lines\n"
+        f"assert 'word: CLKOS_DIV {words[1]}' in lines, lines\n"
+        f"assert 'word: CLKOP_DIV {words[2]}' in lines, lines\n"
     )
     tools(fmax=fmax, ecppack=fakes.ECPPACK.replace("\npathlib", "\n" + check + "pathlib"))
     report = run(tmp_path / "out", any_clock=True, cycles_per_frame=1_000_000)

@@ -197,12 +197,13 @@ def test_build_reports(tmp_path, monkeypatch, capsys, files, network, light):
     # The report itself is a folding to build with.
     assert read_folding(tmp_path / "out" / "report.json") == SMALL
 
-    status, out, _ = lichen(
+    status, out, err = lichen(
         capsys, *arguments, "-o", tmp_path / "out", "--json", tmp_path / "report", "--clock", 74,
         "--seed", 3,
     )  # fmt: skip
     assert status == 0
-    assert "80 MHz for a clock of 75" in out
+    assert "80 MHz for a clock of 73.75" in out
+    assert "clock: 73.75 MHz is the nearest below 74" in err
     assert json.loads((tmp_path / "report").read_text())["seed"] == 3
 
 
@@ -280,6 +281,7 @@ def test_build_exit_statuses(tmp_path, monkeypatch, capsys, files, network, ligh
     [
         ({"--board": "icestick"}, "there is no board 'icestick'; known boards: "),
         ({"--clock": "1000"}, "no such clock on the ULX3S 85F: "),
+        ({"--clock": "5"}, "no such clock on the ULX3S 85F: baud must be at most an eighth of the"),
         ({"--transform": "g_s"}, "network two\\nstages has no transform g_s, only g_a"),
         ({"--folding": "nowhere.json"}, "cannot read nowhere.json: No such file or directory."),
         ({"NET": "nosuchnet"}, "nosuchnet is neither a file nor the name of a shipped network"),
