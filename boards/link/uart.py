@@ -23,6 +23,11 @@ BREAK_BITS = 16
 """Symbols of low line that make a break (a byte has at most 9)."""
 
 
+def break_cycles(*, clock_hz: float, baud: int) -> int:
+    """Cycles of low line after which it is a break: half a symbol less than the host's least."""
+    return round((BREAK_BITS - 0.5) * clock_hz / baud)
+
+
 def phase_step(*, clock_hz: float, baud: int) -> int:
     """Increment per clock cycle of a phase accumulator that overflows ``baud`` times a second.
 
@@ -42,8 +47,9 @@ class Receiver(Unit):
     """Turns a serial line into bytes.
 
     A byte waits in ``o`` until it is taken; one that is complete before then is lost, and
-    ``overrun`` pulses. A byte without its stop bit is dropped and ``framing`` pulses, unless
-    the line stays low for 16 symbols: then ``break_`` pulses instead, once.
+    ``overrun`` pulses. A byte without its stop bit is dropped, and when the line is high again
+    ``framing`` pulses. A line that stays low for `BREAK_BITS` symbols is a break, whatever was on
+    it before: ``break_`` pulses, once, and ``framing`` does not.
 
     Parameters
     ----------
@@ -63,6 +69,7 @@ class Receiver(Unit):
 
     def __init__(self, *, clock_hz: float, baud: int):
         self.step = phase_step(clock_hz=clock_hz, baud=baud)
+        self.break_cycles = break_cycles(clock_hz=clock_hz, baud=baud)
         super().__init__(
             wiring.Signature(
                 {
@@ -87,11 +94,20 @@ class Receiver(Unit):
         m.d.sync += phase.eq(advanced)
 
         shift = Signal(8)
-        count = Signal(range(BREAK_BITS + 1))
+        count = Signal(range(10))
         arrived = Signal()
 
+        # How long the line has been low, seen apart from bytes: a break may begin inside of one.
+        low = Signal(range(self.break_cycles + 1))
+        breaks = Signal()
+        m.d.comb += breaks.eq(low == self.break_cycles - 1)
+        with m.If(line):
+            m.d.sync += low.eq(0)
+        with m.Elif(low != self.break_cycles):
+            m.d.sync += low.eq(low + 1)
+
         # Registers, for a symbol's phase is a long way from what comes of an error.
-        m.d.sync += [self.overrun.eq(0), self.framing.eq(0), self.break_.eq(0)]
+        m.d.sync += [self.overrun.eq(0), self.framing.eq(0), self.break_.eq(breaks & ~line)]
         with m.FSM():
             with m.State("IDLE"):
                 # Half a symbol from the edge of the start bit to its middle.
@@ -108,21 +124,11 @@ class Receiver(Unit):
                 with m.Elif(line):
                     m.d.comb += arrived.eq(1)
                     m.next = "IDLE"
-                with m.Elif(shift == 0):
-                    m.next = "LOW"
                 with m.Else():
-                    m.d.sync += self.framing.eq(1)
-                    m.next = "RELEASE"
-            with m.State("LOW"):
-                with m.If(line):
-                    m.d.sync += self.framing.eq(1)
-                    m.next = "IDLE"
-                with m.Elif(tick):
-                    m.d.sync += count.eq(count + 1)
-                    with m.If(count == BREAK_BITS - 1):
-                        m.d.sync += self.break_.eq(1)
-                        m.next = "RELEASE"
-            with m.State("RELEASE"), m.If(line):
+                    m.next = "LOW"
+            with m.State("LOW"), m.If(line):
+                # After a break the line's rise ends the break, not a byte.
+                m.d.sync += self.framing.eq(low != self.break_cycles)
                 m.next = "IDLE"
 
         with m.If(self.o.valid & self.o.ready):

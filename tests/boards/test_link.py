@@ -283,6 +283,22 @@ def test_a_break_in_the_middle_of_a_frame():
     np.testing.assert_array_equal(host.latents(), host.pipeline.golden(pixels.reshape(-1, 3)))
 
 
+def test_a_break_in_the_middle_of_a_byte():
+    """A host that has lost its place: the break begins after a 1 of a pixel."""
+    host = Host(Standin())
+
+    async def testbench(ctx):
+        await host.send(ctx, host.frame(photo(1, 2))[:14])
+        for level, symbols in ((0, 1), (1, 3), (0, 16)):
+            ctx.set(host.dut.rx, level)
+            await ctx.delay(symbols * SYMBOL)
+        ctx.set(host.dut.rx, 1)
+        status = await host.status(ctx)
+        assert (status.state, status.errors) == (State.IDLE, Error(0))
+
+    host.run(testbench)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
