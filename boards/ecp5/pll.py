@@ -14,7 +14,6 @@ import itertools
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Self
 
 from amaranth.hdl import ClockDomain, Const, Instance, Module, Signal
 from amaranth.lib.cdc import FFSynchronizer
@@ -91,8 +90,8 @@ class PLL:
             for name, value in self.parameters().items()
         ]
 
-    @classmethod
-    def choose(cls, *, input_hz: int, output_hz: int) -> Self:
+    @staticmethod
+    def choose(*, input_hz: int, output_hz: int) -> PLL:
         """The dividers of the fastest clock that is no faster than ``output_hz``.
 
         Raises ValueError where the wanted frequency lies outside of `OUTPUT_HZ`, or the reference
@@ -104,10 +103,10 @@ class PLL:
                 f"the clock must be between {low / 1e6:g} and {high / 1e6:g} MHz, "
                 f"not {output_hz / 1e6:g}"
             )
-        return cls.below(input_hz=input_hz, limit_hz=output_hz)
+        return PLL.below(input_hz=input_hz, limit_hz=output_hz)
 
-    @classmethod
-    def below(cls, *, input_hz: int, limit_hz: float) -> Self:
+    @staticmethod
+    def below(*, input_hz: int, limit_hz: float) -> PLL:
         """The dividers of the fastest clock that is no faster than ``limit_hz``.
 
         Frequencies are told in whole Hz, so half of one more is none too many.
