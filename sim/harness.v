@@ -44,13 +44,11 @@ module lichen_coin (
     end
 endmodule
 
-// Offers the beats of NAME.bin, frame after frame as listed in frames.txt (width, height, beats).
-// Frames of one size follow each other without a gap; before the size changes, and before every
-// frame if `drain` is set, the last output of the earlier frame is awaited. A new size stands for
-// SETTLE clocks before its first pixel.
+// Offers the beats of NAME.bin, frame after frame as listed in frames.txt (width, height, beats),
+// without a gap; if `drain` is set, the last output of the earlier frame is awaited before. The
+// size stands with a frame's first beat alone: with others it is another one.
 module lichen_source #(
     parameter WIDTH = 8,
-    parameter SETTLE = 8,
     parameter FILE = "i.bin"
 ) (
     input wire clk,
@@ -72,10 +70,11 @@ module lichen_source #(
   localparam PADDED = (WIDTH + 7) / 8 * 8;
 
   reg [PADDED-1:0] chunk[0:CHUNK-1];
-  integer file, frames, code, position, settle;
+  integer file, frames, code, position;
   reg [31:0] remaining, frames_in;
   reg [31:0] next_width, next_height, next_beats;
-  reg opened, more, fresh, fresh_valid, same_size;
+  reg [15:0] frame_width, frame_height;
+  reg opened, more, fresh, fresh_valid;
 
   initial begin
     payload = 0;
@@ -85,18 +84,18 @@ module lichen_source #(
     accepted = 0;
     finished = 0;
     position = CHUNK;
-    settle = 0;
     remaining = 0;
     frames_in = 0;
     opened = 0;
     more = 0;
     fresh = 0;
     fresh_valid = 0;
-    same_size = 0;
     file = 0;
     frames = 0;
     next_width = 0;
     next_height = 0;
+    frame_width = 0;
+    frame_height = 0;
     next_beats = 0;
   end
 
@@ -111,31 +110,33 @@ module lichen_source #(
       end
       if (valid && ready === 1'b1) begin
         accepted <= accepted + 1;
-        if (fresh_valid) $fwrite(events, "first %0d %0d\n", frames_in - 1, cycle);
+        if (fresh_valid) begin
+          $fwrite(events, "first %0d %0d\n", frames_in - 1, cycle);
+          width <= ~width;
+          height <= ~height;
+        end
       end
       if (!valid || ready === 1'b1) begin
-        same_size = next_width[15:0] == width && next_height[15:0] == height;
-        if (remaining == 0 && more)
-          if ((same_size && !drain) || frames_out == frames_in) begin
-            settle = same_size ? 0 : SETTLE;
-            width <= next_width[15:0];
-            height <= next_height[15:0];
-            remaining = next_beats;
-            frames_in = frames_in + 1;
-            fresh = 1;
-            code = $fscanf(frames, "%d %d %d", next_width, next_height, next_beats);
-            more = code == 3;
-          end
-        if (settle != 0) begin
-          settle = settle - 1;
-          valid <= 0;
-        end else if (remaining != 0 && !idle) begin
+        if (remaining == 0 && more && (!drain || frames_out == frames_in)) begin
+          frame_width = next_width[15:0];
+          frame_height = next_height[15:0];
+          remaining = next_beats;
+          frames_in = frames_in + 1;
+          fresh = 1;
+          code = $fscanf(frames, "%d %d %d", next_width, next_height, next_beats);
+          more = code == 3;
+        end
+        if (remaining != 0 && !idle) begin
           if (position == CHUNK) begin
             code = $fread(chunk, file);
             position = 0;
           end
           payload <= chunk[position][WIDTH-1:0];
           valid <= 1;
+          if (fresh) begin
+            width <= frame_width;
+            height <= frame_height;
+          end
           fresh_valid = fresh;
           fresh = 0;
           position = position + 1;

@@ -152,8 +152,8 @@ class Simulator:
     ) -> SimulationResult:
         """Send frames through and compare what comes out.
 
-        Frames of one size follow each other without a gap, unless ``drain`` is set; a frame of
-        another size waits until everything before it has left.
+        Frames follow each other without a gap, whatever their sizes, unless ``drain`` is set. A
+        frame's size stands at ``width`` and ``height`` with its first beat, and only then.
 
         Parameters
         ----------

@@ -453,6 +453,8 @@ class CreditFifo(Unit):
     push : In(1)
     i : In
     o : Out(stream)
+    empty : Out(1)
+        Nothing is inside, and no credit is taken.
     """
 
     def __init__(self, *, shape: object, depth: int):
@@ -468,6 +470,7 @@ class CreditFifo(Unit):
                     "push": In(1),
                     "i": In(shape),
                     "o": Out(stream.Signature(shape)),
+                    "empty": Out(1),
                 }
             )
         )
@@ -494,6 +497,7 @@ class CreditFifo(Unit):
             self.o.valid.eq(valid),
             pop.eq(valid & self.o.ready),
             self.credit.eq(credits != 0),
+            self.empty.eq(credits == self.depth),
         ]
         next_level = Signal.like(level)
         m.d.comb += next_level.eq(level + self.push - pop)

@@ -122,6 +122,8 @@ class Core(Unit):
         With ``o_issue``: index of the beat within its pixel.
     o : Out (chains)
         Sums of channels ``beat * chains ...``; those past the last channel are 0.
+    empty : Out(1)
+        Of every group that has started all beats are issued.
     """
 
     latency = Ram.latency + 1
@@ -177,6 +179,7 @@ class Core(Unit):
                     "o_issue": Out(1),
                     "o_beat": Out(range(shape.beats)),
                     "o": Out(lanes_of(self.accumulator_shape, chains)),
+                    "empty": Out(1),
                 }
             )
         )
@@ -273,7 +276,11 @@ class Core(Unit):
         # Whether a bank is free is found a cycle ahead, since a start waits for nothing else.
         next_free = Signal.like(free)
         bank_free = Signal(init=1)
-        m.d.comb += [next_free.eq(free - started + freed), feed.bank_free.eq(bank_free)]
+        m.d.comb += [
+            next_free.eq(free - started + freed),
+            feed.bank_free.eq(bank_free),
+            self.empty.eq(free == self.shape.banks),
+        ]
         m.d.sync += bank_free.eq((next_free > 1) | ((next_free == 1) & ~feed.start))
         with m.If(started):
             m.d.sync += [

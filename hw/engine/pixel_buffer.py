@@ -34,6 +34,8 @@ class PixelBuffer(Unit):
     feed : Out(FeedSignature)
     width : In(16)
         Pixels per row.
+    empty : Out(1)
+        Every group that has come was read.
     """
 
     banks = 2
@@ -59,6 +61,7 @@ class PixelBuffer(Unit):
                     "i": In(stream.Signature(lanes_of(self.shape, lanes))),
                     "feed": Out(FeedSignature(shape=self.shape, pixels=pixels, lanes=lanes)),
                     "width": In(SIZE_BITS),
+                    "empty": Out(1),
                 }
             )
         )
@@ -89,6 +92,7 @@ class PixelBuffer(Unit):
         beat_last = Signal()
         m.d.comb += [
             self.i.ready.eq(used != self.banks),
+            self.empty.eq(used == 0),
             accept.eq(self.i.valid & self.i.ready),
             beat_last.eq(w_beat == steps - 1),
             complete.eq(accept & beat_last & ((w_pixel == pixels - 1) | (x == self.width))),

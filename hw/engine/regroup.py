@@ -27,6 +27,8 @@ class Regroup(Unit):
     -------
     i : In(stream), ``ceil(channels / i_lanes)`` beats per pixel
     o : Out(stream), ``ceil(channels / o_lanes)`` beats per pixel
+    empty : Out(1)
+        Everything that has come has left.
     """
 
     def __init__(self, *, shape: object, channels: int, i_lanes: int, o_lanes: int):
@@ -41,6 +43,7 @@ class Regroup(Unit):
                 {
                     "i": In(stream.Signature(lanes_of(shape, i_lanes))),
                     "o": Out(stream.Signature(lanes_of(shape, o_lanes))),
+                    "empty": Out(1),
                 }
             )
         )
@@ -67,6 +70,7 @@ class Regroup(Unit):
                 self.o.payload.eq(self.i.payload),
                 self.o.valid.eq(self.i.valid),
                 self.i.ready.eq(self.o.ready),
+                self.empty.eq(1),
             ]
             return m
         return self._collect() if self.i_lanes < self.o_lanes else self._split()
@@ -78,6 +82,7 @@ class Regroup(Unit):
         m.d.comb += [
             self.i.ready.eq(~full | self.o.ready),
             self.o.valid.eq(full),
+            self.empty.eq(~full & (beat == 0)),
             self.o.payload.as_value().eq(word.as_value()),
         ]
         with m.If(self.o.valid & self.o.ready):
@@ -99,6 +104,7 @@ class Regroup(Unit):
             last.eq((slot == self.ratio - 1) | (beat == self.o_beats - 1)),
             self.i.ready.eq(~full | (self.o.ready & last)),
             self.o.valid.eq(full),
+            self.empty.eq(~full),
             self.o.payload.eq(word[slot]),
         ]
         with m.If(self.o.valid & self.o.ready):

@@ -23,6 +23,8 @@ class Skid(Unit):
     -------
     i : In(stream)
     o : Out(stream)
+    empty : Out(1)
+        Both places are.
     """
 
     places = 2
@@ -30,7 +32,7 @@ class Skid(Unit):
     def __init__(self, *, shape: object):
         self.shape = shape
         payload = stream.Signature(shape)
-        super().__init__(wiring.Signature({"i": In(payload), "o": Out(payload)}))
+        super().__init__(wiring.Signature({"i": In(payload), "o": Out(payload), "empty": Out(1)}))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -42,6 +44,7 @@ class Skid(Unit):
         m.d.comb += [
             self.i.ready.eq(~waiting),
             self.o.valid.eq(full),
+            self.empty.eq(~full),
             Value.cast(self.o.payload).eq(front),
             moves.eq(~full | self.o.ready),
         ]

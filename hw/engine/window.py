@@ -20,6 +20,9 @@ WRITE_DELAY = 1
 """Extra cycles between accepting a beat and writing it, so that the last reads of a window
 that has been released are over."""
 
+SIZE_LATENCY = 3
+"""Cycles from a new size to the last register that follows from it; the output's size takes one."""
+
 
 class Window(Unit):
     """Feeds a convolution: every step reads one tap's lanes for P neighbouring output pixels.
@@ -54,9 +57,13 @@ class Window(Unit):
     i : In(stream)
     feed : Out(FeedSignature)
     width, height : In(16)
-        Size of the input; stable while a frame is in flight.
+        Size of the input; may change only while everything behind is `empty` as well, and
+        `SIZE_LATENCY` cycles before a frame's first beat at the latest.
     out_width, out_height : Out(16)
         Size of what the convolution makes of it.
+    empty : Out(1)
+        Between two frames: nothing has come of the next, and all of the last one has come, rows
+        that no output needs included, and was read.
     """
 
     def __init__(
@@ -102,6 +109,7 @@ class Window(Unit):
                     "height": In(SIZE_BITS),
                     "out_width": Out(SIZE_BITS),
                     "out_height": Out(SIZE_BITS),
+                    "empty": Out(1, init=1),
                 }
             )
         )
@@ -215,6 +223,7 @@ class Window(Unit):
         with m.Else():
             m.d.sync += x_last.eq(wx == x_end)
         with m.If(accept):
+            m.d.sync += self.empty.eq(0)
             m.d.sync += [w_beat.eq(w_beat + 1), w_offset.eq(w_offset + 1)]
             with m.If(beat_last):
                 m.d.sync += [w_beat.eq(0), wx.eq(wx + 1), w_sub.eq(w_sub + 1)]
@@ -406,6 +415,7 @@ class Window(Unit):
             m.d.comb += self.feed.a[p].as_value().eq(delayed(m, value.as_value(), 1, f"a_{p}"))
 
         with m.If(restart):
+            m.d.sync += self.empty.eq(1)
             m.d.sync += [
                 s.eq(s.init)
                 for s in (

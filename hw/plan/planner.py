@@ -19,6 +19,7 @@ from lichen.hw.device.unit import Resources, lanes_of, shape_of
 from lichen.hw.engine.array import array_latency
 from lichen.hw.engine.core import Core, CoreShape, core_resources
 from lichen.hw.engine.element import ELEMENTS, Backend, Element, packs
+from lichen.hw.engine.gate import GATE_RESOURCES
 from lichen.hw.engine.pixel_buffer import pixel_buffer_resources
 from lichen.hw.engine.regroup import regroup_resources
 from lichen.hw.engine.requantize import Requantize
@@ -312,7 +313,7 @@ class _Search:
         The arrays of ``of_luts`` are made of lookup tables.
         """
         # Stages are coupled only by the channels per beat between them: a shortest path.
-        start = (0.0, Resources(), list[StageFolding]())
+        start = (0.0, GATE_RESOURCES, list[StageFolding]())
         paths: dict[int | None, tuple[float, Resources, list[StageFolding]]] = {None: start}
         for number, arrays in enumerate(self.arrays):
             extended: dict[int | None, tuple[float, Resources, list[StageFolding]]] = {}

@@ -63,6 +63,8 @@ class ConvUnit(Unit):
         Of the input.
     out_width, out_height : Out(16)
         Of the output.
+    empty : Out(1)
+        Between two frames, and nothing of the earlier one is on its way.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class ConvUnit(Unit):
                     "height": In(SIZE_BITS),
                     "out_width": Out(SIZE_BITS),
                     "out_height": Out(SIZE_BITS),
+                    "empty": Out(1),
                 }
             )
         )
@@ -151,6 +154,7 @@ class ConvUnit(Unit):
             window.height.eq(self.height),
             self.out_width.eq(window.out_width),
             self.out_height.eq(window.out_height),
+            self.empty.eq(regroup.empty & skid.empty & window.empty & core.empty & fifo.empty),
         ]
         connect(m, regroup.o, skid.i)
         connect(m, skid.o, window.i)

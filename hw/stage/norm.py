@@ -165,6 +165,8 @@ class NormUnit(Unit):
     o : Out(stream)
     width : In(16)
         Pixels per row.
+    empty : Out(1)
+        Nothing is inside, once whole rows have come.
     """
 
     def __init__(
@@ -219,6 +221,7 @@ class NormUnit(Unit):
                     "i": In(stream.Signature(norm_payload(source, norm, chains))),
                     "o": Out(stream.Signature(y)),
                     "width": In(SIZE_BITS),
+                    "empty": Out(1),
                 }
             )
         )
@@ -236,6 +239,7 @@ class NormUnit(Unit):
             regroup.i.valid.eq(self.i.valid),
             self.i.ready.eq(regroup.i.ready),
             buffer.width.eq(self.width),
+            self.empty.eq(regroup.empty & buffer.empty & core.empty & fifo.empty),
         ]
         connect(m, regroup.o, buffer.i)
         connect(m, buffer.feed, core.feed)

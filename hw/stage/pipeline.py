@@ -10,7 +10,8 @@ from amaranth.lib.wiring import In, Out, connect
 from lichen.hw.device.unit import Resources, Unit, lanes_of
 from lichen.hw.engine.core import Core
 from lichen.hw.engine.feed import FEED_LATENCY
-from lichen.hw.engine.window import SIZE_BITS
+from lichen.hw.engine.gate import FrameGate
+from lichen.hw.engine.window import SIZE_BITS, SIZE_LATENCY
 from lichen.hw.plan import timing
 from lichen.hw.stage.conv import ConvUnit
 from lichen.hw.stage.folding import Folding
@@ -21,8 +22,9 @@ from lichen.network.description import Stage, Transform
 class Pipeline(Unit):
     """One convolution engine, and normalization where there is one, per stage.
 
-    Frames follow each other without any command; the frame size may change whenever no frame
-    is in flight, and must have been stable for four cycles before its first pixel.
+    Frames follow each other without any command, of one size without a pause. The size belongs
+    to a frame's first beat, as if it were part of its payload: another size waits by itself until
+    every unit has run empty (`lichen.hw.engine.gate`).
 
     Parameters
     ----------
@@ -42,7 +44,8 @@ class Pipeline(Unit):
     o : Out(stream), ``out_lanes`` channels a beat
         Output likewise; lanes past the last channel are undefined.
     width, height : In(16)
-        Of the input; width at most ``folding.max_width``.
+        Of the frame whose first beat is offered; width at most ``folding.max_width``. They do
+        not matter with any other beat.
     restart : In(1), where there is one
         Drops all frames in flight, if held for `restart_cycles`. It walks from unit to unit, a
         register each, so that no net spans the device.
@@ -100,6 +103,11 @@ class Pipeline(Unit):
                 ports[f"tap_{stage.name}"] = Out(
                     wiring.Signature({"payload": Out(payload), "valid": Out(1), "ready": Out(1)})
                 )
+        self.gate = FrameGate(
+            shape=self.units[0].i.payload.shape(),
+            beats=self.units[0].regroup.i_beats,
+            settle=SIZE_LATENCY * len(transform.stages),
+        )
         out = transform.output
         self._out_shape = Shape(out.bits, signed=out.signed)
         super().__init__(
@@ -118,11 +126,20 @@ class Pipeline(Unit):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         names = iter(self._names())
-        size = (Signal(SIZE_BITS, name="stage0_width"), Signal(SIZE_BITS, name="stage0_height"))
-        m.d.sync += [size[0].eq(self.width), size[1].eq(self.height)]
-        source = self.i
+        gate, source = self.gate, self.gate.o
+        size = gate.frame_width, gate.frame_height
+        m.d.comb += [
+            gate.i.payload.eq(self.i.payload),
+            gate.i.valid.eq(self.i.valid),
+            self.i.ready.eq(gate.i.ready),
+            gate.width.eq(self.width),
+            gate.height.eq(self.height),
+        ]
         stage = 0
+        # Both walk from unit to unit, a register each. A unit that is empty behind units that are
+        # stays so.
         restart = self.restart if self.restartable else None
+        empty = gate.drain
         for unit in self.units:
             name = next(names)
             if restart is None:
@@ -131,15 +148,13 @@ class Pipeline(Unit):
                 here = Signal(name=f"restart_{name}")
                 m.d.sync += here.eq(restart)
                 m.submodules[name] = ResetInserter(here)(unit)
+                if unit is self.units[0]:
+                    m.submodules.gate = ResetInserter(here)(gate)
                 restart = here
-            if source is self.i:
-                m.d.comb += [
-                    unit.i.payload.eq(source.payload),
-                    unit.i.valid.eq(source.valid),
-                    source.ready.eq(unit.i.ready),
-                ]
-            else:
-                connect(m, source, unit.i)
+            empty_here = Signal(name=f"empty_{name}")
+            m.d.sync += empty_here.eq(empty & unit.empty)
+            empty = empty_here
+            connect(m, source, unit.i)
             m.d.comb += unit.width.eq(size[0])
             if isinstance(unit, ConvUnit):
                 m.d.comb += unit.height.eq(size[1])
@@ -156,6 +171,9 @@ class Pipeline(Unit):
                     tap.ready.eq(source.ready),
                 ]
                 stage += 1
+        if restart is None:
+            m.submodules.gate = gate
+        m.d.comb += gate.empty.eq(empty)
         for lane in range(self.out_lanes):
             m.d.comb += self.o.payload[lane].eq(source.payload[lane])
         m.d.comb += [self.o.valid.eq(source.valid), source.ready.eq(self.o.ready)]
@@ -181,7 +199,7 @@ class Pipeline(Unit):
         return longest + len(self.units)
 
     def resources(self) -> Resources:
-        return Resources.total(unit.resources() for unit in self.units)
+        return Resources.total(part.resources() for part in (self.gate, *self.units))
 
     def stage_resources(self) -> dict[str, Resources]:
         """What each unit takes, by its name; normalizations are called STAGE_norm."""
