@@ -1,0 +1,373 @@
+# amaranth: UnusedElaboratable=no
+"""What feeds an array: window and pixel buffer give every step's operands, and lose no cycle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from amaranth.hdl import Module, Signal, Value, signed, unsigned
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, connect, flipped
+
+from lichen.hw.engine.feed import FEED_LATENCY
+from lichen.hw.engine.gate import FrameGate
+from lichen.hw.engine.pixel_buffer import PixelBuffer
+from lichen.hw.engine.window import SIZE_LATENCY, Window, window_rows
+from lichen.network.arithmetic import ceil_div
+from tests.hw.streams import SEED, Agent, Pauses, SizedSource, lanes, simulate, unlanes
+
+BITS = 6
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a feeder; the last fields are a window's."""
+
+    channels: int
+    lanes: int
+    pixels: int
+    passes: int = 1
+    gap: int = 0
+    kernel: int = 1
+    stride: int = 1
+    padding: int = 0
+
+    @property
+    def beats(self) -> int:
+        return ceil_div(self.channels, self.lanes)
+
+    @property
+    def steps(self) -> int:
+        return self.kernel**2 * self.beats
+
+    @property
+    def pass_cycles(self) -> int:
+        return self.steps + self.gap
+
+    @property
+    def group_cycles(self) -> int:
+        return self.passes * self.pass_cycles
+
+    def out(self, size: int) -> int:
+        return (size + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as the array is to see it: operands of the valid pixels, and its flags."""
+
+    operands: tuple[int, ...]
+    restart: bool
+    first: bool
+    last: bool
+
+
+def groups(shape: Shape, frame: np.ndarray) -> list[list[Step]]:
+    """Every group of a frame (height, width, channels), from the definition."""
+    pad, s = shape.padding, shape.lanes
+    channels = shape.beats * s
+    padded = np.zeros(
+        (frame.shape[0] + 2 * pad, frame.shape[1] + 2 * pad, channels), dtype=np.int64
+    )
+    padded[pad : pad + len(frame), pad : pad + frame.shape[1], : shape.channels] = frame
+    height, width = shape.out(frame.shape[0]), shape.out(frame.shape[1])
+    taps = [
+        (ky, kx, g)
+        for ky in range(shape.kernel)
+        for kx in range(shape.kernel)
+        for g in range(shape.beats)
+    ]
+    found = []
+    for y in range(height):
+        for x in range(0, width, shape.pixels):
+            columns = range(x, min(width, x + shape.pixels))
+            group = []
+            for n in range(shape.passes):
+                for i, (ky, kx, g) in enumerate(taps):
+                    row = padded[y * shape.stride + ky]
+                    values = [row[c * shape.stride + kx, g * s : g * s + s] for c in columns]
+                    group.append(
+                        Step(
+                            tuple(lanes(v, BITS) for v in values),
+                            restart=n == i == 0,
+                            first=i == 0,
+                            last=i == len(taps) - 1,
+                        )
+                    )
+            found.append(group)
+    return found
+
+
+class FeedWatch(Agent):
+    """Frees drain banks at random, and holds a feed to what its groups should be.
+
+    There is no bank until ``behind`` is done.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        feed: Any,
+        expected: list[list[Step]],
+        lanes: int,
+        pauses: float,
+        behind: Agent,
+    ):
+        self.name, self.feed, self.expected, self.lanes = name, feed, expected, lanes
+        self.pauses, self.behind = Pauses(pauses, 5, hold=16), behind
+        self.starts: list[int] = []
+        self.steps: dict[int, Step] = {}
+        """By the cycle in which they are due on the feed."""
+        self._group: list[Step] = []
+        self.finished = 0
+
+    def drive(self, ctx: Any, t: int) -> None:
+        self.free = self.behind.done and not self.pauses()
+        ctx.set(self.feed.bank_free, self.free)
+
+    def look(self, ctx: Any, t: int) -> None:
+        feed, name = self.feed, self.name
+        number = len(self.starts)
+        if ctx.get(feed.step):
+            assert self._group, f"{name}: a step too many at {t}, after {number} groups"
+            step = self._group.pop(0)
+            assert ctx.get(feed.restart) == step.restart, f"{name}: restart is wrong at {t}"
+            self.steps[t + FEED_LATENCY] = step
+            self.finished += not self._group
+        else:
+            assert not ctx.get(feed.restart), f"{name}: restart without a step at {t}"
+        if ctx.get(feed.start):
+            assert self.free, f"{name} starts a group without a bank at {t}"
+            assert not self._group, f"{name} starts a group inside another at {t}"
+            assert number < len(self.expected), f"{name} starts a group too many at {t}"
+            self._group = list(self.expected[number])
+            count = ctx.get(feed.count)
+            right = len(self._group[0].operands)
+            assert count == right, f"{name}: group {number} has {count} pixels instead of {right}"
+            self.starts.append(t)
+        step = self.steps.pop(t, None)
+        bits = BITS * self.lanes
+        flags = step is not None and step.first, step is not None and step.last
+        assert (ctx.get(feed.first), ctx.get(feed.last)) == flags, f"{name}: a flag is wrong at {t}"
+        operands = ctx.get(Value.cast(feed.a))
+        if step is None:
+            assert operands == 0, f"{name}: operands without a step at {t}"
+            return
+        got = unlanes(operands, bits, len(step.operands))
+        place = f"{name}: group {number - 1}, {len(self._group)} steps before its end"
+        assert got == list(step.operands), f"{place}: {got} instead of {list(step.operands)}"
+
+    @property
+    def done(self) -> bool:
+        return self.finished == len(self.expected) and not self.steps
+
+
+class Framed(wiring.Component):
+    """A feeder behind a gate, so that frames of any sizes can follow each other."""
+
+    def __init__(self, feeder: Window | PixelBuffer, beats: int):
+        self.feeder = feeder
+        stream = feeder.signature.members["i"]
+        self.gate = FrameGate(shape=feeder.i.payload.shape(), beats=beats, settle=SIZE_LATENCY)
+        super().__init__(
+            {
+                "i": stream,
+                "feed": feeder.signature.members["feed"],
+                "width": In(16),
+                "height": In(16),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.gate, m.submodules.feeder = self.gate, self.feeder
+        gate, feeder = self.gate, self.feeder
+        empty = Signal()
+        m.d.sync += empty.eq(gate.drain & feeder.empty)
+        connect(m, flipped(self.i), gate.i)
+        connect(m, gate.o, feeder.i)
+        connect(m, feeder.feed, flipped(self.feed))
+        m.d.comb += [
+            gate.width.eq(self.width),
+            gate.height.eq(self.height),
+            gate.empty.eq(empty),
+            feeder.width.eq(gate.frame_width),
+        ]
+        if isinstance(feeder, Window):
+            m.d.comb += feeder.height.eq(gate.frame_height)
+        return m
+
+
+def window(shape: Shape, max_width: int) -> Window:
+    return Window(
+        kernel=shape.kernel,
+        stride=shape.stride,
+        padding=shape.padding,
+        channels=shape.channels,
+        shape=unsigned(BITS),
+        lanes=shape.lanes,
+        pixels=shape.pixels,
+        passes=shape.passes,
+        pass_cycles=shape.pass_cycles,
+        max_width=max_width,
+    )
+
+
+def buffer(shape: Shape) -> PixelBuffer:
+    return PixelBuffer(
+        channels=shape.channels,
+        shape=unsigned(BITS),
+        lanes=shape.lanes,
+        pixels=shape.pixels,
+        passes=shape.passes,
+        pass_cycles=shape.pass_cycles,
+    )
+
+
+def frames_of(shape: Shape, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """Frames without a 0, the padding; sizes are (width, height)."""
+    rng = np.random.default_rng(SEED)
+    return [rng.integers(1, 1 << BITS, (h, w, shape.channels)) for w, h in sizes]
+
+
+def run(
+    feeder: Window | PixelBuffer,
+    shape: Shape,
+    frames: list[np.ndarray],
+    idle: float = 0.0,
+    backpressure: float = 0.0,
+    blocked: bool = False,
+) -> tuple[SizedSource, FeedWatch]:
+    """Frames through a feeder, back to back; no group starts before all has come if ``blocked``."""
+    framed = Framed(feeder, shape.beats)
+    beats = [
+        lanes(pixel[c : c + shape.lanes], BITS)
+        for frame in frames
+        for pixel in frame.reshape(-1, shape.channels)
+        for c in range(0, shape.channels, shape.lanes)
+    ]
+    sizes = [(f.shape[1], f.shape[0], f.shape[0] * f.shape[1] * shape.beats) for f in frames]
+    expected = [group for frame in frames for group in groups(shape, frame)]
+    source = SizedSource(framed, sizes, beats, idle)
+    name = type(feeder).__name__
+    behind = source if blocked else Agent()
+    watch = FeedWatch(name, framed.feed, expected, shape.lanes, backpressure, behind)
+    cycles = len(expected) * shape.group_cycles + len(beats)
+    simulate(framed, [source, watch], limit=round(8 * cycles) + 400)
+    return source, watch
+
+
+WINDOWS = {
+    "3x3, two passes": Shape(3, 2, 2, passes=2, kernel=3, padding=1),
+    "5x5 s2, three pixels": Shape(2, 2, 3, kernel=5, stride=2, padding=2),
+    "4x4 s3, a gap": Shape(1, 1, 1, gap=3, kernel=4, stride=3, padding=1),
+    "2x2 s4, rows unused": Shape(3, 1, 2, kernel=2, stride=4),
+    "3x3 s2, lopsided": Shape(2, 1, 4, gap=1, passes=2, kernel=3, stride=2),
+    "1x1": Shape(2, 2, 2, kernel=1),
+}
+WIDEST = 9
+SIZES = [(WIDEST, 7), (5, 4), (5, 4), (WIDEST, 5), (4, 6)]
+"""Wide, narrow (whose right padding lies where the wide frame had pixels), wide again."""
+
+
+class TestWindow:
+    @pytest.mark.parametrize("name", WINDOWS)
+    @pytest.mark.parametrize("busy", [False, True], ids=["full rate", "pauses"])
+    def test_operands(self, name: str, busy: bool) -> None:
+        shape = WINDOWS[name]
+        pauses = (0.3, 0.8) if busy else (0.0, 0.0)
+        run(window(shape, WIDEST), shape, frames_of(shape, SIZES), *pauses)
+
+    @pytest.mark.parametrize("name", ["3x3, two passes", "4x4 s3, a gap", "1x1"])
+    def test_groups_follow_each_other(self, name: str) -> None:
+        """When all their pixels are there, without a cycle in between."""
+        shape = WINDOWS[name]
+        frame = frames_of(shape, [(WIDEST, shape.kernel)])
+        _, watch = run(window(shape, WIDEST), shape, frame, blocked=True)
+        apart = max(2, shape.group_cycles)  # there is a bubble behind a group of one cycle
+        assert set(np.diff(watch.starts)) == {apart}, "Window"
+
+    def test_a_stream_is_taken_at_full_rate(self) -> None:
+        """A fast array never lets its source wait, but for a cycle behind every row."""
+        shape = WINDOWS["2x2 s4, rows unused"]
+        source, _ = run(window(shape, WIDEST), shape, frames_of(shape, [(WIDEST, 9)]))
+        row = WIDEST * shape.beats
+        expected = ([1] * (row - 1) + [2]) * 9
+        assert np.diff(source.taken).tolist() == expected[:-1], "Window"
+
+    @pytest.mark.parametrize(
+        ("field", "value", "error", "message"),
+        [
+            *(
+                (field, 0, TypeError, f"{field} must be a positive integer, not 0")
+                for field in ("kernel", "stride", "channels", "lanes", "pixels", "passes")
+            ),
+            ("pass_cycles", 0, TypeError, "pass_cycles must be a positive integer, not 0"),
+            ("max_width", 1 << 16, ValueError, "max_width must fit 16 bits, not be 65536"),
+            ("rows", 3, ValueError, "rows must exceed kernel and stride, not be 3"),
+        ],
+    )
+    def test_parameters(self, field: str, value: int, error: type, message: str) -> None:
+        right: dict[str, Any] = {
+            **{"kernel": 3, "stride": 1, "padding": 1, "channels": 2, "shape": signed(4)},
+            **{"lanes": 1, "pixels": 1, "passes": 1, "pass_cycles": 18, "max_width": 8},
+        }
+        assert Window(**right).rows == window_rows(3, 1) == 4
+        with pytest.raises(error, match=message):
+            Window(**(right | {field: value}))
+
+
+BUFFERS = {
+    "two pixels, two passes": Shape(5, 2, 2, passes=2),
+    "three pixels, a gap": Shape(3, 1, 3, gap=2),
+    "one beat": Shape(2, 2, 1),
+}
+
+
+class TestPixelBuffer:
+    @pytest.mark.parametrize("name", BUFFERS)
+    @pytest.mark.parametrize("busy", [False, True], ids=["full rate", "pauses"])
+    def test_operands(self, name: str, busy: bool) -> None:
+        shape = BUFFERS[name]
+        pauses = (0.2, 0.8) if busy else (0.0, 0.0)
+        run(buffer(shape), shape, frames_of(shape, [(7, 3), (4, 2), (1, 2), (8, 1)]), *pauses)
+
+    @pytest.mark.parametrize("passes", [1, 3])
+    def test_groups_follow_each_other(self, passes: int) -> None:
+        """Slower than its source it never waits; as fast, it never lets its source wait."""
+        shape = Shape(4, 2, 2, passes=passes)
+        source, watch = run(buffer(shape), shape, frames_of(shape, [(8, 2)]))
+        if passes == 1:
+            assert set(np.diff(source.taken)) == {1}, "PixelBuffer"
+        apart = max(shape.group_cycles, shape.pixels * shape.beats)
+        assert set(np.diff(watch.starts)) == {apart}, "PixelBuffer"
+
+    @pytest.mark.parametrize("name", BUFFERS)
+    def test_it_holds_two_groups(self, name: str) -> None:
+        """Without a bank for the first one, two groups are taken and no beat more."""
+        shape = BUFFERS[name]
+        unit = buffer(shape)
+        taken = 0
+
+        class Blocked(Agent):
+            def drive(self, ctx: Any, t: int) -> None:
+                ctx.set(unit.width, 6)
+                ctx.set(unit.i.valid, 1)
+                ctx.set(unit.feed.bank_free, 0)
+
+            def look(self, ctx: Any, t: int) -> None:
+                nonlocal taken
+                taken += ctx.get(unit.i.ready)
+                assert ctx.get(unit.empty) == (taken <= shape.pixels * shape.beats), "PixelBuffer"
+
+        simulate(unit, [Blocked()], limit=60, linger=60)
+        assert taken == 2 * shape.pixels * shape.beats, "PixelBuffer takes another group"
+
+    @pytest.mark.parametrize("field", ["channels", "lanes", "pixels", "passes", "pass_cycles"])
+    def test_parameters(self, field: str) -> None:
+        right = {"channels": 4, "lanes": 2, "pixels": 1, "passes": 1, "pass_cycles": 2}
+        with pytest.raises(TypeError, match=f"{field} must be a positive integer, not -1"):
+            PixelBuffer(shape=signed(4), **(right | {field: -1}))
