@@ -1,0 +1,1 @@
+"""One self-contained page about a network, a build, or two of them."""

@@ -1,0 +1,342 @@
+"""Puts a report together: from subjects to the text of a page."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lichen import models
+from lichen.boards.board import Board
+from lichen.codec.container import Container
+from lichen.codec.evaluate import family
+from lichen.codec.rd import PSNR, Curve, bd_rate, references
+from lichen.errors import UserError
+from lichen.network.description import Network
+from lichen.report import charts, facts
+from lichen.report.page import Page, error_map, paragraph, picture, slider, table, text
+from lichen.report.subject import Subject
+
+FLOORPLANS = ("floorplan.svg", "floorplan.png")
+"""Pictures of a placed design that a build may have left beside its report."""
+
+Progress = Callable[[str], None]
+
+
+def make(
+    subjects: Sequence[Subject],
+    *,
+    board: Board,
+    pixels: npt.NDArray[np.uint8],
+    quick: bool = False,
+    progress: Progress = lambda _: None,
+) -> str:
+    """The page about one or two subjects.
+
+    Parameters
+    ----------
+    subjects : sequence of Subject
+    board : Board
+        For which networks are planned.
+    pixels : uint8 array (height, width, 3)
+        What is coded to show pictures and sensitivity.
+    quick : bool
+        Leave out what codes the image once for every stage.
+    """
+    page = Page("Lichen: " + " and ".join(subject.title for subject in subjects))
+    networks = [subject for subject in subjects if subject.network is not None]
+    page.section("Summary", _summary(subjects))
+    if networks:
+        progress("rate and distortion")
+        page.section("Rate and distortion", *_rate_distortion(networks))
+        page.section("Stages", *(part for s in networks for part in _stages(s)))
+        progress("weights")
+        page.section("Weights", *(part for s in networks for part in _weights(s)))
+        if not quick:
+            page.section(
+                "Sensitivity",
+                *(part for s in networks for part in _sensitivity(s, pixels, progress)),
+            )
+        progress("plan")
+        page.section("Plan", *(part for s in networks for part in _plan(s, board)))
+    built = [subject for subject in subjects if subject.build is not None]
+    if built:
+        page.section("Build", *(part for s in built for part in _build(s)))
+    if networks:
+        progress("pictures")
+        page.section("Pictures", *(part for s in networks for part in _pictures(s, pixels)))
+    return page.render()
+
+
+def _heading(subject: Subject) -> str:
+    return f"<h3>{text(subject.title)}</h3>"
+
+
+def _network(subject: Subject) -> Network:
+    assert subject.network is not None
+    return subject.network
+
+
+def _summary(subjects: Sequence[Subject]) -> str:
+    from lichen.network.description import PHOTO
+
+    rows: list[tuple[str, list[object]]] = []
+
+    def add(name: str, value: Callable[[Network], object]) -> None:
+        rows.append((name, [None if s.network is None else value(s.network) for s in subjects]))
+
+    add("architecture", lambda n: n.architecture)
+    add("N, M", lambda n: f"{n.n}, {n.m}")
+    add("transforms", lambda n: ", ".join(n.transforms))
+    add("GMAC for 768x512", lambda n: f"{n.macs(*PHOTO) / 1e9:.3f}")
+    add("bit-operations for 768x512 (G)", lambda n: f"{n.bops(*PHOTO) / 1e9:.1f}")
+    for name, key, form in (("bpp", "bpp", "{:.4f}"), ("PSNR (dB)", "psnr", "{:.2f}")):
+        measured = [models.measured(s.title.split(" ")[0]) for s in subjects]
+        rows.append((f"{name}, Kodak", [m and form.format(m[key]) for m in measured]))
+    for name, key in (("clock reached (MHz)", "fmax_mhz"), ("frames/s, built", "fps")):
+        rows.append((name, [None if s.build is None else str(s.build.get(key)) for s in subjects]))
+    kept = [(name, values) for name, values in rows if any(v is not None for v in values)]
+    return table(["", *(s.title for s in subjects)], [[name, *values] for name, values in kept])
+
+
+def _rate_distortion(subjects: Sequence[Subject]) -> list[str]:
+    families = list(dict.fromkeys(family(_network(s).name) for s in subjects))
+    own, points = [], []
+    for name in families:
+        members = [n for n in models.names() if family(n) == name]
+        for suffix in ("", models.PARENT_SUFFIX):
+            found = [models.measured(member + suffix) for member in members]
+            known = [{"bpp": f["bpp"], PSNR: f["psnr"]} for f in found if f is not None]
+            if len(known) > 1:
+                own.append(Curve.of(name + (" (FP32)" if suffix else ""), known))
+    for subject in subjects:
+        measured = models.measured(_network(subject).name)
+        if measured is not None:
+            point = [{"bpp": measured["bpp"], PSNR: measured["psnr"]}]
+            points.append(Curve.of(_network(subject).name, point))
+    others = list(references().values())
+    parts = [charts.rate_distortion([*own, *others], len(own), points)]
+    rows = []
+    for curve in own:
+        cells: list[object] = [curve.name]
+        for anchor in others:
+            try:
+                cells.append(f"{bd_rate(curve, anchor).percent:+.1f} %")
+            except UserError:
+                cells.append(None)
+        rows.append(cells)
+    if rows:
+        parts.append(table(["BD-rate against", *(c.name for c in others)], rows))
+    if not points:
+        parts.append(paragraph("This network is not a shipped one: nothing is on record for it."))
+    parts.append(
+        paragraph(
+            "Means over Kodak, from bytes really coded; the grey curves are those that CompressAI "
+            "published. Intervals over images: lichen evaluate --json, then lichen bdrate."
+        )
+    )
+    return parts
+
+
+def _stages(subject: Subject) -> list[str]:
+    rows = facts.stages(_network(subject))
+    total = sum(row.macs for row in rows)
+    names = [f"{row.transform} {row.name}" for row in rows]
+    listed = [
+        [
+            name,
+            row.activation,
+            row.channels,
+            row.unpruned - row.channels or None,
+            row.weight_bits,
+            row.gamma_bits,
+            row.x_bits,
+            row.output_bits,
+            f"{row.macs / 1e6:.1f}",
+            f"{row.macs / total:.1%}",
+            f"{row.bops / 1e9:.2f}",
+        ]
+        for name, row in zip(names, rows, strict=True)
+    ]
+    heads = [
+        "stage", "activation", "channels", "pruned", "weight bits", "gamma bits", "x bits",
+        "output bits", "MMAC", "of all", "G bit-operations",
+    ]  # fmt: skip
+    bits = {
+        "weights": [row.weight_bits for row in rows],
+        "outputs": [row.output_bits for row in rows],
+    }
+    work = {"products": [row.macs / 1e6 for row in rows]}
+    return [
+        _heading(subject),
+        table(heads, listed),
+        '<div class="grid">',
+        charts.bars(names, bits, "bits", f"Bits of {subject.title}"),
+        charts.bars(names, work, "million products", f"Products of {subject.title}"),
+        "</div>",
+    ]
+
+
+def _weights(subject: Subject) -> list[str]:
+    spread = facts.weight_spread(_network(subject), subject.parent)
+    words = "Weights as shares of the greatest of their output channel."
+    if any("before" in part for part in spread.values()):
+        words += (
+            " Before: the FP32 checkpoint. After: the integers. A tail to the right of the rest "
+            "is outliers, which cost all the other weights of their channel precision."
+        )
+    return [
+        _heading(subject),
+        charts.spread(spread, f"Spread of weights of {subject.title}"),
+        paragraph(words),
+    ]
+
+
+def _sensitivity(subject: Subject, pixels: npt.NDArray[np.uint8], progress: Progress) -> list[str]:
+    lost = facts.sensitivity(_network(subject), pixels, progress)
+    names = [" ".join(key) for key in lost]
+    return [
+        _heading(subject),
+        charts.bars(
+            names, {"dB": list(lost.values())}, "PSNR lost (dB)", f"Sensitivity of {subject.title}"
+        ),
+        paragraph(
+            f"What the picture below loses when one stage's weights lose their {facts.LOST_BITS} "
+            "lowest bits."
+        ),
+    ]
+
+
+def _plan(subject: Subject, board: Board) -> list[str]:
+    from lichen.boards.build.achieved import expected_clock
+    from lichen.boards.design import fold
+    from lichen.hw.plan import occupancy
+    from lichen.hw.plan.planner import evaluate
+
+    network, parts = _network(subject), [_heading(subject)]
+    for key in ("g_a", "g_s"):
+        if key not in network.transforms:
+            continue
+        try:
+            folding = fold(network, key, board, max_width=None, multipliers=None)
+        except (UserError, ValueError) as error:
+            parts.append(paragraph(f"{key}: no plan for the {board.title}: {error}"))
+            continue
+        plan = evaluate(network.transform(key), folding)
+        clock = expected_clock(board, plan.resources)
+        hertz = board.pll_below(clock.limit_mhz).output_hz
+        rows = plan.stages()
+        have = board.budget
+        parts += [
+            paragraph(
+                f"{key} on {board.title}: {plan.cycles_per_frame:,} cycles for 768x512, "
+                f"{hertz / plan.cycles_per_frame:.2f} frames/s at {hertz / 1e6:g} MHz "
+                f"({clock.source}); {plan.resources.dsp} of {have.dsp} multipliers, "
+                f"{plan.resources.bram} of {have.bram} block RAMs, about {plan.resources.lut} of "
+                f"{have.lut} LUTs."
+            ),
+            table(
+                ["unit", "P x Q x S", "back-end", "busy", "multipliers", "block RAMs", "weights",
+                 "rows", "LUTs"],
+                [
+                    [
+                        row["name"],
+                        f"{row['pixels']} x {row['channels']} x {row['lanes']}",
+                        row["backend"],
+                        f"{row['busy']:.1%}",
+                        row["dsp"],
+                        row["bram"],
+                        row["bram_weights"],
+                        row["bram_lines"],
+                        row["lut"],
+                    ]
+                    for row in rows
+                ],
+            ),
+            charts.bars(
+                [row["name"] for row in rows],
+                {
+                    "weights": [row["bram_weights"] for row in rows],
+                    "rows": [row["bram_lines"] for row in rows],
+                    "all": [row["bram"] for row in rows],
+                },
+                "block RAMs",
+                f"Block RAM of {subject.title} {key}",
+            ),
+        ]  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            drawing = Path(folder) / "timeline.svg"
+            occupancy.draw(plan, hertz, "Which array works when", drawing)
+            parts.append(charts.recoloured(drawing, f"Timeline of {subject.title} {key}"))
+    return parts
+
+
+def _build(subject: Subject) -> list[str]:
+    build = subject.build
+    assert build is not None
+    planned = build.get("planned") or {}
+    rows = [
+        [name, planned.get(key), build.get(key)]
+        for name, key in (
+            ("multipliers", "dsp"),
+            ("block RAMs", "bram"),
+            ("LUTs", "lut"),
+            ("flip-flops", "ff"),
+        )
+    ]
+    parts = [
+        _heading(subject),
+        table(["", "planned", "achieved"], rows),
+        paragraph(
+            f"{build.get('fmax_mhz')} MHz after place and route, clock {build.get('clock_mhz')} "
+            f"MHz, {build.get('fps')} frames/s of 768x512 in the engine; never said to have run on "
+            "silicon."
+        ),
+    ]
+    seeds = {str(k): v for k, v in (build.get("seeds") or {}).items() if v is not None}
+    if seeds:
+        parts.append(
+            charts.bars(
+                [f"seed {seed}" for seed in seeds],
+                {"MHz": [float(v) for v in seeds.values()]},
+                "MHz after place and route",
+                f"Clock by seed of {subject.title}",
+            )
+        )
+    if tools := build.get("tool_versions"):
+        parts.append(table(["tool", "version"], [[k, str(v)] for k, v in tools.items()]))
+    for name in FLOORPLANS:
+        path = (subject.folder or Path()) / name
+        if subject.folder is not None and path.is_file():
+            kind = "svg+xml" if path.suffix == ".svg" else "png"
+            data = base64.b64encode(path.read_bytes()).decode("ascii")
+            parts.append(
+                f'<figure><img alt="Floorplan" src="data:image/{kind};base64,{data}">'
+                "<figcaption>Floorplan of the placed design</figcaption></figure>"
+            )
+            break
+    return parts
+
+
+def _pictures(subject: Subject, pixels: npt.NDArray[np.uint8]) -> list[str]:
+    network = _network(subject)
+    if not {"g_a", "g_s"} <= set(network.transforms) or not network.entropy:
+        return [_heading(subject), paragraph("This network does not code images by itself.")]
+    container = Container(network)
+    data = container.encode(pixels)
+    decoded = container.decode(data).picture.pixels
+    height, width = pixels.shape[:2]
+    caption = (
+        f"{len(data):,} bytes, {8 * len(data) / (width * height):.3f} bits per pixel, "
+        f"{facts.psnr(pixels, decoded):.2f} dB"
+    )
+    return [
+        _heading(subject),
+        slider(pixels, decoded, ("original", caption)),
+        f"<figure>{picture(error_map(pixels, decoded), 'error')}"
+        "<figcaption>Error, eight times enlarged</figcaption></figure>",
+    ]

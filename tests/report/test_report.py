@@ -1,0 +1,175 @@
+"""One page about a network or a build: what it says is what the other commands say."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lichen import models
+from lichen.boards import board as boards
+from lichen.cli import cli
+from lichen.errors import UserError
+from lichen.network.description import PHOTO
+from lichen.report import charts, facts, page
+from lichen.report.make import make
+from lichen.report.subject import Subject, find
+from lichen.sim.images import crop_middle, read_image
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "benchmarks" / "builds" / "small-opt.json"
+
+
+class Outside(HTMLParser):
+    """Collects what a page would ask a server for, and which tags are left open."""
+
+    VOID = frozenset(("meta", "img", "input", "br", "path", "use"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            value = value or ""
+            if name == "id":
+                self.ids.append(value)
+            reaches = name in ("src", "href", "xlink:href", "srcset", "data")
+            if reaches and not value.startswith(("#", "data:")):
+                self.found.append(f"{tag} {name}={value}")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return crop_middle(read_image(models.photograph()), 64, 64)
+
+
+@pytest.fixture(scope="module")
+def whole(pixels) -> str:
+    """The page about `tiny` and about a build on record."""
+    return make(find(["tiny", str(BUILD)]), board=boards.find("ulx3s-85f"), pixels=pixels)
+
+
+def test_the_page_needs_no_network_and_is_well_formed(whole):
+    parser = Outside()
+    parser.feed(whole)
+    assert parser.found == []
+    assert parser.open == []
+    assert "url(http" not in whole and "@import" not in whole
+    assert len(set(parser.ids)) == len(parser.ids)
+
+
+def test_it_has_every_section(whole):
+    heads = re.findall(r"<h2>(.*?)</h2>", whole)
+    assert heads == [
+        "Summary",
+        "Rate and distortion",
+        "Stages",
+        "Weights",
+        "Sensitivity",
+        "Plan",
+        "Build",
+        "Pictures",
+    ]
+
+
+def test_the_build_is_the_one_on_record(whole):
+    record = json.loads(BUILD.read_text())
+    assert f"{record['fmax_mhz']} MHz after place and route" in whole
+    assert f'<td class="n">{record["ff"]:,}</td>' in whole
+
+
+def test_stages_add_up_to_the_network():
+    for name in ("tiny", "small-opt-q3", "small-hyper-q2"):
+        network = models.load_network(name)
+        rows = facts.stages(network)
+        assert sum(row.macs for row in rows) == network.macs(*PHOTO)
+        assert sum(row.bops for row in rows) == network.bops(*PHOTO)
+
+
+def test_pruned_channels_are_counted():
+    rows = facts.stages(models.load_network("small-opt-q3"))
+    assert any(row.unpruned > row.channels for row in rows)
+
+
+def test_losing_bits_loses_quality(pixels):
+    """Two bits less of eight cost something in every stage of a network that is not idle."""
+    lost = facts.sensitivity(models.load_network("tiny"), pixels, lambda _: None)
+    assert set(lost) == {(t, f"conv{i}") for t in ("g_a", "g_s") for i in (1, 2, 3, 4)}
+    assert sum(value > 0 for value in lost.values()) >= 6
+
+
+def test_weights_before_are_those_of_the_checkpoint():
+    spread = facts.weight_spread(models.load_network("tiny"), models.shipped_parent("tiny"))
+    for key in ("g_a", "g_s"):
+        before, after = spread[key]["before"], spread[key]["after"]
+        assert before.shape == after.shape
+        assert abs(before.mean() - after.mean()) < 0.05
+        assert before.max() == after.max() == 1
+
+
+def test_a_strange_name_stays_text(pixels):
+    """Names come from files of strangers."""
+    network = models.load_network("tiny").model_copy(update={"name": "tiny"})
+    subject = Subject(title='<script>alert("x")</script>', network=network)
+    found = make([subject], board=boards.find("ulx3s-85f"), pixels=pixels, quick=True)
+    assert "<script>alert" not in found
+    assert "&lt;script&gt;alert" in found
+
+
+def test_colours_of_charts_follow_the_page():
+    svg = charts.bars(["a", "b"], {"x": [1, 2]}, "units", "A chart")
+    assert "currentColor" in svg and charts.INK not in svg and charts.MUTED not in svg
+    assert svg == charts.bars(["a", "b"], {"x": [1, 2]}, "units", "A chart")
+
+
+def test_error_maps_are_black_where_nothing_differs(pixels):
+    assert not page.error_map(pixels, pixels).any()
+    assert page.error_map(pixels, 255 - pixels).any()
+
+
+def run(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, ["report", *words], standalone_mode=False)
+    if isinstance(result.exception, UserError):
+        return 2, str(result.exception)
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("sources", "sentence"),
+    [
+        (["no-such-network"], "neither a file nor the name of a shipped network"),
+        (["."], "holds no report.json"),
+        (["tiny", "tiny", "tiny"], "one or two networks or builds, not 3"),
+    ],
+)
+def test_what_is_no_subject_gets_a_sentence(tmp_path, monkeypatch, sources, sentence):
+    monkeypatch.chdir(tmp_path)
+    status, said = run(*sources, "-o", str(tmp_path / "x.html"))
+    assert status == 2 and sentence in said
+    assert not (tmp_path / "x.html").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"network": 3}', "not json", "[" * 100_000])
+def test_damaged_reports_get_a_sentence(tmp_path, content):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(UserError, match=r"report\.json is not"):
+        find([str(tmp_path)])
