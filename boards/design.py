@@ -20,10 +20,10 @@ from lichen.hw.device.unit import Resources
 from lichen.hw.plan import planner
 from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.pipeline import Pipeline
-from lichen.network.description import IMAGE_FORMAT, Network, Transform
+from lichen.network.description import IMAGE_FORMAT, PHOTO, Network, Transform
 from lichen.network.file import digest
 
-FRAME = planner.PHOTO[::-1]
+FRAME = PHOTO[::-1]
 """Width and height in pixels of the image that frames per second are counted in."""
 
 
@@ -67,8 +67,14 @@ def fold(
         transform = network.transform(transform_name)
     except ValueError as error:
         raise UserError(f"{error}.") from None
-    budget = board.pipeline_budget
-    return planner.plan(transform, budget, max_width=max_width, multipliers=multipliers).folding
+    found = planner.plan(
+        transform,
+        board.pipeline_budget,
+        max_width=max_width,
+        multipliers=multipliers,
+        frame=network.frames(*PHOTO)[transform_name],
+    )
+    return found.folding
 
 
 def check_fits(resources: Resources, board: Board) -> None:
@@ -114,7 +120,7 @@ class Design:
     @property
     def name(self) -> str:
         """The network's name for people."""
-        return " ".join((self.network.name or self.network.architecture).split())
+        return self.network.title
 
     @property
     def transform(self) -> Transform:
@@ -129,13 +135,17 @@ class Design:
         """A fresh pipeline."""
         return Pipeline(self.transform, self.folding, restartable=restartable)
 
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height and width of what the transform reads of a 768x512 image."""
+        return self.network.frames(*PHOTO)[self.transform_name]
+
     @cached_property
     def cycles_per_frame(self) -> int | None:
         """Cycles of one 768x512 image, all tiles and halos included where it is wider than the
         pipeline; None when the pipeline is too narrow even for tiles."""
-        width, height = FRAME
         try:
-            return planner.frame_cycles(self.pipeline(), height, width)
+            return planner.frame_cycles(self.pipeline(), *self.frame)
         except ValueError:
             return None
 

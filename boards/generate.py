@@ -12,7 +12,7 @@ from amaranth.hdl import Shape
 
 from lichen.boards.board import Board
 from lichen.boards.build.folder import complete_folder
-from lichen.boards.design import FRAME, Design, check_fits
+from lichen.boards.design import Design, check_fits
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.hw.verilog import emit
 
@@ -41,7 +41,7 @@ def generate(design: Design, board: Board, folder: Path) -> dict[str, Any]:
 def interface(design: Design, board: Board, pipeline: Pipeline) -> dict[str, Any]:
     """Everything a program or a person needs to drive the module, JSON-serialisable."""
     transform = design.transform
-    width, height = FRAME
+    height, width = design.frame
     cycles = design.cycles_per_frame
     resources = pipeline.resources()
     return {

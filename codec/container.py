@@ -9,6 +9,7 @@ on the machine.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zlib
@@ -27,7 +28,7 @@ from lichen.codec.entropy import EntropyCoder, EntropyError
 from lichen.codec.picture import Picture
 from lichen.errors import UserError
 from lichen.network.arithmetic import ceil_div, clamp
-from lichen.network.description import Network, Transform
+from lichen.network.description import LATENTS, Convolution, Latent, Network, Transform
 from lichen.network.file import digest
 from lichen.sim import golden
 from lichen.sim.images import PIXELS_MAX
@@ -43,6 +44,11 @@ PARTS_MAX = 1 << 16
 PROFILE_BYTES_MAX = 1 << 24
 """Largest ICC profile: what inflates to more is taken for an attack."""
 
+SALVAGE_PIXELS = 1 << 24
+SALVAGE_PIXELS_PER_BYTE = 1 << 12
+"""What is salvaged of a file, however little is intact, or by what is: a header alone may claim
+any size, and even images of one colour have at most 210 pixels a byte with the shipped networks."""
+
 MARK = np.array([255, 0, 255], np.uint8)
 """Colour of what is lost."""
 
@@ -52,6 +58,7 @@ _CHECKSUM = struct.Struct("<I")
 
 _CHECKSUM_FAILS = "fails its checksum"
 
+_S = TypeVar("_S", bound=np.generic)
 _T = TypeVar("_T")
 _U = TypeVar("_U")
 
@@ -63,6 +70,10 @@ class Kind(IntEnum):
     Y = 2
     ALPHA = 3
     ICC = 4
+
+
+SEGMENTS = tuple(Kind[latent.name.upper()] for latent in reversed(LATENTS))
+"""The kinds that hold symbols, in coding order."""
 
 
 class Flags(IntFlag):
@@ -99,7 +110,7 @@ class Part:
     @property
     def name(self) -> str:
         """For messages: ``y segment 3``, ``alpha``."""
-        if self.kind in (Kind.Y, Kind.Z):
+        if self.kind in SEGMENTS:
             return f"{self.kind.name.lower()} segment {self.number}"
         return "ICC profile" if self.kind is Kind.ICC else "alpha"
 
@@ -190,7 +201,7 @@ class Decoded:
 def segment_bounds(symbols: int) -> list[tuple[int, int]]:
     """The ranges of symbols, in raster order, that are segments: as few and equal as can be."""
     count = ceil_div(symbols, SEGMENT_SYMBOLS)
-    cuts = [symbols * i // count for i in range(count + 1)]
+    cuts = [symbols * i // max(count, 1) for i in range(count + 1)]
     return list(pairwise(cuts))
 
 
@@ -205,13 +216,15 @@ def _parallel(work: Callable[[_T], _U], items: Sequence[_T], threads: int | None
 
 def check_network(network: Network) -> None:
     """Raise UserError for a network that cannot code and decode images."""
-    name = network.name or network.architecture
-    for transform in ("g_a", "g_s", *(("h_a", "h_s") if network.hyper else ())):
-        if transform not in network.transforms:
-            raise UserError(f"{name} has no {transform}, so it codes no images.")
-    for segment in ("z", "y") if network.hyper else ("y",):
-        if segment not in network.entropy:
-            raise UserError(f"{name} has no entropy tables for {segment}, so it codes no images.")
+    name = network.title
+    for latent in network.latents or LATENTS[:1]:
+        for transform in (latent.analysis, latent.synthesis):
+            if transform not in network.transforms:
+                raise UserError(f"{name} has no {transform}, so it codes no images.")
+        if latent.name not in network.entropy:
+            raise UserError(
+                f"{name} has no entropy tables for {latent.name}, so it codes no images."
+            )
 
 
 class Container:
@@ -231,6 +244,7 @@ class Container:
         self.network = network
         self.digest = digest(network)
         self.threads = threads
+        self._latents = {latent.name: latent for latent in network.latents}
         self._coders = {name: EntropyCoder(tables) for name, tables in network.entropy.items()}
 
     def encode(self, image: Picture | Image.Image | npt.NDArray[np.uint8]) -> bytes:
@@ -306,20 +320,9 @@ class Container:
         """The symbols of a file, for looking at; errors as of `decode`."""
         header = self._header(data, max_pixels, False)
         reader = _Reader(self, header, data, False)
-        segments = []
-
-        def read(name: str, indices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-            symbols = reader.read(name, indices)
-            segments.append(golden.Segment(name, symbols, indices))
-            return symbols
-
-        shapes = golden.latent_shapes(self.network, header.height, header.width)
-        indices = golden.channel_indices(next(iter(shapes.values())))
-        if self.network.hyper:
-            z = read("z", indices)
-            indices = golden.entropy_parameters(self.network, z).indices
-        read("y", indices)
-        return golden.Latents(header.height, header.width, tuple(segments))
+        decoded = golden.symbols_in_order(self.network, header.height, header.width, reader.read)
+        segments = tuple(segment for segment, _ in decoded)
+        return golden.Latents(header.height, header.width, segments)
 
     def from_symbols(
         self, symbols: Mapping[str, npt.NDArray[np.integer]], height: int, width: int
@@ -334,68 +337,58 @@ class Container:
 
         Raises UserError for symbols that do not suit the network and the size.
         """
-        segments = []
-        indices = None
-        for name, shape in golden.latent_shapes(self.network, height, width).items():
+        shapes = golden.latent_shapes(self.network, height, width)
+
+        def read(name: str, indices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
             if name not in symbols:
                 raise UserError(f"there are no symbols {name}, which this network needs.")
-            found = np.asarray(symbols[name])
+            found, shape = np.asarray(symbols[name]), shapes[name]
             if found.shape != shape or not np.issubdtype(found.dtype, np.integer):
                 raise UserError(
                     f"the symbols {name} must be integers of shape {shape} for {width} x {height} "
                     f"pixels, not {found.dtype} {found.shape}."
                 )
-            limits = self._limits(name)
-            if limits is None:
-                limits = np.iinfo(np.int32).min, np.iinfo(np.int32).max
-            if found.min() < limits[0] or found.max() > limits[1]:
+            lo, hi = self._limits(name) or (np.iinfo(np.int32).min, np.iinfo(np.int32).max)
+            if found.min() < lo or found.max() > hi:
                 raise UserError(
-                    f"the symbols {name} must lie in {limits[0]} .. {limits[1]}, but span "
+                    f"the symbols {name} must lie in {lo} .. {hi}, but span "
                     f"{found.min()} .. {found.max()}."
                 )
-            found = found.astype(np.int32)
-            rows = golden.channel_indices(shape) if indices is None else indices
-            segments.append(golden.Segment(name, found, rows))
-            if name == "z":
-                indices = golden.entropy_parameters(self.network, found).indices
-        return golden.Latents(height, width, tuple(segments))
+            return found.astype(np.int32)
+
+        decoded = golden.symbols_in_order(self.network, height, width, read)
+        return golden.Latents(height, width, tuple(segment for segment, _ in decoded))
 
     def _limits(self, name: str) -> tuple[int, int] | None:
         """Least and greatest symbol that the decoder takes, None if it takes any."""
-        if name == "y" and self.network.means:
+        latent = self._latents[name]
+        if self.network.has_means(latent):
             return None
-        source = self.network.transform("h_s" if name == "z" else "g_s").input
+        source = self.network.transform(latent.synthesis).input
         return source.lo, source.hi
 
     def _header(self, data: bytes, max_pixels: int, salvage: bool) -> Header:
         """The header, found to suit the network."""
         header = inspect(data, truncated=salvage)
         if header.digest != self.digest:
-            name = self.network.name or self.network.architecture
             raise ContainerError(
                 f"the file was made with another network: it needs {header.digest[:16]}…, "
-                f"but {name} is {self.digest[:16]}…."
+                f"but {self.network.title} is {self.digest[:16]}…."
             )
-        factor = self.network.factor
-        rows, columns = ceil_div(header.height, factor), ceil_div(header.width, factor)
-        if rows * columns * factor**2 > max_pixels:
-            padded = f"{columns * factor} x {rows * factor}"
+        rows, columns = self.network.padded(header.height, header.width)
+        if rows * columns > max_pixels:
             raise ContainerError(
                 f"the file claims {header.width} x {header.height} pixels, which takes decoding "
-                f"{padded}, more than {max_pixels}."
+                f"{columns} x {rows}, more than {max_pixels}."
             )
-        expected = {
-            Kind[name.upper()]: len(segment_bounds(int(np.prod(shape))))
-            for name, shape in golden.latent_shapes(
-                self.network, header.height, header.width
-            ).items()
-        }
-        for kind in (Kind.Z, Kind.Y):
-            found = len(header.of_kind(kind))
-            if found != expected.get(kind, 0):
+        shapes = golden.latent_shapes(self.network, header.height, header.width)
+        for kind in SEGMENTS:
+            symbols = math.prod(shapes.get(kind.name.lower(), (0,)))
+            expected, found = len(segment_bounds(symbols)), len(header.of_kind(kind))
+            if found != expected:
                 raise ContainerError(
                     f"the file is damaged: it has {found} {kind.name.lower()} segments where "
-                    f"{expected.get(kind, 0)} belong."
+                    f"{expected} belong."
                 )
         return header
 
@@ -405,20 +398,32 @@ class _Reader:
 
     def __init__(self, container: Container, header: Header, data: bytes, salvage: bool):
         self.container, self.header, self.data, self.salvage = container, header, data, salvage
+        self.network = container.network
         self.lost: list[str] = []
         self._masks: dict[str, npt.NDArray[np.bool_]] = {}
         # all of them before anything is decoded, so that damage is refused at once
-        self._intact = {part: zlib.crc32(self._payload(part)) == part.checksum
-                        for part in header.parts}  # fmt: skip
+        self._intact = {part: self._is_intact(part) for part in header.parts}
         if not salvage:
             for part, intact in self._intact.items():
                 if not intact:
                     self._lose(part, _CHECKSUM_FAILS)
+            return
+        there = sum(part.length for part, intact in self._intact.items() if intact)
+        most = max(SALVAGE_PIXELS, SALVAGE_PIXELS_PER_BYTE * there)
+        if math.prod(self.network.padded(header.height, header.width)) > most:
+            raise ContainerError(
+                f"the file claims {header.width} x {header.height} pixels, and {there} bytes of it "
+                f"are intact: too few to salvage more than {most} pixels."
+            )
 
     def _lose(self, part: Part, reason: str) -> None:
         if not self.salvage:
             raise ContainerError(f"the file is damaged: {part.name} {reason}.")
         self.lost.append(f"{part.name} {reason}")
+
+    def _is_intact(self, part: Part) -> bool:
+        payload = self._payload(part)
+        return len(payload) == part.length and zlib.crc32(payload) == part.checksum
 
     def _payload(self, part: Part) -> bytes:
         return self.data[part.offset : part.offset + part.length]
@@ -439,7 +444,6 @@ class _Reader:
         """All symbols of z or y, 0 for those lost (see `golden.decode`)."""
         parts = self.header.of_kind(Kind[name.upper()])
         bounds = segment_bounds(indices.size)
-        rows = indices.reshape(-1)
         coder = self.container._coders[name]
         limits = self.container._limits(name)
         unsure = self._unsure(name, indices.shape)
@@ -448,10 +452,10 @@ class _Reader:
             part, (first, last) = task
             if not self._intact[part]:
                 return _CHECKSUM_FAILS
-            if unsure is not None and unsure[first:last].any():
+            if unsure is not None and _stretch(unsure, first, last).any():
                 return "cannot be decoded without a z segment that is lost"
             try:
-                symbols = coder.decode(self._payload(part), rows[first:last])
+                symbols = coder.decode(self._payload(part), _stretch(indices, first, last))
             except EntropyError:
                 return "does not decode"
             if limits and (symbols.min() < limits[0] or symbols.max() > limits[1]):
@@ -460,8 +464,8 @@ class _Reader:
 
         found = _parallel(decode, list(zip(parts, bounds, strict=True)), self.container.threads)
         neutral = 0 if limits is None else int(clamp(0, *limits))
-        symbols = np.full(rows.shape, neutral, np.int32)
-        mask = np.zeros(rows.shape, bool)
+        symbols = np.full(indices.size, neutral, np.int32)
+        mask = np.zeros(indices.size, bool)
         for part, (first, last), result in zip(parts, bounds, found, strict=True):
             if isinstance(result, str):
                 self._lose(part, result)
@@ -472,37 +476,58 @@ class _Reader:
         return symbols.reshape(indices.shape)
 
     def _unsure(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
-        """Symbols of y, flat, whose tables depend on lost symbols of z; None if there are none."""
-        if name != "y" or "z" not in self._masks or not self._masks["z"].any():
+        """Symbols whose tables or means depend on what is lost; None if there are none."""
+        inner = self.network.inner(self.container._latents[name])
+        if inner is None:
             return None
-        reached = influence(self.container.network.transform("h_s"), self._masks["z"])
-        self._masks["h_s"] = reached
-        return np.broadcast_to(reached[:, :, None], shape).reshape(-1)
+        reached = self._reached(inner)
+        return None if reached is None else np.broadcast_to(reached[:, :, None], shape)
+
+    def _reached(self, latent: Latent) -> npt.NDArray[np.bool_] | None:
+        """What the synthesis of a latent makes of lost symbols; None if none is lost.
+
+        Symbols whose tables or means depend on lost ones count as lost themselves.
+        """
+        lost = self._masks[latent.name]
+        return influence(self.network.transform(latent.synthesis), lost) if lost.any() else None
 
     def damaged(self) -> npt.NDArray[np.bool_] | None:
         """Pixels that depend on lost symbols, None if none is lost."""
-        masks = [self._masks[name] for name in ("y", "h_s") if name in self._masks]
-        lost = np.logical_or.reduce(masks)
-        if not lost.any():
-            return None
-        pixels = influence(self.container.network.transform("g_s"), lost)
-        return pixels[: self.header.height, : self.header.width]
+        pixels = self._reached(self.network.latents[0])
+        return None if pixels is None else pixels[: self.header.height, : self.header.width]
 
 
 def influence(transform: Transform, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Which outputs of a transform depend on the marked positions (height, width) of its input."""
     for stage in transform.stages:
-        conv = stage.convolution
-        spans = []
-        for size in mask.shape:
-            first, last = conv.reach(np.arange(conv.output_size(size)))
-            low = np.clip(first, 0, size)
-            spans.append((low, np.maximum(low, np.clip(last + 1, 0, size))))
-        (top, bottom), (left, right) = spans
-        sums = np.pad(mask.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-        count = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left]
-        mask = count + sums[top][:, left] > 0
+        for axis in (0, 1):
+            mask = _spread(mask, stage.convolution, axis)
     return mask
+
+
+def _spread(mask: npt.NDArray[np.bool_], conv: Convolution, axis: int) -> npt.NDArray[np.bool_]:
+    """Where a convolution along one axis reads something marked; takes memory for two masks."""
+    size = mask.shape[axis]
+    first, last = conv.reach(np.arange(conv.output_size(size)))
+    shape = [1, 1]
+    shape[axis] = len(first)
+    found = np.zeros(np.where(np.arange(2) == axis, len(first), mask.shape), bool)
+    for tap in range(int((last - first).max()) + 1):
+        read = first + tap
+        inside = (read >= 0) & (read <= np.minimum(last, size - 1))
+        found |= mask.take(np.clip(read, 0, size - 1), axis) & inside.reshape(shape)
+    return found
+
+
+def _stretch(array: npt.NDArray[_S], first: int, last: int) -> npt.NDArray[_S]:
+    """Entries ``first .. last - 1`` of a tensor (height, width, channels) in raster order.
+
+    No more of it is copied, though it may be a broadcast one.
+    """
+    row = array.shape[1] * array.shape[2]
+    top = first // row
+    rows = array[top : ceil_div(last, row)].reshape(-1)
+    return rows[first - top * row : last - top * row]
 
 
 def inspect(data: bytes, *, truncated: bool = False) -> Header:

@@ -18,18 +18,39 @@ from types import SimpleNamespace
 import numpy as np
 import numpy.typing as npt
 
+from lichen.network.geometry import Geometry
+from lichen.network.geometry import norm_macs as norm_macs
+
 SATURATION_BITS = 18
 """Width of the signed operand that saturation prepares for an 18x18 multiplier."""
+
+SATURATION_MAX = (1 << (SATURATION_BITS - 1)) - 1
+SATURATION_MIN = -1 - SATURATION_MAX
+"""The range of that operand: -131072 .. 131071."""
 
 MULTIPLIER_BITS = 17
 """Most unsigned bits of a per-channel multiplier: a signed 18-bit operand without its sign."""
 
+MULTIPLIER_MAX = (1 << MULTIPLIER_BITS) - 1
+"""Greatest per-channel multiplier, 131071."""
+
 NORM_BITS = 32
 """Width of the unsigned GDN norm ``n``; every norm lies in ``1 .. 2**32 - 1``."""
+
+NORM_MAX = (1 << NORM_BITS) - 1
+"""Greatest norm."""
 
 TABLE_INDEX_BITS = 8
 TABLE_FRACTION_BITS = 16
 """Bits of the normalized norm that index the root tables, and that interpolate in them."""
+
+TABLE_INDEX_SHIFT = NORM_BITS - TABLE_INDEX_BITS
+TABLE_FRACTION_SHIFT = TABLE_INDEX_SHIFT - TABLE_FRACTION_BITS
+TABLE_FRACTION_MASK = (1 << TABLE_FRACTION_BITS) - 1
+"""Where those bits lie in the normalized norm: the index on top, the fraction below it."""
+
+MANTISSA_BITS = 16
+"""Bits of a root table's values, and of the mantissa ``r`` that they give."""
 
 
 class NormKind(StrEnum):
@@ -68,7 +89,7 @@ def clamp(v, lo, hi):
 
 def saturate18(v):
     """``v`` limited to the signed 18-bit range."""
-    return clamp(v, -131072, 131071)
+    return clamp(v, SATURATION_MIN, SATURATION_MAX)
 
 
 def requantize(acc, d, m, s, lo, hi):
@@ -97,7 +118,7 @@ def leading_zeros(n):
     """Number of leading zeros of ``n`` as a 32-bit unsigned value, ``1 <= n < 2**32``."""
     z = n * 0
     for step in (16, 8, 4, 2, 1):
-        small = (n < (1 << (32 - step))) * step
+        small = (n < (1 << (NORM_BITS - step))) * step
         n = n << small
         z = z + small
     return z
@@ -143,12 +164,14 @@ def root_position(n, even):
     z = leading_zeros(n)
     z = z - (z & even)
     normalized = n << z
-    return normalized >> 24, (normalized >> 8) & 65535, (31 - z) >> (even * 1)
+    index = normalized >> TABLE_INDEX_SHIFT
+    fraction = (normalized >> TABLE_FRACTION_SHIFT) & TABLE_FRACTION_MASK
+    return index, fraction, (NORM_BITS - 1 - z) >> (even * 1)
 
 
 def interpolate(value, slope, fraction):
     """The mantissa ``r`` between two nodes of a root table, ``fraction`` in ``0 .. 65535``."""
-    return value + rshift_round(slope * fraction, 16)
+    return value + rshift_round(slope * fraction, TABLE_FRACTION_BITS)
 
 
 def normalized_root(n, table, even):
@@ -216,29 +239,27 @@ def signed_width(lo: int, hi: int) -> int:
 
 
 def convolution_output_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    """Rows (or columns) a convolution makes of ``size``; 0 or less when nothing fits."""
-    return (size + 2 * padding - kernel) // stride + 1
+    """`Geometry.output_size` of a plain convolution."""
+    return Geometry(kernel=kernel, stride=stride, padding=padding).output_size(size)
 
 
 def transposed_output_size(
     size: int, kernel: int, stride: int, padding: int, output_padding: int
 ) -> int:
-    """Rows (or columns) a transposed convolution makes of ``size``."""
-    return (size - 1) * stride - 2 * padding + kernel + output_padding
+    """`Geometry.output_size` of a transposed convolution."""
+    return Geometry(
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        output_padding=output_padding,
+        transposed=True,
+    ).output_size(size)
 
 
 def convolution_macs(kernel: int, dilution: int, inputs: int, outputs: int, positions: int) -> int:
-    """Multiplications of a convolution that makes ``positions`` pixels.
-
-    ``dilution`` is the stride of a transposed convolution, whose inserted zeros aren't counted,
-    and 1 of a plain one.
-    """
-    return kernel * kernel * inputs * outputs * positions // dilution**2
-
-
-def norm_macs(channels: int, positions: int) -> int:
-    """Multiplications of a divisive normalization's sums over ``positions`` pixels."""
-    return channels**2 * positions
+    """`Geometry.macs`; ``dilution`` is 1, or the stride of a transposed convolution."""
+    geometry = Geometry(kernel=kernel, stride=dilution, transposed=dilution > 1)
+    return geometry.macs(inputs, outputs, positions)
 
 
 @functools.cache

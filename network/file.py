@@ -1,7 +1,9 @@
 """The ``.lichen`` file: safetensors whose header carries the description as JSON.
 
-The JSON is `Network.model_dump` with each array replaced by ``{"tensor": NAME}``; the
-tensors lie beside it. Nothing is ever unpickled.
+The JSON is `Network.model_dump` with each array replaced by ``{"tensor": NAME}``, and the number
+of the format; the tensors lie beside it. Parts that format 1 lacks are left out where they say
+nothing, and the format is the least that has all parts there are: equal networks give equal bytes,
+and what an older Lichen could read stays as it was. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,9 +21,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_save
 
 from lichen.errors import UserError
-from lichen.network.description import Network
+from lichen.network.names import printable
+from lichen.network.network import Network
+from lichen.network.validation import ANY_PICTURE
 
 HEADER = "lichen"
+
+FORMATS = (1, 2)
+"""Formats that are read; what is written has the least that will do."""
+
+TENSOR_TYPES = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "F16", "F32", "F64")
+"""Data types, by the names of safetensors, that a network's tensors may have."""
+
+OLDER_PICTURES = frozenset(
+    {
+        "3d87a378cbbb94e67354f705ea743c07b593673ed04d37103cd4270b9b1e2af5",
+        "c7f7c70793594575e4b590d1983d2ee75aaeb35613556f9d83e5d4b638dd34cc",
+        "5e9f01131ce7aa1f5e6af76332bc175e5708490ef8730f12c01c2da85537905c",
+    }
+)
+"""Digests of networks from before the format of g_s was looked at, which files name for ever: its
+samples of 8 signed bits are taken for bytes. No other network may make them."""
 
 FP32_FORMAT = "lichen-fp32"
 """What the headers of FP32 checkpoints, under the same key, give as their format."""
@@ -53,7 +73,10 @@ def _attach(value: Any, tensors: dict[str, np.ndarray]) -> Any:
 def dumps(network: Network) -> bytes:
     """The network as the bytes of a ``.lichen`` file; equal networks give equal bytes."""
     tensors: dict[str, np.ndarray] = {}
-    tree = _detach(network.model_dump(), "", tensors)
+    parts = network.optional_parts()
+    silent = set(Network.OPTIONAL_PARTS) - set(parts)
+    tree = _detach(network.model_dump(exclude=silent), "", tensors)
+    tree["format"] = max([1] + [Network.OPTIONAL_PARTS[part] for part in parts])
     header = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return safetensors_save(tensors, metadata={HEADER: header})
 
@@ -115,37 +138,109 @@ def load(path: str | Path) -> Network:
     transform, stage and field that is wrong.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist; name a .lichen file or a shipped network.")
-    if path.is_dir():
+    try:
+        folder = path.is_dir()
+        sha256 = "" if folder else _sha256(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; name a .lichen file or a shipped network."
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path}: {reason}.") from None
+    if folder:
         raise UserError(f"{path} is a folder; name a .lichen file or a shipped network.")
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            if not holds_network(metadata):
-                raise UserError(
-                    f"{path} is a safetensors file but not a Lichen network; "
-                    "make one of a checkpoint with `lichen quantize`."
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, tensors = _read(path)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a readable Lichen network ({error}); it may be damaged or truncated."
         ) from None
+    tree: Any = None
     try:
         tree = _attach(json.loads(metadata[HEADER]), tensors)
-        network = Network.model_validate(tree)
+        _check_format(tree)
+        context = {ANY_PICTURE: sha256 in OLDER_PICTURES}
+        network = Network.model_validate(tree, context=context)
     except ValidationError as error:
-        raise UserError(f"{path} is not a valid network: {_first_error(error)}.") from None
+        raise UserError(f"{path} is not a valid network: {_first_error(error, tree)}.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a valid network: {error}.") from None
-    network.came_from(hashlib.sha256(path.read_bytes()).hexdigest())
+        raise UserError(f"{path} is not a valid network: {_shown(str(error))}.") from None
+    network.came_from(sha256)
     return network
 
 
-def _first_error(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """The metadata and tensors of a safetensors file, which must be that of a network."""
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+        if not holds_network(metadata):
+            raise UserError(
+                f"{path} is a safetensors file but not a Lichen network; "
+                "make one of a checkpoint with `lichen quantize`."
+            )
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118
+            kind = file.get_slice(name).get_dtype()
+            if kind not in TENSOR_TYPES:
+                raise UserError(
+                    f"{path} is not a valid network: tensor {_shown(name)} has the data type "
+                    f"{kind}, and those of networks are {', '.join(TENSOR_TYPES)}."
+                )
+            tensors[name] = file.get_tensor(name)
+        return metadata, tensors
+
+
+def _check_format(tree: Any) -> None:
+    """Take the number of the format out of the header; ValueError unless it is what it has."""
+    if not isinstance(tree, dict):
+        return
+    parts = {part: since for part, since in Network.OPTIONAL_PARTS.items() if part in tree}
+    needed = max([1, *parts.values()])
+    found = tree.pop("format", 1)
+    if isinstance(found, bool) or found not in FORMATS:
+        known = " and ".join(str(number) for number in FORMATS)
+        raise ValueError(
+            f"format: this Lichen knows {known}, not {_shown(json.dumps(found, default=str))}"
+        )
+    if found != needed:
+        raise ValueError(
+            f"format: it is {found}, but {' and '.join(parts)} come with format {needed}"
+            if found < needed
+            else f"format: it is {found}, but nothing in it is newer than format {needed}"
+        )
+
+
+SHOWN = 400
+"""Characters of what is wrong that a sentence shows."""
+
+
+def _shown(text: str) -> str:
+    return printable(text, most=SHOWN)
+
+
+def _first_error(error: ValidationError, tree: Any) -> str:
+    """Where and what the first error is, with the name of the stage where it is in one."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = first["loc"]
+    where = ".".join(str(part) for part in path)
     message = first["msg"].removeprefix("Value error, ")
+    if len(path) > 3 and path[2] == "stages" and isinstance(path[3], int):
+        name = _name_of(tree, path[1], path[3])
+        message += f" (stage {printable(name)})" if name else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {message}{more}" if where else message + more
+    return _shown(f"{where}: {message}" if where else message) + more
+
+
+def _name_of(tree: Any, transform: Any, stage: int) -> str | None:
+    """What a stage calls itself, in a header where nothing need be as it should."""
+    try:
+        name = tree["transforms"][transform]["stages"][stage]["name"]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return name if isinstance(name, str) else None

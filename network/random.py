@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lichen.network.arithmetic import ROOT_TABLES, NormKind, normalized_root
+from lichen.network.arithmetic import MULTIPLIER_MAX, ROOT_TABLES, NormKind, normalized_root
 from lichen.network.description import (
     IMAGE_FORMAT,
     Activation,
@@ -67,6 +67,15 @@ def random_stage(
     if source.lo >= 0:
         deviation *= 1.2
     bias = np.rint(rng.normal(0, deviation / 4, out)).astype(np.int64)
+    norm = shape.activation.norm
+    mid = symmetric(shape.x_bits if norm is not None else shape.output_bits)
+    if shape.activation is Activation.RELU:
+        mid = Format(bits=shape.output_bits, signed=False, lo=0, hi=(1 << shape.output_bits) - 1)
+    if norm is None and shape.output is not None:
+        mid = shape.output
+    middling = shape.activation is Activation.NONE and not mid.signed
+    if middling:  # half of the range lies below what a sum of nothing gives
+        bias += round(1.25 * deviation)
     convolution = Convolution(
         kernel=k,
         stride=shape.stride,
@@ -77,16 +86,11 @@ def random_stage(
         weight=weight.astype(np.int16),
         bias=bias,
     )
-    norm = shape.activation.norm
-    mid = symmetric(shape.x_bits if norm is not None else shape.output_bits)
-    if shape.activation is Activation.RELU:
-        mid = Format(bits=shape.output_bits, signed=False, lo=0, hi=(1 << shape.output_bits) - 1)
-    if norm is None and shape.output is not None:
-        mid = shape.output
     pre_shift = max(0, math.ceil(math.log2(max(deviation, 1))) - 14)
     gain = mid.hi / 2.5 / (deviation / 2**pre_shift) * rng.uniform(0.6, 1.5, out)
+    gain = gain / 2 if middling else gain
     shift = min(35, max(0, 16 - math.ceil(math.log2(float(gain.max())))))
-    multiplier = np.clip(np.rint(gain * 2.0**shift), 0, (1 << 17) - 1).astype(np.int32)
+    multiplier = np.clip(np.rint(gain * 2.0**shift), 0, MULTIPLIER_MAX).astype(np.int32)
     requantizer = Requantizer(
         pre_shift=np.full(out, pre_shift, np.int8) - (rng.random(out) < 0.3) * (pre_shift > 0),
         multiplier=multiplier,
@@ -130,7 +134,7 @@ def random_normalization(
     if kind.inverse:
         norm_max = int(gamma.sum(axis=1).max()) * (peak >> u_shift) + int(beta.max())
         shift = max(shift, (norm_max.bit_length() - 1) >> int(kind.squares))
-    multiplier = np.clip(np.rint(gains * 2.0**shift), 1, (1 << 17) - 1).astype(np.int32)
+    multiplier = np.clip(np.rint(gains * 2.0**shift), 1, MULTIPLIER_MAX).astype(np.int32)
     return Normalization(
         kind=kind,
         gamma_bits=shape.gamma_bits,
@@ -198,7 +202,7 @@ def _main_transforms(
     g_s = random_transform(
         rng,
         [StageShape(out_channels=n, activation=igdn, **UP, **widths) for _ in range(3)]
-        + [StageShape(out_channels=3, **UP, **widths)],
+        + [StageShape(out_channels=3, output=IMAGE_FORMAT, **UP, **widths)],
         in_channels=m,
         source=g_a.output if source is None else source,
     )

@@ -1,7 +1,6 @@
 """The golden model: an integer network run exactly, from its description alone.
 
-Sums of products run through BLAS in float32 where every partial sum is an integer below 2**24,
-and in float64 (below 2**53) otherwise; both are exact. Everything else is
+Sums of products are exact (`lichen.sim.convolve`). Everything else is
 `lichen.network.arithmetic`, compiled. Strips of output rows are independent, and run on as many
 threads as BLAS would have used. Large tensors go through a transform in bands of rows, each stage
 keeping the few input rows that its next band reads again, so that memory is bounded by the width
@@ -12,16 +11,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import as_strided
 from threadpoolctl import ThreadpoolController
 
 from lichen.network.arithmetic import (
@@ -34,20 +30,24 @@ from lichen.network.arithmetic import (
     scale_index,
 )
 from lichen.network.description import (
+    IMAGE,
+    LATENTS,
     Convolution,
     EntropyTables,
     Format,
+    Latent,
     Network,
     Normalization,
     Requantizer,
     Stage,
     Transform,
 )
+from lichen.sim.convolve import Band, Product, Strip, convolve
 from lichen.sim.images import pad_image
 
 Tensor = npt.NDArray[np.integer]
+Symbols = npt.NDArray[np.int32]
 
-FLOAT32_EXACT = 1 << 24
 STRIP_BYTES = 1 << 20
 """Size of an im2col strip: it should stay in the cache until it has been multiplied."""
 
@@ -86,10 +86,6 @@ def _blas() -> _Blas:
     return _Blas()
 
 
-Strip = tuple[tuple[slice, slice], Callable[[], npt.NDArray]]
-"""A block of the output, and what computes its sums: positions in rows, channels in columns."""
-
-
 def _each(strips: Iterator[Strip], consume: Callable[..., None]) -> None:
     """``consume(where, sums)`` for every strip, on several threads."""
     blas = _blas()
@@ -123,224 +119,13 @@ class StageTrace:
     output: npt.NDArray[np.int32]
 
 
-def _chunks(weights: npt.NDArray[np.int64], magnitude: int) -> list[slice]:
-    """Cut a reduction (length, out) so that float32 sums of each part are exact.
-
-    One slice when float32 holds the whole; when more than three would be needed, none: float64
-    is faster then.
-    """
-    bounds = np.abs(weights).max(axis=1) * magnitude
-    total = int((np.abs(weights) * magnitude).sum(axis=0).max())
-    if total < FLOAT32_EXACT:
-        return [slice(0, len(weights))]
-    if total >= 3 * FLOAT32_EXACT or int(bounds.max()) >= FLOAT32_EXACT:
-        return []
-    cuts, running = [0], np.zeros(weights.shape[1], dtype=np.int64)
-    for i, row in enumerate(np.abs(weights) * magnitude):
-        running = running + row
-        if running.max() >= FLOAT32_EXACT:
-            cuts.append(i)
-            running = row
-    cuts.append(len(weights))
-    return [slice(a, b) for a, b in pairwise(cuts)]
-
-
-class _Product:
-    """Exact products of integer rows with an integer matrix (length, out)."""
-
-    def __init__(self, weights: npt.NDArray[np.int64], magnitude: int):
-        self.chunks = _chunks(weights, magnitude)
-        self.dtype: type = np.float32 if self.chunks else np.float64
-        self.weights = np.ascontiguousarray(weights, dtype=self.dtype)
-
-    def __call__(self, rows: npt.NDArray) -> npt.NDArray:
-        if len(self.chunks) <= 1:
-            return rows @ self.weights
-        total = np.zeros((len(rows), self.weights.shape[1]), dtype=np.float64)
-        for part in self.chunks:
-            total += rows[:, part] @ self.weights[part]
-        return total
-
-
-def _correlate(
-    padded: npt.NDArray,
-    weight: npt.NDArray[np.int64],
-    product: _Product,
-    stride: int,
-    height: int,
-    width: int,
-) -> Iterator[tuple[int, int, Callable[[], npt.NDArray]]]:
-    """Correlate (rows, columns, in) with (out, in, ky, kx), a strip of output rows at a time.
-
-    Yields ``(first, last, sums)``: output rows ``first .. last - 1``, and what computes them.
-    """
-    _, channels, ky, kx = weight.shape
-    length = ky * kx * channels
-    rows = max(1, STRIP_BYTES // (width * length * padded.itemsize))
-    row_stride, column_stride, channel_stride = padded.strides
-    for first in range(0, height, rows):
-        last = min(height, first + rows)
-        window = as_strided(
-            padded[first * stride :],
-            (last - first, width, ky, kx, channels),
-            (
-                row_stride * stride,
-                column_stride * stride,
-                row_stride,
-                column_stride,
-                channel_stride,
-            ),
-            writeable=False,
-        )
-        yield first, last, functools.partial(_multiply, product, window, length)
-
-
-def _multiply(product: _Product, window: npt.NDArray, length: int) -> npt.NDArray:
-    return product(window.reshape(-1, length))
-
-
-def _matrix(weight: npt.NDArray) -> npt.NDArray[np.int64]:
-    """(out, in, ky, kx) as a matrix (ky kx in, out)."""
-    return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class _Band:
-    """Some rows of a tensor.
-
-    Attributes
-    ----------
-    rows : int array (rows, width, channels)
-    first : int
-        Which row of the tensor the first one is.
-    height : int
-        Of the tensor.
-    """
-
-    rows: npt.NDArray[np.integer]
-    first: int
-    height: int
-
-    @property
-    def end(self) -> int:
-        return self.first + len(self.rows)
-
-    def window(self, top: int, left: int, height: int, width: int, dtype: type) -> npt.NDArray:
-        """The part of the tensor that begins at (top, left), zeros where that lies outside of it.
-
-        Rows of the tensor that the band lacks are zeros, too.
-        """
-        window: npt.NDArray = np.zeros((height, width, self.rows.shape[2]), dtype=dtype)
-        y0, y1 = max(top, self.first), min(top + height, self.end)
-        x0, x1 = max(left, 0), min(left + width, self.rows.shape[1])
-        if y1 > y0 and x1 > x0:
-            window[y0 - top : y1 - top, x0 - left : x1 - left] = self.rows[
-                y0 - self.first : y1 - self.first, x0:x1
-            ]
-        return window
-
-
-def _convolve(
-    conv: Convolution, source: Format, band: _Band, begin: int, end: int
-) -> Iterator[Strip]:
-    """All sums of products, without bias, of output rows ``begin .. end - 1``.
-
-    The band holds what they read. Strips count their rows from ``begin``.
-    """
-    width = band.rows.shape[1]
-    out_width = conv.output_size(width)
-    s, p = conv.stride, conv.padding
-    if not conv.transposed:
-        product = _Product(_matrix(conv.weight), source.magnitude)
-        rows = (end - begin - 1) * s + conv.kernel
-        padded = band.window(begin * s - p, -p, rows, width + 2 * p, product.dtype)
-        for first, last, sums in _correlate(
-            padded, conv.weight, product, s, end - begin, out_width
-        ):
-            yield (slice(first, last), slice(0, out_width)), sums
-        return
-    if 2 * conv.out_channels <= conv.in_channels:
-        yield from _scatter(conv, source, band, begin, end)
-        return
-    # Output o with o + p = q s + r sums x[q - j] w[r + j s] over j: one plain correlation with
-    # every s-th tap, reversed, for each phase r; no inserted zero is ever multiplied.
-    for ry in range(s):
-        for rx in range(s):
-            taps = conv.weight[:, :, ry::s, rx::s][:, :, ::-1, ::-1]
-            qy, qx = ceil_div(begin + p - ry, s), ceil_div(p - rx, s)
-            ys = slice(qy * s + ry - p - begin, end - begin, s)
-            xs = slice(qx * s + rx - p, out_width, s)
-            rows_here, columns_here = len(range(end - begin)[ys]), len(range(out_width)[xs])
-            if not rows_here or not columns_here:
-                continue
-            _, _, ky, kx = taps.shape
-            if ky == 0 or kx == 0:
-                shape = (rows_here * columns_here, conv.out_channels)
-                yield (ys, xs), functools.partial(np.zeros, shape, np.float32)
-                continue
-            product = _Product(_matrix(taps), source.magnitude)
-            # the first sums read rows qy - ky + 1 .. qy
-            padded = band.window(
-                qy - ky + 1, qx - kx + 1, rows_here + ky - 1, columns_here + kx - 1, product.dtype
-            )
-            for first, last, sums in _correlate(padded, taps, product, 1, rows_here, columns_here):
-                yield (slice(ys.start + first * s, ys.start + last * s, s), xs), sums
-
-
-def _scatter(
-    conv: Convolution, source: Format, band: _Band, begin: int, end: int
-) -> Iterator[Strip]:
-    """`_convolve` for a transposed convolution with few outputs.
-
-    Here gathering would copy each input for every tap, so every input is multiplied by all taps
-    first, and the few products are added where they belong: output o with o + p = q s + r gets,
-    for each j, input q - j times tap r + j s.
-    """
-    _, width, channels = band.rows.shape
-    out_width = conv.output_size(width)
-    s, p, kernel, outputs = conv.stride, conv.padding, conv.kernel, conv.out_channels
-    weight = conv.weight.astype(np.int64)
-    bound = int((np.abs(weight).sum(axis=(1, 2, 3)) * source.magnitude).max())
-    dtype = np.float32 if bound < FLOAT32_EXACT else np.float64
-    # (ky, kx, out) planes of positions
-    taps = weight.transpose(2, 3, 0, 1).reshape(-1, channels).astype(dtype)
-    before = ceil_div(kernel, s) - 1
-    q_begin, q_end = (begin + p) // s, (end - 1 + p) // s + 1
-    q_columns = (out_width - 1 + p) // s + 1
-    columns = before + q_columns
-    # its first row is row q_begin - before of the input
-    padded = band.window(q_begin - before, -before, before + q_end - q_begin, columns, dtype)
-
-    def sums(q0: int, q1: int, o0: int, o1: int) -> npt.NDArray:
-        rows = padded[q0 - q_begin : q1 - q_begin + before].reshape(-1, channels)
-        planes = (taps @ rows.T).reshape(kernel, kernel, outputs, q1 - q0 + before, columns)
-        total: npt.NDArray[Any] = np.zeros((outputs, (q1 - q0) * s, q_columns * s), dtype=dtype)
-        for ky in range(kernel):
-            for kx in range(kernel):
-                y, z = before - ky // s, before - kx // s
-                total[:, ky % s :: s, kx % s :: s] += planes[
-                    ky, kx, :, y : y + q1 - q0, z : z + q_columns
-                ]
-        first = o0 + p - q0 * s
-        part = total[:, first : first + o1 - o0, p : p + out_width]
-        return np.ascontiguousarray(part.transpose(1, 2, 0)).reshape(-1, outputs)
-
-    step = max(1, STRIP_BYTES // (columns * len(taps) * padded.itemsize))
-    for q0 in range(q_begin, q_end, step):
-        q1 = min(q_end, q0 + step)
-        o0, o1 = max(begin, q0 * s - p), min(end, q1 * s - p)
-        if o1 > o0:
-            where = (slice(o0 - begin, o1 - begin), slice(0, out_width))
-            yield where, functools.partial(sums, q0, q1, o0, o1)
-
-
 def _requantize(
     sums: npt.NDArray, conv: Convolution, requantizer: Requantizer
 ) -> npt.NDArray[np.int32]:
     r = requantizer
     m = r.multiplier.astype(np.int64)
     negative = m if r.negative_multiplier is None else r.negative_multiplier.astype(np.int64)
-    out = np.empty(sums.shape, dtype=np.int32)
+    out = np.zeros(sums.shape, dtype=np.int32)
     compiled().requantize(
         sums,
         conv.bias.astype(np.int64),
@@ -360,17 +145,17 @@ class _Normalizer:
 
     def __init__(self, norm: Normalization, source: Format):
         self.norm = norm
-        self.gamma = _Product(norm.gamma.T.astype(np.int64), norm.u_max(source))
+        self.gamma = Product(norm.gamma.T.astype(np.int64), norm.u_max(source))
 
     def sums(self, x: npt.NDArray[np.int32]) -> npt.NDArray:
         """``sum gamma u``, without beta."""
-        u: npt.NDArray = np.empty(x.shape, dtype=self.gamma.dtype)
+        u: npt.NDArray = np.zeros(x.shape, dtype=self.gamma.dtype)
         compiled().norm_input(x, self.norm.kind.squares, self.norm.u_shift, u)
         return self.gamma(u)
 
     def __call__(self, x: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         norm = self.norm
-        out = np.empty(x.shape, dtype=np.int32)
+        out = np.zeros(x.shape, dtype=np.int32)
         compiled().normalize(
             x,
             self.sums(x),
@@ -400,12 +185,12 @@ def _check_input(x: Tensor, source: Format, channels: int) -> None:
 
 
 def _run_rows(
-    stage: Stage, source: Format, band: _Band, begin: int, end: int
+    stage: Stage, source: Format, band: Band, begin: int, end: int
 ) -> npt.NDArray[np.int32]:
     """Rows ``begin .. end - 1`` of a stage's output; the band holds what they read."""
     conv = stage.convolution
     width = conv.output_size(band.rows.shape[1])
-    out = np.empty((end - begin, width, conv.out_channels), dtype=np.int32)
+    out = np.zeros((end - begin, width, conv.out_channels), dtype=np.int32)
     norm = None
     if stage.normalization is not None:
         norm = _Normalizer(stage.normalization, stage.requantizer.output)
@@ -417,7 +202,7 @@ def _run_rows(
         block = out[where]
         block[...] = y.reshape(block.shape)
 
-    _each(_convolve(conv, source, band, begin, end), finish)
+    _each(convolve(conv, source, band, begin, end, STRIP_BYTES), finish)
     return out
 
 
@@ -430,7 +215,7 @@ def _run_stage(
     held, first, done = None, 0, 0
     for rows in bands:
         held = rows if held is None or not len(held) else np.concatenate([held, rows])
-        band = _Band(held, first, height)
+        band = Band(held, first, height)
         ready = out_height
         if band.end < height:
             ready = min(out_height, conv.complete(band.end))
@@ -455,13 +240,13 @@ def trace_stage(stage: Stage, source: Format, x: Tensor) -> StageTrace:
     _check_input(x, source, stage.convolution.in_channels)
     conv = stage.convolution
     height, width = conv.output_size(x.shape[0]), conv.output_size(x.shape[1])
-    acc = np.empty((height, width, conv.out_channels), dtype=np.int64)
+    acc = np.zeros((height, width, conv.out_channels), dtype=np.int64)
 
     def keep(where: tuple[slice, slice], sums: npt.NDArray) -> None:
         block = acc[where]
         block[...] = sums.reshape(block.shape).astype(np.int64)
 
-    _each(_convolve(conv, source, _Band(x, 0, len(x)), 0, height), keep)
+    _each(convolve(conv, source, Band(x, 0, len(x)), 0, height, STRIP_BYTES), keep)
     rows = acc.reshape(-1, conv.out_channels)
     y = _requantize(rows.astype(np.float64), conv, stage.requantizer)
     norm, out = None, y
@@ -490,7 +275,7 @@ def run_transform(transform: Transform, x: Tensor) -> npt.NDArray[np.int32]:
     Raises ValueError when the input does not suit the transform.
     """
     sizes = transform.sizes(*x.shape[:2])
-    out = np.empty((*sizes[-1], transform.out_channels), dtype=np.int32)
+    out = np.zeros((*sizes[-1], transform.out_channels), dtype=np.int32)
     for first, rows in stream_transform(transform, x):
         out[first : first + len(rows)] = rows
     return out
@@ -597,14 +382,8 @@ class EntropyParameters:
 
 def latent_shapes(network: Network, height: int, width: int) -> dict[str, tuple[int, int, int]]:
     """Shapes of the symbols of an image of this size, in coding order."""
-    g_s = network.transform("g_s")
-    rows, columns = ceil_div(height, network.factor), ceil_div(width, network.factor)
-    ratio = network.hyper_factor
-    shapes = {}
-    if network.hyper:
-        shapes["z"] = (rows, columns, network.transform("h_s").in_channels)
-    shapes["y"] = (rows * ratio, columns * ratio, g_s.in_channels)
-    return shapes
+    network.transform(LATENTS[0].synthesis)
+    return network.latent_shapes(height, width)
 
 
 def channel_indices(shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
@@ -612,12 +391,26 @@ def channel_indices(shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
     return np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
 
 
-def entropy_parameters(network: Network, z: Tensor) -> EntropyParameters:
-    """Run h_s on symbols z (height, width, channels): the tables and means of y."""
-    parameters = run_transform(network.transform("h_s"), z)
-    thresholds = network.scale_thresholds
+def entropy_parameters(
+    network: Network, inner: Tensor, latent: Latent = LATENTS[0]
+) -> EntropyParameters:
+    """Tables and means of a latent's symbols.
+
+    Parameters
+    ----------
+    network : Network
+    inner : int array (height, width, channels)
+        What the synthesis of its inner latent reads: symbols z for y.
+    latent : Latent
+        One that has an inner latent.
+    """
+    source = network.inner(latent)
+    if source is None:
+        raise ValueError(f"nothing in network {network.title} says how {latent.name} is coded")
+    parameters = run_transform(network.transform(source.synthesis), inner)
+    thresholds = network.thresholds(latent)
     scales, means = parameters, None
-    if network.means:
+    if network.has_means(latent):
         scales, means = np.split(parameters, 2, axis=2)
     if thresholds is None:
         indices = np.zeros(scales.shape, dtype=np.int32)
@@ -640,7 +433,7 @@ def synthesis_input(symbols: Tensor, means: Tensor | None, fraction: int, source
 
 def analysis(network: Network, image: npt.NDArray[np.uint8]) -> Latents:
     """Everything the entropy coder codes of an image (height, width, 3), padded as needed."""
-    y = run_transform(network.transform("g_a"), pad_image(image, network.factor))
+    y = run_transform(network.transform(LATENTS[0].analysis), pad_image(image, network.factor))
     return code_latent(network, y, *image.shape[:2])
 
 
@@ -649,32 +442,79 @@ def code_latent(network: Network, y: Tensor, height: int, width: int) -> Latents
 
     ``y`` (height', width', channels) may come from gateware.
     """
-    if not network.hyper:
-        symbols = latent_symbol(y, 0, network.latent_fraction)
-        return Latents(height, width, (Segment("y", symbols, channel_indices(y.shape)),))
-    h_a = network.transform("h_a")
-    z = run_transform(h_a, hyper_input(y, h_a.input))
-    parameters = entropy_parameters(network, z)
-    means = 0 if parameters.means is None else parameters.means
-    symbols = latent_symbol(y, means, network.latent_fraction)
-    return Latents(
-        height,
-        width,
-        (
-            Segment("z", z, channel_indices(z.shape)),
-            Segment("y", symbols, parameters.indices),
-        ),
+    values = [y]
+    for latent in network.latents[1:]:
+        transform = network.transform(latent.analysis)
+        values.append(run_transform(transform, hyper_input(values[-1], transform.input)))
+    coded = iter(reversed(values))
+
+    def read(latent: Latent, parameters: EntropyParameters) -> Symbols:
+        means = 0 if parameters.means is None else parameters.means
+        return latent_symbol(next(coded), means, network.fraction(latent))
+
+    shapes = {
+        latent.name: value.shape for latent, value in zip(network.latents, values, strict=True)
+    }
+    segments = tuple(segment for segment, _ in _unfold(network, shapes, read))
+    return Latents(height, width, segments)
+
+
+def _unfold(
+    network: Network,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[Latent, EntropyParameters], Symbols],
+) -> Iterator[tuple[Segment, EntropyParameters]]:
+    """All latents in coding order: each one's symbols tell how those of its source are coded.
+
+    ``shapes`` by latents' names; ``read(latent, parameters)`` returns the symbols of a latent.
+    """
+    within: Tensor | None = None
+    for latent in reversed(network.latents):
+        if within is None:
+            parameters = EntropyParameters(channel_indices(shapes[latent.name]), None)
+        else:
+            parameters = entropy_parameters(network, within, latent)
+        symbols = read(latent, parameters)
+        yield Segment(latent.name, symbols, parameters.indices), parameters
+        if latent.source != IMAGE:
+            source = network.transform(latent.synthesis).input
+            within = synthesis_input(symbols, parameters.means, network.fraction(latent), source)
+
+
+def symbols_in_order(
+    network: Network,
+    height: int,
+    width: int,
+    read: Callable[[str, npt.NDArray[np.int32]], Symbols],
+) -> Iterator[tuple[Segment, EntropyParameters]]:
+    """The symbols of an image of this size as they decode, with what says how they are coded.
+
+    ``read(name, indices)`` as for `decode`.
+    """
+    shapes = latent_shapes(network, height, width)
+    return _unfold(
+        network, shapes, lambda latent, parameters: read(latent.name, parameters.indices)
     )
 
 
 def synthesis(
     network: Network, symbols: Tensor, means: Tensor | None, height: int, width: int
 ) -> npt.NDArray[np.uint8]:
-    """The image (height, width, 3) of symbols of y and, where there are any, their means."""
-    g_s = network.transform("g_s")
-    read = synthesis_input(symbols, means, network.latent_fraction, g_s.input)
-    pixels = np.empty((height, width, 3), dtype=np.uint8)
-    for first, rows in stream_transform(g_s, read):
+    """The image (height, width, 3) of symbols of y and, where there are any, their means.
+
+    Raises ValueError when g_s makes fewer rows or columns than the image has.
+    """
+    outer = LATENTS[0]
+    transform = network.transform(outer.synthesis)
+    read = synthesis_input(symbols, means, network.fraction(outer), transform.input)
+    made = transform.sizes(*read.shape[:2])[-1]
+    if made[0] < height or made[1] < width:
+        raise ValueError(
+            f"{outer.synthesis} makes {made[0]} rows and {made[1]} columns of an image of {height} "
+            f"and {width}"
+        )
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    for first, rows in stream_transform(transform, read):
         part = pixels[first : first + len(rows)]
         part[...] = rows[: len(part), :width]
     return pixels
@@ -684,7 +524,7 @@ def decode(
     network: Network,
     height: int,
     width: int,
-    read: Callable[[str, npt.NDArray[np.int32]], Tensor],
+    read: Callable[[str, npt.NDArray[np.int32]], Symbols],
 ) -> npt.NDArray[np.uint8]:
     """Decode an image (height, width, 3).
 
@@ -699,12 +539,9 @@ def decode(
 
     Raises ValueError when symbols do not suit the network.
     """
-    shapes = latent_shapes(network, height, width)
-    if not network.hyper:
-        return synthesis(network, read("y", channel_indices(shapes["y"])), None, height, width)
-    parameters = entropy_parameters(network, read("z", channel_indices(shapes["z"])))
-    symbols = read("y", parameters.indices)
-    return synthesis(network, symbols, parameters.means, height, width)
+    for segment, parameters in symbols_in_order(network, height, width, read):
+        last = segment.symbols, parameters.means
+    return synthesis(network, *last, height, width)
 
 
 def reconstruct(network: Network, latents: Latents) -> npt.NDArray[np.uint8]:
@@ -740,10 +577,7 @@ def estimate_bits(network: Network, latents: Latents) -> dict[str, float]:
     bits = {}
     for segment in latents.segments:
         if segment.name not in network.entropy:
-            raise ValueError(
-                f"network {network.name or network.architecture} has no entropy tables "
-                f"for {segment.name}"
-            )
+            raise ValueError(f"network {network.title} has no entropy tables for {segment.name}")
         tables = network.entropy[segment.name]
         bits[segment.name] = symbol_bits(tables, segment.symbols, segment.indices)
     return bits

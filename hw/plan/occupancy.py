@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lichen.errors import UserError
 from lichen.hw.plan import timing
-from lichen.hw.plan.planner import PHOTO, Plan
+from lichen.hw.plan.planner import Plan
 from lichen.hw.plan.tiling import tiles
 
 KINDS = {".svg": {"Date": None}, ".png": {}, ".pdf": {"CreationDate": None}}
@@ -29,7 +29,7 @@ def check_kind(path: Path) -> None:
 def frame_occupancy(
     plan: Plan, slices: int = SLICES
 ) -> tuple[int, npt.NDArray[np.float64], list[int]]:
-    """How busy every array is over a `PHOTO`, all its tiles one after the other.
+    """How busy every array is over a frame, all its tiles one after the other.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def frame_occupancy(
     starts : list of int
         The slices in which tiles start.
     """
-    height, width = PHOTO
+    height, width = plan.frame
     pipeline = plan.pipeline
     slice_cycles = max(1, -(-plan.cycles_per_frame // slices))
     done: dict[int, npt.NDArray[np.float64]] = {}
@@ -86,7 +86,8 @@ def draw(plan: Plan, clock_hz: float, title: str, path: Path) -> None:
             for start in starts[1:]:
                 ax.axvline(milliseconds[start], color="0.4", linewidth=0.8, linestyle=":")
         axes[-1, 0].set_xlim(0, milliseconds[-1])
-        axes[-1, 0].set_xlabel(f"ms of a {PHOTO[1]}x{PHOTO[0]} image at {clock_hz / 1e6:g} MHz")
+        height, width = plan.frame
+        axes[-1, 0].set_xlabel(f"ms of a {width}x{height} frame at {clock_hz / 1e6:g} MHz")
         figure.suptitle(title, fontsize=10)
         figure.tight_layout(h_pad=0.2)
         buffer = io.BytesIO()

@@ -260,9 +260,10 @@ class _Search:
         max_width: int,
         backends: tuple[Backend, ...],
         known: Known | None = None,
+        frame: tuple[int, int] = PHOTO,
     ):
-        self.transform, self.max_width = transform, max_width
-        sizes = transform.sizes(PHOTO[0], max_width)
+        self.transform, self.max_width, self.frame = transform, max_width, frame
+        sizes = transform.sizes(frame[0], max_width)
         self.arrays: list[list[_Array]] = []
         self._keeps_tables = known is not None
         known = Known() if known is None else known
@@ -430,8 +431,8 @@ class _Search:
         )
 
     def most_cycles(self) -> int:
-        """With one multiplier per array."""
-        return self.least_cycles() * 4096 * 2
+        """With one multiplier per array; of small frames, more than that."""
+        return max(1, self.least_cycles()) * 4096 * 2
 
 
 def _undominated(needs: npt.NDArray[np.float64], lanes: npt.NDArray[np.int64]) -> list[int]:
@@ -484,24 +485,27 @@ class Plan:
     resources : Resources
         Of the pipeline alone.
     cycles_per_frame : int
-        Of one `PHOTO`, tiles and halos included.
+        Of one frame, tiles and halos included.
+    frame : (int, int)
+        Height and width of what the transform reads of the image that frames are counted in.
     """
 
     pipeline: Pipeline
     resources: Resources
     cycles_per_frame: int
+    frame: tuple[int, int] = PHOTO
 
     @property
     def folding(self) -> Folding:
         return self.pipeline.folding
 
     def _tiles(self) -> list[Tile]:
-        return tiles(self.pipeline.transform, PHOTO[1], self.folding.max_width)
+        return tiles(self.pipeline.transform, self.frame[1], self.folding.max_width)
 
     @property
     def halo_share(self) -> float:
-        """Columns of a `PHOTO` that are computed twice for tiles to overlap, of all computed."""
-        return 1 - PHOTO[1] / sum(tile.stop - tile.start for tile in self._tiles())
+        """Columns of a frame that are computed twice for tiles to overlap, of all computed."""
+        return 1 - self.frame[1] / sum(tile.stop - tile.start for tile in self._tiles())
 
     def describe(self, clock_hz: float) -> dict[str, Any]:
         """The fields of ``lichen plan --json``, without ``fits``."""
@@ -520,8 +524,8 @@ class Plan:
 
     def stages(self) -> list[dict[str, Any]]:
         """Per unit: array, resources, and how busy it is over an untiled frame."""
-        width = min(PHOTO[1], self.folding.max_width)
-        total, spent = timing.simulate(self.pipeline, PHOTO[0], width)
+        width = min(self.frame[1], self.folding.max_width)
+        total, spent = timing.simulate(self.pipeline, self.frame[0], width)
         units = self.pipeline.stage_resources().items()
         rows = []
         for unit, (name, cost), use in zip(self.pipeline.units, units, spent, strict=True):
@@ -575,13 +579,16 @@ def fits(resources: Resources, budget: Budget) -> bool:
     )
 
 
-def evaluate(transform: Transform, folding: Folding) -> Plan:
-    """The plan of a given folding. Raises UserError when the folding is not one of it."""
+def evaluate(transform: Transform, folding: Folding, frame: tuple[int, int] = PHOTO) -> Plan:
+    """The plan of a given folding, for frames of this height and width.
+
+    Raises UserError when the folding is not one of the transform.
+    """
     try:
         pipeline = Pipeline(transform, folding)
     except ValueError as error:
         raise UserError(f"this folding does not suit the network: {error}.") from None
-    return Plan(pipeline, pipeline.resources(), frame_cycles(pipeline, *PHOTO))
+    return Plan(pipeline, pipeline.resources(), frame_cycles(pipeline, *frame), frame)
 
 
 def plan(
@@ -590,6 +597,7 @@ def plan(
     *,
     max_width: int | None = None,
     multipliers: int | None = None,
+    frame: tuple[int, int] = PHOTO,
 ) -> Plan:
     """The fastest folding found within a budget; the smallest one if none fits.
 
@@ -600,9 +608,11 @@ def plan(
     budget : Budget
         What the pipeline may use; whatever surrounds it must have been taken off.
     max_width : int or None
-        Widest image, or tile, in pixels; None chooses the one that is fastest for a `PHOTO`.
+        Widest frame, or tile, in columns of the input; None chooses the one that is fastest.
     multipliers : int or None
         Use at most so many of the budget's multipliers, and no others.
+    frame : (int, int)
+        Height and width of what the transform reads of an image (`Network.frames`).
 
     Raises
     ------
@@ -621,7 +631,7 @@ def plan(
             raise UserError(f"the width must be a multiple of {step}, not {max_width}.")
         widths = [max_width]
     else:
-        widths = tile_widths(transform)
+        widths = tile_widths(transform, frame=frame)
     have = Resources(
         dsp=budget.dsp if multipliers is None else min(budget.dsp, multipliers),
         bram=budget.bram,
@@ -631,19 +641,23 @@ def plan(
     searches = []
     for width in widths:
         try:
-            transform.sizes(PHOTO[0], width)
-            tiles(transform, PHOTO[1], width)
+            transform.sizes(frame[0], width)
+            tiles(transform, frame[1], width)
         except ValueError as error:
             raise UserError(f"{error}.") from None
-        search = _Search(transform, width, BACKENDS if multipliers is None else BACKENDS[:2])
+        search = _Search(
+            transform, width, BACKENDS if multipliers is None else BACKENDS[:2], frame=frame
+        )
         searches.append(search)
         found = _fastest(search, have, best)
         if found is not None and (best is None or found.cycles_per_frame < best.cycles_per_frame):
             best = found
     if best is None and max_width is None:
         # Narrow tiles waste much of the work on halos, but their rows need little memory.
-        for width in tile_widths(transform, TILE_COUNTS_MOST)[TILE_COUNTS:]:
-            search = _Search(transform, width, BACKENDS if multipliers is None else BACKENDS[:2])
+        for width in tile_widths(transform, TILE_COUNTS_MOST, frame)[TILE_COUNTS:]:
+            search = _Search(
+                transform, width, BACKENDS if multipliers is None else BACKENDS[:2], frame=frame
+            )
             searches.append(search)
             found = _fastest(search, have, best)
             if found is not None and (
@@ -652,7 +666,7 @@ def plan(
                 best = found
             elif best is not None:  # memory no longer counts for more than halos
                 break
-    return best or evaluate(transform, _nearest(searches[-1], have))
+    return best or evaluate(transform, _nearest(searches[-1], have), frame)
 
 
 def _nearest(search: _Search, budget: Resources) -> Folding:
@@ -674,13 +688,15 @@ EXCESS = (102, 105, 110, 120, 140, 200)
 """Shares of the budget, in percent, that are tried where nothing fits it."""
 
 
-def tile_widths(transform: Transform, counts: int = TILE_COUNTS) -> list[int]:
+def tile_widths(
+    transform: Transform, counts: int = TILE_COUNTS, frame: tuple[int, int] = PHOTO
+) -> list[int]:
     """Widths worth trying, widest first: for every number of tiles the least that makes do."""
     step = transform.downsampling
     least: dict[int, int] = {}
-    for width in range(PHOTO[1] // step * step, 0, -step):
+    for width in range(frame[1] // step * step, 0, -step):
         try:
-            least[len(tiles(transform, PHOTO[1], width))] = width
+            least[len(tiles(transform, frame[1], width))] = width
         except ValueError:
             break
     return sorted(least.values(), reverse=True)[:counts]
@@ -693,13 +709,13 @@ def _fastest(search: _Search, budget: Resources, best: Plan | None) -> Plan | No
     share = 1.0
     if best is not None:
         # Tiles and halos stretch the work by this much; no use in slower paces than the best's.
-        cut = tiles(search.transform, PHOTO[1], search.max_width)
+        cut = tiles(search.transform, search.frame[1], search.max_width)
         share = sum(tile.stop - tile.start for tile in cut) / search.max_width
         high = min(high, int(best.cycles_per_frame / share))
     found = search.reach([high] * stages, budget)
     if found is None:
         return None
-    while high - low > high // 200:
+    while high - low > max(1, high // 200):
         middle = (low + high) // 2
         faster = search.reach([middle] * stages, budget)
         if faster is None:
@@ -714,7 +730,7 @@ def _fastest(search: _Search, budget: Resources, best: Plan | None) -> Plan | No
         staggered = search.reach(limits, budget, thorough=True)
         if staggered is not None and staggered not in options:
             options.append(staggered)
-    plans = [evaluate(search.transform, folding) for folding in options]
+    plans = [evaluate(search.transform, folding, search.frame) for folding in options]
     return min(plans, key=lambda plan: plan.cycles_per_frame)
 
 

@@ -122,12 +122,15 @@ class Pace:
     max_width : int
         Widest image, or tile, in pixels.
     cycles_per_frame : int
-        At most, of one `PHOTO`, tiles and halos included.
+        At most, tiles and halos included.
+    frame : (int, int)
+        Height and width of what the transform reads of an image (`Network.frames`).
     """
 
     budget: Budget
     max_width: int
     cycles_per_frame: int
+    frame: tuple[int, int] = PHOTO
     _known: Known = field(default_factory=Known, compare=False, repr=False)
 
     def _search(self, transform: Transform) -> tuple[_Search, list[int]]:
@@ -136,12 +139,12 @@ class Pace:
         if self.max_width < step or self.max_width % step:
             raise UserError(f"the width must be a multiple of {step}, not {self.max_width}.")
         try:
-            cut = tiles(transform, PHOTO[1], self.max_width)
+            cut = tiles(transform, self.frame[1], self.max_width)
         except ValueError as error:
             raise UserError(f"{error}.") from None
         share = sum(tile.stop - tile.start for tile in cut) / self.max_width
         limit = int(self.cycles_per_frame / share * (1 - LATENCY))
-        search = _Search(transform, self.max_width, BACKENDS, self._known)
+        search = _Search(transform, self.max_width, BACKENDS, self._known, self.frame)
         return search, [limit] * len(search.arrays)
 
     def normalized(self, prices: Prices) -> Prices:

@@ -269,11 +269,13 @@ def command(
         if board is None or cost_name == "bops":
             return search.BopsCost(start)
         from lichen.hw.plan.price import Pace
+        from lichen.network.description import PHOTO
 
         pace = Pace(
             budget=board.pipeline_budget,
             max_width=width,
             cycles_per_frame=int(clock_mhz * 1e6 / fps),
+            frame=start.frames(*PHOTO).get(transform_name, PHOTO),
         )
         return search.HardwareCost(start, transform_name, pace)
 

@@ -24,7 +24,7 @@ from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.models import load_network
 from lichen.network.description import Activation, Network
 from lichen.network.file import digest, save
-from lichen.network.random import StageShape, random_transform
+from lichen.network.random import StageShape, random_hyperprior, random_transform
 
 from . import fakes
 
@@ -150,6 +150,24 @@ def test_plan_takes_its_clock_from_a_build(tmp_path, capsys, files, network, mon
     lichen(capsys, *arguments, tmp_path / "plan.json", "--clock", 60)
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert (plan["clock_mhz"], plan["clock_source"]) == (60, "as asked for")
+
+
+def test_plans_count_what_the_transform_reads(tmp_path, capsys):
+    """h_a reads 32x48 latents of a photograph, not its 512x768 pixels."""
+    net, width, folding = tmp_path / "net.lichen", 48, tmp_path / "folding.json"
+    network = random_hyperprior(1, n=2, m=3)
+    save(network, net)
+    stages = [StageFolding(chains=1, convolution=ArrayFolding(chain_length=1, lanes=1))] * 3
+    one = Folding(max_width=width, stages=stages)
+    folding.write_text(json.dumps({"folding": one.model_dump(mode="json")}))
+    arguments = ("plan", net, "--board", "ulx3s-85f", "--transform", "h_a", "--json", "-")
+    for more in (("--folding", folding), ()):
+        plan = json.loads(lichen(capsys, *arguments, *more)[1])
+        assert (plan["tiles"], plan["tile_width"]) == (1, 48)
+        planned = Design.make(network, "h_a", Folding.model_validate(plan["folding"]))
+        assert plan["cycles_per_frame"] == planned.pipeline().predicted_cycles(32, 48)
+        cycles = interface(planned, boards.ULX3S_85F, planned.pipeline())["cycles"]
+        assert cycles == {"width": 48, "height": 32, "cycles": plan["cycles_per_frame"]}
 
 
 def test_plan_draws_what_works_when(tmp_path, capsys, files, network):

@@ -272,6 +272,22 @@ def test_salvage_keeps_what_it_can(tiny_network, photo, monkeypatch):
     assert container.decode(container.encode(image), salvage=True).damaged is None
 
 
+def test_salvage_takes_no_memory_by_claim(tiny_network):
+    """A header of two kilobytes that claims 8192x8192, and nothing after it."""
+    container = Container(tiny_network)
+    count = len(container_module.segment_bounds(512 * 512 * 48))
+    head = struct.pack(
+        "<4sBBHII32sI", b"\x8bLIC", 1, 0, 0, 8192, 8192, bytes.fromhex(container.digest), count
+    )
+    head += struct.pack("<III", Kind.Y, 8, 0) * count
+    data = head + struct.pack("<I", zlib.crc32(head))
+    assert 2000 < len(data) < 2500
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ContainerError, match="claims 8192 x 8192 pixels, and 0 bytes of it"):
+        container.decode(data, salvage=True)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
+
+
 def test_marks(tiny_network, photo, monkeypatch):
     """Magenta, also in greys and where the image is transparent; all else is as it was."""
     monkeypatch.setattr(container_module, "SEGMENT_SYMBOLS", 48 * 12)

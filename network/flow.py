@@ -1,0 +1,52 @@
+"""The data flow of a network, declared once: its latents, what makes them and what reads them.
+
+A picture goes through the analysis transforms, each of which reads the latent before it, and back
+through the synthesis transforms in the opposite order. Whoever runs, sizes, checks or stores a
+network goes through `LATENTS`, or those of them that the network has (`Network.latents`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IMAGE = "image"
+"""What the first analysis transform reads and the last synthesis transform makes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latent:
+    """A tensor of symbols between an analysis and a synthesis transform.
+
+    Attributes
+    ----------
+    name : str
+        Of its entropy tables, and of its segments in a file.
+    source : str
+        What it is a latent of: `IMAGE`, or the name of another latent.
+    analysis : str
+        The transform that makes it of its source.
+    synthesis : str
+        The transform that reads it. It makes the image; or, for a latent's source, what chooses
+        the table of each of that latent's symbols, and perhaps their means.
+    """
+
+    name: str
+    source: str
+    analysis: str
+    synthesis: str
+
+
+LATENTS = (
+    Latent(name="y", source=IMAGE, analysis="g_a", synthesis="g_s"),
+    Latent(name="z", source="y", analysis="h_a", synthesis="h_s"),
+)
+"""All latents there may be, a chain: each one's source is the one before it."""
+
+TRANSFORMS = tuple(name for latent in LATENTS for name in (latent.analysis, latent.synthesis))
+"""Names a transform may have."""
+
+ORDER = (
+    *(latent.analysis for latent in LATENTS),
+    *(latent.synthesis for latent in reversed(LATENTS)),
+)
+"""The transforms in the order in which an image that is coded and decoded goes through them."""

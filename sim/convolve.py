@@ -1,0 +1,243 @@
+"""Exact sums of products of integers, by BLAS.
+
+They run in float32 where every partial sum is an integer below 2**24, and in float64 (below
+2**53) otherwise; both are exact.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
+
+from lichen.network.arithmetic import ceil_div
+from lichen.network.description import Convolution, Format
+
+FLOAT32_EXACT = 1 << 24
+"""Integers below it are exact in float32."""
+
+Strip = tuple[tuple[slice, slice], Callable[[], npt.NDArray]]
+"""A block of the output, and what computes its sums: positions in rows, channels in columns."""
+
+
+def _chunks(weights: npt.NDArray[np.int64], magnitude: int) -> list[slice]:
+    """Cut a reduction (length, out) so that float32 sums of each part are exact.
+
+    One slice when float32 holds the whole; when more than three would be needed, none: float64
+    is faster then.
+    """
+    bounds = np.abs(weights).max(axis=1) * magnitude
+    total = int((np.abs(weights) * magnitude).sum(axis=0).max())
+    if total < FLOAT32_EXACT:
+        return [slice(0, len(weights))]
+    if total >= 3 * FLOAT32_EXACT or int(bounds.max()) >= FLOAT32_EXACT:
+        return []
+    cuts, running = [0], np.zeros(weights.shape[1], dtype=np.int64)
+    for i, row in enumerate(np.abs(weights) * magnitude):
+        running = running + row
+        if running.max() >= FLOAT32_EXACT:
+            cuts.append(i)
+            running = row
+    cuts.append(len(weights))
+    return [slice(a, b) for a, b in pairwise(cuts)]
+
+
+class Product:
+    """Exact products of integer rows with an integer matrix (length, out)."""
+
+    def __init__(self, weights: npt.NDArray[np.int64], magnitude: int):
+        self.chunks = _chunks(weights, magnitude)
+        self.dtype: type = np.float32 if self.chunks else np.float64
+        self.weights = np.ascontiguousarray(weights, dtype=self.dtype)
+
+    def __call__(self, rows: npt.NDArray) -> npt.NDArray:
+        if len(self.chunks) <= 1:
+            return rows @ self.weights
+        total = np.zeros((len(rows), self.weights.shape[1]), dtype=np.float64)
+        for part in self.chunks:
+            total += rows[:, part] @ self.weights[part]
+        return total
+
+
+def _correlate(
+    padded: npt.NDArray,
+    weight: npt.NDArray[np.int64],
+    product: Product,
+    stride: int,
+    height: int,
+    width: int,
+    strip_bytes: int,
+) -> Iterator[tuple[int, int, Callable[[], npt.NDArray]]]:
+    """Correlate (rows, columns, in) with (out, in, ky, kx), a strip of output rows at a time.
+
+    Yields ``(first, last, sums)``: output rows ``first .. last - 1``, and what computes them.
+    """
+    _, channels, ky, kx = weight.shape
+    length = ky * kx * channels
+    rows = max(1, strip_bytes // (width * length * padded.itemsize))
+    row_stride, column_stride, channel_stride = padded.strides
+    for first in range(0, height, rows):
+        last = min(height, first + rows)
+        window = as_strided(
+            padded[first * stride :],
+            (last - first, width, ky, kx, channels),
+            (
+                row_stride * stride,
+                column_stride * stride,
+                row_stride,
+                column_stride,
+                channel_stride,
+            ),
+            writeable=False,
+        )
+        yield first, last, functools.partial(_multiply, product, window, length)
+
+
+def _multiply(product: Product, window: npt.NDArray, length: int) -> npt.NDArray:
+    return product(window.reshape(-1, length))
+
+
+def _matrix(weight: npt.NDArray) -> npt.NDArray[np.int64]:
+    """(out, in, ky, kx) as a matrix (ky kx in, out)."""
+    return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some rows of a tensor.
+
+    Attributes
+    ----------
+    rows : int array (rows, width, channels)
+    first : int
+        Which row of the tensor the first one is.
+    height : int
+        Of the tensor.
+    """
+
+    rows: npt.NDArray[np.integer]
+    first: int
+    height: int
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.rows)
+
+    def window(self, top: int, left: int, height: int, width: int, dtype: type) -> npt.NDArray:
+        """The part of the tensor that begins at (top, left), zeros where that lies outside of it.
+
+        Rows of the tensor that the band lacks are zeros, too.
+        """
+        window: npt.NDArray = np.zeros((height, width, self.rows.shape[2]), dtype=dtype)
+        y0, y1 = max(top, self.first), min(top + height, self.end)
+        x0, x1 = max(left, 0), min(left + width, self.rows.shape[1])
+        if y1 > y0 and x1 > x0:
+            window[y0 - top : y1 - top, x0 - left : x1 - left] = self.rows[
+                y0 - self.first : y1 - self.first, x0:x1
+            ]
+        return window
+
+
+def convolve(
+    conv: Convolution, source: Format, band: Band, begin: int, end: int, strip_bytes: int
+) -> Iterator[Strip]:
+    """All sums of products, without bias, of output rows ``begin .. end - 1``.
+
+    The band holds what they read. Strips count their rows from ``begin``, and take about
+    ``strip_bytes`` of operands each.
+    """
+    width = band.rows.shape[1]
+    out_width = conv.output_size(width)
+    s, p = conv.stride, conv.padding
+    if not conv.transposed:
+        product = Product(_matrix(conv.weight), source.magnitude)
+        rows = (end - begin - 1) * s + conv.kernel
+        padded = band.window(begin * s - p, -p, rows, width + 2 * p, product.dtype)
+        for first, last, sums in _correlate(
+            padded, conv.weight, product, s, end - begin, out_width, strip_bytes
+        ):
+            yield (slice(first, last), slice(0, out_width)), sums
+        return
+    if 2 * conv.out_channels <= conv.in_channels:
+        yield from _scatter(conv, source, band, begin, end, strip_bytes)
+        return
+    # one plain correlation per phase of rows and of columns, its taps reversed
+    phases = conv.geometry.phases()
+    for py in phases:
+        for px in phases:
+            my = ceil_div(begin - py.first, s)
+            ys = slice(my * s + py.first - begin, end - begin, s)
+            xs = slice(px.first, out_width, s)
+            rows_here, columns_here = len(range(end - begin)[ys]), len(range(out_width)[xs])
+            if not rows_here or not columns_here:
+                continue
+            if not py.taps or not px.taps:
+                shape = (rows_here * columns_here, conv.out_channels)
+                yield (ys, xs), functools.partial(np.zeros, shape, np.float32)
+                continue
+            taps = conv.weight[:, :, py.taps[::-1]][:, :, :, px.taps[::-1]]
+            product = Product(_matrix(taps), source.magnitude)
+            padded = band.window(
+                my + py.offsets[-1],
+                px.offsets[-1],
+                rows_here + len(py.taps) - 1,
+                columns_here + len(px.taps) - 1,
+                product.dtype,
+            )
+            for first, last, sums in _correlate(
+                padded, taps, product, 1, rows_here, columns_here, strip_bytes
+            ):
+                yield (slice(ys.start + first * s, ys.start + last * s, s), xs), sums
+
+
+def _scatter(
+    conv: Convolution, source: Format, band: Band, begin: int, end: int, strip_bytes: int
+) -> Iterator[Strip]:
+    """`convolve` for a transposed convolution with few outputs.
+
+    Here gathering would copy each input for every tap, so every input is multiplied by all taps
+    first, and the few products are added where they belong: output o with o + p = q s + r gets,
+    for each j, input q - j times tap r + j s.
+    """
+    _, width, channels = band.rows.shape
+    out_width = conv.output_size(width)
+    s, p, kernel, outputs = conv.stride, conv.padding, conv.kernel, conv.out_channels
+    weight = conv.weight.astype(np.int64)
+    bound = int((np.abs(weight).sum(axis=(1, 2, 3)) * source.magnitude).max())
+    dtype = np.float32 if bound < FLOAT32_EXACT else np.float64
+    # (ky, kx, out) planes of positions
+    taps = weight.transpose(2, 3, 0, 1).reshape(-1, channels).astype(dtype)
+    before = ceil_div(kernel, s) - 1
+    q_begin, q_end = (begin + p) // s, (end - 1 + p) // s + 1
+    q_columns = (out_width - 1 + p) // s + 1
+    columns = before + q_columns
+    # its first row is row q_begin - before of the input
+    padded = band.window(q_begin - before, -before, before + q_end - q_begin, columns, dtype)
+
+    def sums(q0: int, q1: int, o0: int, o1: int) -> npt.NDArray:
+        rows = padded[q0 - q_begin : q1 - q_begin + before].reshape(-1, channels)
+        planes = (taps @ rows.T).reshape(kernel, kernel, outputs, q1 - q0 + before, columns)
+        total: npt.NDArray[Any] = np.zeros((outputs, (q1 - q0) * s, q_columns * s), dtype=dtype)
+        for ky in range(kernel):
+            for kx in range(kernel):
+                y, z = before - ky // s, before - kx // s
+                total[:, ky % s :: s, kx % s :: s] += planes[
+                    ky, kx, :, y : y + q1 - q0, z : z + q_columns
+                ]
+        first = o0 + p - q0 * s
+        part = total[:, first : first + o1 - o0, p : p + out_width]
+        return np.ascontiguousarray(part.transpose(1, 2, 0)).reshape(-1, outputs)
+
+    step = max(1, strip_bytes // (columns * len(taps) * padded.itemsize))
+    for q0 in range(q_begin, q_end, step):
+        q1 = min(q_end, q0 + step)
+        o0, o1 = max(begin, q0 * s - p), min(end, q1 * s - p)
+        if o1 > o0:
+            where = (slice(o0 - begin, o1 - begin), slice(0, out_width))
+            yield where, functools.partial(sums, q0, q1, o0, o1)
