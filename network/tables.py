@@ -17,9 +17,6 @@ from lichen.network.fields import (
     require_shape,
 )
 
-OFFSET_BITS = 32
-"""Width of a table's first symbol."""
-
 
 def _at_least_32_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Sums of offsets and lengths wrap in narrower types."""
@@ -59,8 +56,9 @@ class EntropyTables(Model):
         require_shape("lengths", self.lengths, (tables,))
         require_shape("offsets", self.offsets, (tables,))
         require_range("lengths", self.lengths, 3, self.cdf.shape[1])
-        most = 1 << (OFFSET_BITS - 1)
-        require_range("offsets", self.offsets, -most, most - 1)
+        limits = np.iinfo(np.int32)
+        fit = self.offsets.min() >= limits.min and self.offsets.max() <= limits.max
+        require(bool(fit), "offsets must fit 32 bits, signed")
         total = 1 << self.precision
         for i, length in enumerate(self.lengths):
             row, rest = self.cdf[i, :length], self.cdf[i, length:]
