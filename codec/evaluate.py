@@ -70,7 +70,7 @@ class NetworkCodec(Codec):
 
     def __init__(self, network: Network):
         self.network = network
-        self.name = network.name or network.architecture
+        self.name = network.title
         self.description = "integer, rANS"
         check_network(network)
         self._coders = {name: EntropyCoder(tables) for name, tables in network.entropy.items()}

@@ -80,9 +80,8 @@ def stages(network: Network) -> list[StageFacts]:
 
 def _frames(network: Network) -> list[tuple[str, Transform, tuple[int, int]]]:
     """Every transform with the size of what it reads of a `PHOTO`."""
-    names = list(network.transforms)
-    frames = network._frames(*PHOTO)
-    return [(name, t, size) for name, (t, size) in zip(names, frames, strict=True)]
+    frames = network.frames(*PHOTO)
+    return [(name, network.transforms[name], size) for name, size in frames.items()]
 
 
 def psnr(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:

@@ -84,7 +84,7 @@ def command(
         raise UserError(f"cannot write to {output}: {error.strerror}.") from None
 
     height, width = pixels.shape[:2]
-    say(f"1. Golden model: {network.name or net} on {photo.name}, {width}x{height}")
+    say(f"1. Golden model: {network.title} on {photo.name}, {width}x{height}")
     begin = time.monotonic()
     latents = golden.analysis(network, pixels)
     encoded = time.monotonic()
