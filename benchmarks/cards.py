@@ -24,7 +24,7 @@ from safetensors import safe_open
 
 from lichen import models
 from lichen.errors import UserError
-from lichen.network.file import write_atomically
+from lichen.files import write_atomically
 from lichen.quant.calibration.ptq import Widths, bits_of
 from lichen.quant.float.checkpoint import Checkpoint, load_checkpoint
 

@@ -25,7 +25,7 @@ import torch
 from lichen import models
 from lichen.codec.container import Container, Kind, inspect, segment_bounds
 from lichen.codec.entropy import EntropyCoder
-from lichen.network.file import write_atomically
+from lichen.files import write_atomically
 from lichen.quant.float.checkpoint import build_model, load_checkpoint
 from lichen.quant.training.evaluate import FloatCodec
 from lichen.sim.golden import Latents, analysis

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from lichen.codec.entropy import encode
 from lichen.codec.evaluate import NetworkCodec, evaluate
 from lichen.errors import UserError
+from lichen.files import write_atomically
 from lichen.models import load_network
-from lichen.network.file import write_atomically
 from lichen.quant.calibration.calibrate import load_calibration
 from lichen.quant.calibration.constants import symmetric
 from lichen.quant.calibration.entropy import fit_tables

@@ -23,8 +23,8 @@ import click
 import numpy as np
 import torch
 
+from lichen.files import write_atomically
 from lichen.models import photograph
-from lichen.network.file import write_atomically
 from lichen.network.random import random_factorized
 from lichen.quant.float.checkpoint import new_model
 from lichen.sim.golden import analysis, reconstruct

@@ -28,8 +28,9 @@ from lichen import models
 from lichen.codec.evaluate import Evaluation, NetworkCodec, evaluate, to_json
 from lichen.codec.rd import MS_SSIM, Curve, bd_rate, points_table
 from lichen.errors import UserError
+from lichen.files import write_atomically
 from lichen.network.description import PHOTO
-from lichen.network.file import load, write_atomically
+from lichen.network.file import load
 from lichen.sim.images import list_images
 
 FAMILY, OPTIMIZED = "small", "small-opt"

@@ -31,8 +31,8 @@ from lichen.codec.evaluate import Codec, Evaluation, NetworkCodec, evaluate, fam
 from lichen.codec.rd import Curve, bd_rate, points_table
 from lichen.commands.ablate import table as ablation_table
 from lichen.errors import UserError
+from lichen.files import write_atomically
 from lichen.network.description import Network
-from lichen.network.file import write_atomically
 from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration, usual_size
 from lichen.quant.calibration.ptq import Options
 from lichen.quant.calibration.quantize import choose_clip_factor, quantize

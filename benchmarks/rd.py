@@ -49,7 +49,7 @@ from lichen.codec.rd import (
     references,
 )
 from lichen.errors import UserError
-from lichen.network.file import write_atomically
+from lichen.files import write_atomically
 from lichen.sim.images import list_images
 
 PUBLISHED = ("bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")

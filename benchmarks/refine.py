@@ -17,7 +17,8 @@ import click
 
 from lichen import models
 from lichen.errors import UserError
-from lichen.network.file import dumps, write_atomically
+from lichen.files import write_atomically
+from lichen.network.file import dumps
 from lichen.quant.draq.refine import refine_input, refine_output
 
 

@@ -21,7 +21,7 @@ import click
 import torch
 
 from lichen import models
-from lichen.network.file import write_atomically
+from lichen.files import write_atomically
 from lichen.quant.training.data import CropSource
 from lichen.quant.training.train import TrainConfig, Trainer
 

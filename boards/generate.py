@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from amaranth.hdl import Shape
 from lichen.boards.board import Board
 from lichen.boards.build.folder import complete_folder
 from lichen.boards.design import Design, check_fits
+from lichen.files import write_json, write_text
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.hw.verilog import emit
 
@@ -31,10 +31,10 @@ def generate(design: Design, board: Board, folder: Path) -> dict[str, Any]:
     pipeline = design.pipeline()
     check_fits(pipeline.resources(), board)
     description = interface(design, board, pipeline)
-    with complete_folder(folder, marker=INTERFACE) as part:
+    with complete_folder(folder, marker=INTERFACE, field="top") as part:
         text = header(design, board, pipeline) + emit(design.pipeline(), TOP)
-        (part / description["files"][0]).write_text(text)
-        (part / INTERFACE).write_text(json.dumps(description, indent=2) + "\n")
+        write_text(part / description["files"][0], text)
+        write_json(part / INTERFACE, description)
     return description
 
 

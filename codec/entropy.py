@@ -46,6 +46,7 @@ from types import SimpleNamespace
 import numpy as np
 import numpy.typing as npt
 
+from lichen import caches
 from lichen.network.description import EntropyTables
 
 PRECISION = 16
@@ -70,10 +71,9 @@ class EntropyError(ValueError):
 @functools.cache
 def _compiled() -> SimpleNamespace:
     """The loops, compiled on first use and kept in numba's cache."""
-    import numba
     from numba.extending import register_jitable
 
-    jit = numba.njit(cache=True, nogil=True)
+    jit = caches.jit(nogil=True)
     # numba makes a float of an unsigned and a signed integer, so every constant here is unsigned
     one, sixteen, word = np.uint64(1), np.uint64(16), np.uint64(WORD_BITS)
     state_min = np.uint64(STATE_MIN)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from lichen.sim.images import DEEP_MODES, load_picture, rgb
+from lichen.sim.images import load_picture, rgb
+from lichen.sim.samples import DEEP_MODES
 
 _GREY_MODES = ("1", "L", "LA", "La", *DEEP_MODES)
 _PROFILE_SPACES = {True: b"GRAY", False: b"RGB "}

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from lichen import caches
 from lichen.codec.evaluate import common_name
 from lichen.errors import UserError
-from lichen.network.file import write_atomically
+from lichen.files import write_atomically
 
 METHODS = ("pchip", "akima", "cubic")
 """Interpolation: that of JVET's common test conditions, Akima's, and the original polynomial."""
@@ -173,6 +174,7 @@ def bd_rate(test: Curve, anchor: Curve, metric: str = PSNR, method: str = "pchip
 
     Raises UserError when the curves can't be compared.
     """
+    caches.prepare()
     import matplotlib
 
     matplotlib.use("Agg")  # bjontegaard imports pyplot
@@ -279,6 +281,7 @@ def plot(
     kinds = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     if path.suffix.lower() not in kinds:
         raise UserError(f"{path} names no kind of plot; use .png, .svg or .pdf.")
+    caches.prepare()
     import matplotlib
 
     matplotlib.use("Agg")

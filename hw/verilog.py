@@ -7,6 +7,8 @@ import gc
 from amaranth.back import verilog
 from amaranth.lib import wiring
 
+from lichen import caches
+
 
 def emit(component: wiring.Component, name: str = "lichen_top", platform: object = None) -> str:
     """Verilog of a component and everything below it.
@@ -28,6 +30,7 @@ def emit(component: wiring.Component, name: str = "lichen_top", platform: object
         ``i__valid``, ``i__ready``, ...), plus ``clk`` and ``rst``. No source locations and no
         paths: the text depends on the component alone, so that it can key a cache.
     """
+    caches.prepare()  # its yosys compiles, and keeps the result
     # Amaranth makes millions of small objects here and drops none: collecting garbage meanwhile
     # finds nothing and costs a quarter of the time.
     collecting = gc.isenabled()

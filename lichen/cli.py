@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
+from typing import Any
 
 import click
 
+from lichen import files, streams
 from lichen.errors import UserError
+from lichen.processes import orderly_signals
 
 # Name -> one-line help. Commands are imported only when used, so `lichen --help`
 # costs no import of torch, amaranth or numba.
@@ -39,6 +44,14 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with orderly_signals():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            click.echo("lichen: interrupted", err=True)
+            raise click.exceptions.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
@@ -56,7 +69,8 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point: 0 only on success, 2 for unusable arguments or input."""
+    """Entry point: 0 only on success, 2 for unusable arguments or input, 128 + n after signal n."""
+    streams.guard()
     try:
         # what a command gives to Context.exit comes back here, it isn't raised
         status = cli.main(args=argv, prog_name="lichen", standalone_mode=False)
@@ -70,6 +84,11 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     except UserError as error:
         click.echo(f"lichen: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        # what the system refuses anywhere is nothing that a traceback explains
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        click.echo(f"lichen: {place}{files.reason(error)}.", err=True)
         sys.exit(2)
     if status:
         sys.exit(status)

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import numpy.typing as npt
 
+from lichen import caches
 from lichen.network.geometry import Geometry
 from lichen.network.geometry import norm_macs as norm_macs
 
@@ -274,7 +275,6 @@ def compiled():
     The loops call the very functions of this module, and stand in its file because numba's
     cache goes by the file of the compiled function: an edit above is never missed.
     """
-    import numba
     from numba.extending import register_jitable
 
     for function in (
@@ -288,7 +288,7 @@ def compiled():
         scale_by_root,
     ):
         register_jitable(function)
-    jit = numba.njit(cache=True, nogil=True)
+    jit = caches.jit(nogil=True)
 
     @jit
     def requantize_rows(acc, bias, d, m, m_negative, s, lo, hi, out):

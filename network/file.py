@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_save
 
 from lichen.errors import UserError
+from lichen.files import write_atomically
 from lichen.network.names import printable
 from lichen.network.network import Network
 from lichen.network.validation import ANY_PICTURE
@@ -88,31 +87,6 @@ def digest(network: Network) -> str:
     was coded with it is decoded by it.
     """
     return network.file_sha256 or hashlib.sha256(dumps(network)).hexdigest()
-
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file so that its name never holds half of it.
-
-    Raises UserError when the folder does not exist or cannot be written.
-    """
-    path = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}.") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}.") from None
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def save(network: Network, path: str | Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from lichen.errors import UserError
-from lichen.network.file import write_atomically
+from lichen.files import write_atomically
+from lichen.sim.samples import DEEP_MODES, REDUCED, check_samples, load_deep, raw_mode, reduce
 
 PIXELS_MAX = 1 << 28
 """Largest image read: a header that claims more is taken for an attack."""
@@ -22,9 +24,21 @@ EXTENSIONS = (
 )  # fmt: skip
 """Which files of a folder are images."""
 
-_REDUCED = "reduced to 8 bits per channel"
-DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-"""Pillow's modes for grey samples of 16 bits."""
+MIB = 1 << 20
+TEXT_BYTES = 64 * MIB
+"""Largest colour profile or text of a PNG that is read. Pillow's own guard stands at 1 MiB, and
+real profiles are larger; beyond ours the picture is read without them."""
+
+# Our guards are the ones that count: Pillow's are put where they do not come first, unless the
+# program around us has raised or lifted them itself.
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, TEXT_BYTES)
+PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, 4 * TEXT_BYTES)
+if Image.MAX_IMAGE_PIXELS is not None:
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, PIXELS_MAX)
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Chunks of a PNG that hold text or a profile."""
 
 
 def list_images(folder: str | Path, extensions: Sequence[str] = EXTENSIONS) -> list[Path]:
@@ -50,42 +64,69 @@ def load_picture(path: str | Path) -> tuple[Image.Image, list[str]]:
         raise UserError(f"{path} is a folder, not an image.")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty.")
-    notes: list[str] = []
     try:
         with warnings.catch_warnings():
-            # our own, larger limit is checked below
+            # our own limit is checked below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                if opened.width * opened.height > PIXELS_MAX:
-                    raise UserError(
-                        f"{path} claims {opened.width} x {opened.height} pixels, more than "
-                        f"{PIXELS_MAX}."
-                    )
-                if (frames := getattr(opened, "n_frames", 1)) > 1:
-                    notes.append(f"only the first of {frames} frames is used")
-                # Pillow keeps the upper byte of deep colour samples, and says so nowhere else
-                deep = any(";16" in str(tile[-1]) for tile in getattr(opened, "tile", ()))
-                if deep and opened.mode not in DEEP_MODES:
-                    notes.append(_REDUCED)
-                _refuse_floats(opened, path)
-                opened.load()
-                # a transposed or a plain copy, in any case one that outlives the file
-                picture = ImageOps.exif_transpose(opened)
-                return picture, notes
+            try:
+                return _load(path, path)
+            except ValueError as error:
+                plain = _without_texts(path) if "MAX_TEXT" in str(error) else None
+                if plain is None:
+                    raise
+            picture, notes = _load(path, plain)
+            most = f"{TEXT_BYTES // MIB} MiB"
+            return picture, [*notes, f"texts and profile are dropped, being more than {most}"]
+    except UserError:
+        raise
     except UnidentifiedImageError:
         raise UserError(f"{path} is not an image of a known format.") from None
     except Image.DecompressionBombError:
         raise UserError(f"{path} claims more than {PIXELS_MAX} pixels.") from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise UserError(f"{path} cannot be read as an image ({error}).") from None
 
 
-def _refuse_floats(picture: Image.Image, name: str | Path) -> None:
-    if picture.mode == "F":
-        raise UserError(
-            f"{name} has floating-point samples, and nothing tells their range; convert it to "
-            "8 or 16 bits first."
-        )
+def _load(path: Path, data: Path | bytes) -> tuple[Image.Image, list[str]]:
+    """The picture in a file or in its bytes, and notes; whatever Pillow raises."""
+
+    def open_it() -> Image.Image:
+        return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+
+    notes: list[str] = []
+    with open_it() as opened:
+        if opened.width * opened.height > PIXELS_MAX:
+            raise UserError(
+                f"{path} claims {opened.width} x {opened.height} pixels, more than {PIXELS_MAX}."
+            )
+        if (frames := getattr(opened, "n_frames", 1)) > 1:
+            notes.append(f"only the first of {frames} frames is used")
+        check_samples(opened, path)
+        if ";16" in (raw_mode(opened) or "") and opened.mode not in DEEP_MODES:
+            notes.append(REDUCED)
+        picture = load_deep(opened, open_it)
+        if picture is None:
+            opened.load()
+            # a transposed or a plain copy, in any case one that outlives the file
+            picture = ImageOps.exif_transpose(opened)
+        elif REDUCED not in notes:
+            notes.append(REDUCED)
+        return picture, notes
+
+
+def _without_texts(path: Path) -> bytes | None:
+    """The bytes of a PNG without texts and profile; None where it is no PNG."""
+    data = path.read_bytes()
+    if not data.startswith(_PNG):
+        return None
+    kept, at = [_PNG], len(_PNG)
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 12 + length
+        if data[at + 4 : at + 8] not in _TEXTS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def load_image(path: str | Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
@@ -110,20 +151,30 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
 
 def rgb(picture: Image.Image, notes: list[str]) -> npt.NDArray[np.uint8]:
     """A picture as 8-bit RGB (height, width, 3); the notes get what was given up."""
-    _refuse_floats(picture, "the image")
+    check_samples(picture, "the image")
     if picture.mode in DEEP_MODES:
-        notes.append(_REDUCED)
-        deep = np.asarray(picture).astype(np.float64)
+        notes.append(REDUCED)
         # 16-bit files arrive as 0 .. 65535 whatever Pillow calls the mode
-        grey = np.clip(np.rint(deep * (255 / 65535)), 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return np.repeat(reduce(np.asarray(picture))[:, :, None], 3, axis=2)
     if picture.mode == "P":
         picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         notes.append("the alpha channel is dropped")
+        # premultiplied colours are divided by alpha first
+        picture = picture.convert({"La": "LA", "RGBa": "RGBA"}.get(picture.mode, picture.mode))
     elif picture.mode not in ("RGB", "L", "1"):
         notes.append(f"converted from {picture.mode} to RGB")
+    if picture.mode == "LAB":
+        picture = _from_lab(picture)
     return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+
+
+def _from_lab(picture: Image.Image) -> Image.Image:
+    """CIE L*a*b* as sRGB, by colour management: Pillow's own conversions leave it out."""
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+    assert converted is not None
+    return converted
 
 
 def pad_image(image: npt.NDArray[np.uint8], multiple: int) -> npt.NDArray[np.uint8]:

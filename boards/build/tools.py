@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from lichen import caches, processes
 from lichen.errors import UserError
 
 
@@ -81,23 +82,19 @@ class Tool:
     def version(self) -> str:
         """The version the program reports, or ``unknown``."""
         try:
-            done = subprocess.run(
-                [self.find(), self.version_option],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=600,
-            )
+            caches.prepare()
+            done = processes.run([self.find(), self.version_option], timeout=600)
         except (OSError, subprocess.TimeoutExpired):
             return "unknown"
-        match = re.search(r"(?<![\w.])v?(\d+\.\d[\w.+-]*)", done.stdout)
+        match = re.search(r"(?<![\w.])v?(\d+\.\d[\w.+-]*)", done.output)
         return match.group(1) if match else "unknown"
 
 
 def _which(program: str) -> str | None:
+    """Absolute, as the program will run elsewhere; None if there is none."""
     beside = shutil.which(program, path=str(Path(sys.executable).parent))
-    return beside or shutil.which(program)
+    found = beside or shutil.which(program)
+    return None if found is None else str(Path(found).absolute())
 
 
 YOSYS = Tool(
@@ -201,28 +198,14 @@ def run(
     outlive this call.
     """
     name = Path(command[0]).name
+    caches.prepare()
     with log.open("wb") as out:
         try:
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
+            status = processes.run(
+                command, cwd=folder, output=out, tick=lambda: progress.tick(note(_tail(log)))
+            ).status
         except OSError as error:
             raise ToolFailedError(f"{name} cannot be run: {error.strerror}.") from None
-        try:
-            while True:
-                try:
-                    status = process.wait(timeout=0.5)
-                    break
-                except subprocess.TimeoutExpired:
-                    progress.tick(note(_tail(log)))
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
     if status == 0:
         return
     text = log.read_text(errors="replace")

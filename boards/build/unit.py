@@ -6,7 +6,6 @@ not count, and what it reaches is an upper bound of what it will reach among oth
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from lichen.boards.build.report import OutputError, read_placement
 from lichen.boards.build.tools import NEXTPNR_ECP5, YOSYS, Progress, ToolFailedError, run
 from lichen.boards.design import Design
 from lichen.errors import UserError
+from lichen.files import write_json, write_text
 from lichen.hw.device import ecp5
 from lichen.hw.verilog import emit
 
@@ -126,11 +126,13 @@ def build_unit(
         for array, kind in ((stage.convolution, ""), (stage.normalization, "_norm"))
         if array is not None and name.name + kind == unit
     )
-    with complete_folder(folder, marker=REPORT, keep_after=(BuildFailedError,)) as work:
+    with complete_folder(
+        folder, marker=REPORT, field="device", keep_after=(BuildFailedError,)
+    ) as work:
         logs = work / "logs"
         logs.mkdir()
         with progress.step("elaborate"):
-            (work / "top.v").write_text(emit(part, "top", ecp5.Target()))
+            write_text(work / "top.v", emit(part, "top", ecp5.Target()))
         script = "read_verilog top.v; synth_ecp5 -top top -json top.json"
         try:
             with progress.step(YOSYS.name):
@@ -176,6 +178,6 @@ def build_unit(
             seconds=dict(progress.seconds),
             tool_versions=tool_versions(),
         )
-        (work / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n")
+        write_json(work / REPORT, report.to_json())
         (work / "top.json").unlink(missing_ok=True)
     return report

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lichen import caches
 from lichen.errors import UserError
+from lichen.files import write_atomically
 from lichen.hw.plan import timing
 from lichen.hw.plan.planner import Plan
 from lichen.hw.plan.tiling import tiles
@@ -62,6 +64,7 @@ def draw(plan: Plan, clock_hz: float, title: str, path: Path) -> None:
     file cannot be written.
     """
     check_kind(path)
+    caches.prepare()
     import matplotlib
 
     matplotlib.use("Agg")
@@ -94,7 +97,4 @@ def draw(plan: Plan, clock_hz: float, title: str, path: Path) -> None:
         kind = path.suffix.lower()
         figure.savefig(buffer, format=kind[1:], dpi=150, metadata=KINDS[kind])
         plt.close(figure)
-    try:
-        path.write_bytes(buffer.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}.") from None
+    write_atomically(path, buffer.getvalue())

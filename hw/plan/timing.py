@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from lichen import caches
 from lichen.hw.engine.core import Core
 from lichen.hw.engine.pixel_buffer import PixelBuffer
 from lichen.hw.engine.skid import Skid
@@ -134,7 +134,7 @@ _STATE = (
 ) = range(len(_STATE))
 
 
-@numba.njit(cache=True)
+@caches.jit()
 def _run(par, state, counts, fills, buffered, pushes, in_beats, out_beats, spent, slice_cycles):
     """Step all units until ``out_beats`` have left; returns (cycles, beats that left).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lichen import files
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,11 +106,11 @@ def batch(
     from lichen.sim.images import EXTENSIONS, list_images
 
     wanted = EXTENSIONS if extensions is None else extensions
-    files: list[Path] = []
+    inputs: list[Path] = []
     for source in sources:
         if source.is_dir():
             found = list_images(source, wanted)
-            files += found
+            inputs += found
             others = {p.name for p in source.iterdir() if p.is_file() and p.name[0] != "."}
             others -= {p.name for p in found}
             if others:
@@ -117,28 +118,33 @@ def batch(
                 kind = "an image" if extensions is None else " or ".join(extensions)
                 click.echo(f"{source}: left alone, not {kind} by name: {some}", err=True)
         else:
-            files.append(source)
+            inputs.append(source)
     if len(sources) == 1 and not sources[0].is_dir() and not output.is_dir():
         if not output.parent.is_dir():
             raise UserError(f"cannot write {output}: the folder {output.parent} does not exist.")
-        return [(files[0], output)]
+        return [(inputs[0], output)]
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; several files or a folder need a folder to go to.")
     # what a file system may take for the same name counts as the same
-    stems = Counter(file.stem.casefold() for file in files)
+    stems = Counter(file.stem.casefold() for file in inputs)
     tasks = []
     made: dict[str, Path] = {}
-    for file in files:
+    for file in inputs:
         name = file.name if stems[file.stem.casefold()] > 1 else file.stem
         tasks.append((file, output / f"{name}{suffix}"))
         if name.casefold() in made:
             raise UserError(f"{made[name.casefold()]} and {file} would both become {tasks[-1][1]}.")
         made[name.casefold()] = file
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error.strerror}.") from None
+    made_folder(output)
     return tasks
+
+
+def made_folder(path: Path) -> None:
+    """Make a folder if it is not there; UserError if it cannot be made or written."""
+    with files.writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: the folder is write-protected.")
 
 
 def batch_report(
@@ -209,13 +215,18 @@ def design(
 
 
 def report(result: Any, json_file: str | None, summary: str) -> None:
-    """Write the JSON where it is wanted, and the summary where the JSON is not."""
-    text = json.dumps(result, indent=2) + "\n"
+    """Write the JSON where it is wanted, and the summary where the JSON is not.
+
+    Raises UserError when the JSON's file is one that this command has just written.
+    """
+    text = files.json_text(result)
     if json_file == "-":
         click.echo(text, nl=False)
     elif json_file is not None:
-        try:
-            Path(json_file).write_text(text)
-        except OSError as error:
-            raise UserError(f"cannot write {json_file}: {error.strerror}.") from None
+        # a build's own report may be named: it is the same
+        if files.written_here(json_file) and Path(json_file).read_bytes() != text.encode():
+            raise UserError(
+                f"{json_file} is a result of this command; name another file with --json."
+            )
+        files.write_text(json_file, text)
     click.echo(summary, err=json_file == "-")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.commands.quantize import TUNE, find_clip_factor
 from lichen.errors import UserError
 
@@ -32,7 +33,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-@click.command(name="ablate", help="Measure what each part of DRAQ changes.")
+@click.command(cls=Command, name="ablate", help="Measure what each part of DRAQ changes.")
 @click.argument("checkpoint", metavar="CKPT")
 @click.option("--calibrate", required=True, metavar="DIR", help="Photographs to calibrate on.")
 @click.option("--train", "train_folder", required=True, metavar="DIR",

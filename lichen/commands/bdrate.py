@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 
 
-class _Anchors(click.Command):
+class _Anchors(Command):
     """A command whose ``--anchor`` takes every argument up to the next option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

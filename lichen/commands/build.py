@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from lichen.boards.design import Design
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("net", metavar="NET")
 @_options.board
 @click.option(

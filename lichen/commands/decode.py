@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
     from lichen.codec.container import Container
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("files", metavar="FILE.lic...", nargs=-1, required=True,
                 type=click.Path(path_type=Path))  # fmt: skip
 @click.option(
@@ -137,7 +138,7 @@ def _decode(
     import numpy as np
 
     from lichen.codec.container import ContainerError, inspect
-    from lichen.network.file import write_atomically
+    from lichen.files import write_atomically
     from lichen.sim.images import write_image
 
     data = _options.read_bytes(file)

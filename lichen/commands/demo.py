@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 
 BOARD = "ulx3s-85f"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("net", metavar="[NET]", default="tiny")
 @click.option(
     "--image", metavar="IMAGE", type=click.Path(path_type=Path),
@@ -58,7 +58,7 @@ def command(
     from lichen.boards.build.tools import Progress
     from lichen.boards.design import Design, fold
     from lichen.boards.generate import generate
-    from lichen.errors import UserError
+    from lichen.files import write_json
     from lichen.hw.plan.planner import evaluate
     from lichen.sim import golden
     from lichen.sim.images import crop_middle, load_image, pad_image, write_image
@@ -78,10 +78,7 @@ def command(
     pixels, notes = load_image(photo)
     for text in notes:
         note(f"{photo}: {text}")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error.strerror}.") from None
+    _options.made_folder(output)
 
     height, width = pixels.shape[:2]
     say(f"1. Golden model: {network.title} on {photo.name}, {width}x{height}")
@@ -160,7 +157,7 @@ def command(
         f"block RAMs, {built.lut} of {have.lut} LUTs"
     )
     report["seconds"] = round(time.monotonic() - started, 1)
-    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(output / "report.json", report)
     shortfall = built.shortfall()
     ending = f"Everything is in {output}, with report.json; {report['seconds']:.0f} seconds."
     _options.report(report, json_file, ending)

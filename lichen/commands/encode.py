@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ WIDTH = 768
 """The simulated gateware is planned for this board and frames of this width."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True,
                 type=click.Path(path_type=Path))  # fmt: skip
 @click.option(
@@ -66,7 +67,7 @@ def command(
 
     from lichen import models
     from lichen.codec.container import Container
-    from lichen.network.file import write_atomically
+    from lichen.files import write_atomically
 
     if engine not in ("golden", "verilator"):
         raise UserError(f"there is no engine {engine}; use golden or verilator.")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
     from lichen.codec.evaluate import Codec, Metric
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("sources", metavar="NET/CKPT...", nargs=-1, required=True)
 @click.option("--images", required=True, metavar="DIR", help="Folder of images.")
 @click.option("--name", help="Of the curve, for plots and tables [default: from the networks'].")

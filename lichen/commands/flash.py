@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 
+from lichen.commands._command import Command
 
-@click.command()
+
+@click.command(cls=Command)
 @click.argument("source", metavar="DIR|BITSTREAM", type=click.Path(path_type=Path))
 @click.option("--board", "board_name", required=True, help="Board, for example ulx3s-85f.")
 @click.option("--dry-run", is_flag=True, help="Print the exact command and run nothing.")

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("net", metavar="NET")
 @_options.board
 @click.option(

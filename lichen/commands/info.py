@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.errors import UserError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", metavar="FILE.lic", type=click.Path(path_type=Path))
 @_options.json_file
 def command(file: Path, json_file: str | None) -> None:

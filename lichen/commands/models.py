@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @_options.json_file
 def command(json_file: str | None) -> None:
     """List the shipped networks.

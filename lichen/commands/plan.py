@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("net", metavar="NET")
 @_options.board
 @_options.transform

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.errors import UserError
 
 
@@ -51,7 +51,9 @@ TUNE = {
 }
 
 
-@click.command(name="quantize", help="Turn an FP32 checkpoint into an integer network.")
+@click.command(
+    cls=Command, name="quantize", help="Turn an FP32 checkpoint into an integer network."
+)
 @click.argument("checkpoint", metavar="CKPT")
 @click.option(
     "-o", "--output", required=True, metavar="NET.lichen", type=click.Path(path_type=Path),
@@ -205,9 +207,7 @@ TUNE = {
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=0), default=0,
               help="Threads for FP32 (0: torch's choice).")  # fmt: skip
-@click.option(
-    "--json", "json_file", metavar="FILE", help="Write the result as JSON (- for stdout)."
-)
+@_options.json_file
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
     checkpoint: str,
@@ -276,8 +276,9 @@ def command(
 
     from lichen.codec.evaluate import NetworkCodec
     from lichen.codec.evaluate import evaluate as evaluate_codec
+    from lichen.files import write_atomically
     from lichen.models import calibration_photographs, load_network
-    from lichen.network.file import dumps, load, write_atomically
+    from lichen.network.file import dumps, load
     from lichen.quant.calibration.calibrate import load_calibration, usual_size
     from lichen.quant.calibration.latents import scale_latents
     from lichen.quant.calibration.ptq import Options, Widths, bits_of
@@ -447,13 +448,10 @@ def command(
         "provenance": integer.provenance,
         "seconds": round(time.monotonic() - started, 2),
     }
-    if json_file is not None and json_file != "-":
-        write_atomically(json_file, (json.dumps(report, indent=2) + "\n").encode())
-    if json_file == "-":
-        click.echo(json.dumps(report, indent=2))
-    click.echo(
+    _options.report(
+        report,
+        json_file,
         f"{output}: {method}, {result.before.psnr:.2f} dB at {result.before.bpp:.3f} bpp in FP32, "
         f"{result.after.psnr:.2f} dB at {result.after.bpp:.3f} bpp in integers "
         f"({len(images.crops)} calibration crops, bits estimated)",
-        err=json_file == "-",
     )

@@ -199,8 +199,9 @@ def command(
     import torch
     from tqdm import tqdm
 
+    from lichen.files import write_atomically
     from lichen.models import calibration_photographs, load_network
-    from lichen.network.file import dumps, load, write_atomically
+    from lichen.network.file import dumps, load
     from lichen.quant.calibration.calibrate import load_calibration, usual_size
     from lichen.quant.calibration.ptq import Options, bits_of
     from lichen.quant.draq.draq import lambda_of

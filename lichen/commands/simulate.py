@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.errors import UserError
 
 
@@ -28,7 +29,7 @@ class _Size(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("net", metavar="NET")
 @click.option(
     "--image", required=True, metavar="IMAGE", type=click.Path(path_type=Path),

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.errors import UserError
 
 # Defaults of `lichen.quant.slim.slim.SlimConfig` (a test compares them), which cannot be imported
@@ -34,7 +35,9 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-@click.command(name="slim", help="Take channels out of an FP32 network (GDN-Slimming).")
+@click.command(
+    cls=Command, name="slim", help="Take channels out of an FP32 network (GDN-Slimming)."
+)
 @click.argument("checkpoint", metavar="CKPT")
 @click.option(
     "-o", "--output", required=True, metavar="CKPT.safetensors", type=click.Path(path_type=Path),

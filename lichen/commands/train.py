@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from click.core import ParameterSource
 from tqdm import tqdm
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.errors import UserError
 
 
@@ -22,7 +22,7 @@ def _import_quant() -> Any:
     return train
 
 
-@click.command(name="train", help="Train an FP32 network on a folder of images.")
+@click.command(cls=Command, name="train", help="Train an FP32 network on a folder of images.")
 @click.option("--images", required=True, metavar="DIR", help="Folder of training images.")
 @click.option(
     "-o", "--output", required=True, metavar="RUN.safetensors",
@@ -89,7 +89,7 @@ def _import_quant() -> Any:
     "--validate", metavar="DIR",
     help="Images to measure the result on (default: eight of the training images).",
 )  # fmt: skip
-@click.option("--json", "json_file", metavar="FILE", help="Write the result ('-': stdout).")
+@_options.json_file
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.pass_context
 def command(
@@ -173,29 +173,21 @@ def command(
         return
     checkpoint = load_checkpoint(target)
     result = evaluate_fp32(build_model(*checkpoint[:4]), measured)
-    click.echo(
+    report = {
+        "checkpoint": str(target),
+        "arch": checkpoint.arch,
+        "n": checkpoint.n,
+        "m": checkpoint.m,
+        "lmbda": trainer.config.lmbda,
+        "steps": trainer.step,
+        "minutes": trainer.elapsed / 60,
+        "bpp": result.bpp,
+        "psnr": result.psnr,
+        "measured_on": {"set": validate or images, "images": len(measured)},
+    }
+    _options.report(
+        report,
+        json_file,
         f"{target}: {trainer.step} steps, {result.bpp:.4f} bpp, {result.psnr:.2f} dB on "
         f"{len(measured)} {'validation' if validate else 'training'} images",
-        err=json_file == "-",
     )
-    if json_file:
-        report = {
-            "checkpoint": str(target),
-            "arch": checkpoint.arch,
-            "n": checkpoint.n,
-            "m": checkpoint.m,
-            "lmbda": trainer.config.lmbda,
-            "steps": trainer.step,
-            "minutes": trainer.elapsed / 60,
-            "bpp": result.bpp,
-            "psnr": result.psnr,
-            "measured_on": {"set": validate or images, "images": len(measured)},
-        }
-        text = json.dumps(report, indent=2)
-        if json_file == "-":
-            click.echo(text)
-        else:
-            try:
-                Path(json_file).write_text(text + "\n")
-            except OSError as error:
-                raise UserError(f"{json_file} cannot be written ({error.strerror}).") from None

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lichen.network.file import write_atomically
+from lichen import caches
+from lichen.files import write_atomically
 
 SIGMAS = 3.0
 """Bound of the reports, in standard deviations: 0.27 % of normally distributed weights."""
@@ -58,6 +59,7 @@ def plot(layers: list[dict[str, Any]], path: str | Path) -> None:
 
     ``layers`` holds ``layer``, ``outliers_before`` and ``outliers_after`` (shares).
     """
+    caches.prepare()
     import matplotlib
 
     matplotlib.use("Agg")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from lichen import caches
 from lichen.errors import UserError
+from lichen.files import write_atomically, writing
 from lichen.models import shipped_parent
 from lichen.network.arithmetic import convolution_output_size, transposed_output_size
 from lichen.network.file import FP32_FORMAT
@@ -260,24 +260,13 @@ def parameters_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_atomically(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file so that a crash leaves either the old one or the new one."""
-    try:
+    """Write a safetensors file so that a crash leaves either the old one or the new one.
+
+    Folders that are missing are made. Raises UserError when it cannot be written.
+    """
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({_first_line(error)}).") from None
-    os.close(handle)
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
-        # mkstemp's files are private; a checkpoint is as readable as any other file.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written ({_first_line(error)}).") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_atomically(path, save({k: v.contiguous() for k, v in tensors.items()}, metadata))
 
 
 def save_checkpoint(
@@ -489,6 +478,7 @@ def zoo_checkpoint(name: str) -> Path | None:
         known = f"qualities {min(urls)} to {max(urls)}" if urls else "no pretrained weights"
         raise UserError(f"CompressAI's zoo has {known} for {match[1]}, not {quality}.")
     url = urls[quality]
+    caches.prepare()
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -39,11 +39,13 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lichen import caches
 from lichen.errors import UserError
+from lichen.files import write_atomically
 from lichen.hw.plan import planner
 from lichen.hw.plan.price import Pace, with_widths
 from lichen.network.description import PHOTO, Activation, Network, Stage, Transform
-from lichen.network.file import dumps, load, write_atomically
+from lichen.network.file import dumps, load
 from lichen.quant.calibration.calibrate import CalibrationImages
 from lichen.quant.calibration.latents import fit_latent_range
 from lichen.quant.calibration.ptq import (
@@ -1467,6 +1469,7 @@ def plot(log: Sequence[Mapping[str, Any]], path: str | Path, *, cost: str) -> No
 
     ``cost`` is what the cost is called.
     """
+    caches.prepare()
     import matplotlib
 
     matplotlib.use("Agg")

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lichen.errors import UserError
-from lichen.network.file import write_atomically
+from lichen.files import write_atomically
 from lichen.quant.calibration.calibrate import CalibrationImages
 from lichen.quant.float.channels import KINDS, LATENTS, Group, groups_of, macs, take, without
 from lichen.quant.float.checkpoint import (
@@ -896,7 +896,7 @@ def slim(
             if trainer.step < steps:
                 raise KeyboardInterrupt
         else:
-            shutil.copyfile(pruned, tuned)
+            write_atomically(tuned, pruned.read_bytes())
         current = load_checkpoint(tuned)
         after = evaluate_loss(build_model(*current[:4]), arch, crops.crops, config.lmbda)
         entry = run.record(number, tuned=asdict(after))

@@ -10,26 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lichen.errors import UserError
-
-
-def load_rgb(path: str | Path) -> np.ndarray:
-    """One image file as uint8, shape (height, width, 3); UserError if it cannot be decoded.
-
-    Alpha is dropped; 16-bit greys are scaled to 8 bits.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):
-                grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            # A palette may carry transparency; going through RGBA keeps Pillow quiet.
-            rgb = (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
-            return np.array(rgb, dtype=np.uint8)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise UserError(f"{path} cannot be read as an image ({reason}).") from None
+from lichen.sim.images import read_image
 
 
 class CropSource:
@@ -52,7 +33,7 @@ class CropSource:
         self.images: list[np.ndarray] = []
         digest = hashlib.sha256()
         for file in files:
-            image = load_rgb(file)
+            image = read_image(file)
             if min(image.shape[:2]) < patch:
                 raise UserError(
                     f"{file} is {image.shape[1]}x{image.shape[0]}, smaller than the patch of "

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from lichen.errors import UserError
 from lichen.network.description import Network
 from lichen.network.file import dumps, load
+from lichen.processes import Interrupted
 from lichen.quant.calibration.quantize import scale_step
 from lichen.quant.draq import outliers
 from lichen.quant.float.checkpoint import save_atomically
@@ -599,4 +600,4 @@ def run(
                 saved = now
         save()
     if interrupts:
-        raise KeyboardInterrupt
+        raise Interrupted(interrupts[0])

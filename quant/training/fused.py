@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lichen import caches
+
 
 def bits_of(x: Tensor) -> Any:
     """A bfloat16 tensor as a NumPy array of its bits, others as they are."""
@@ -53,10 +55,8 @@ def over_rows(
 @functools.cache
 def loops() -> SimpleNamespace:
     """The loops; `over_rows` calls them."""
-    import numba
-
-    jit = numba.njit(cache=True, nogil=True, error_model="numpy")
-    inline = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+    jit = caches.jit(nogil=True, error_model="numpy")
+    inline = caches.jit(nogil=True, error_model="numpy", forceinline=True)
     f4, i4, u4, u2 = np.float32, np.int32, np.uint32, np.uint16
     half, zero, one, two = f4(0.5), f4(0), f4(1), f4(2)
     low18, high18 = f4(-131072), f4(131071)

@@ -39,6 +39,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lichen.errors import UserError
+from lichen.processes import SIGNALS, Interrupted
 from lichen.quant.float.channels import SCALE, add_scales, fold_scales
 from lichen.quant.float.checkpoint import (
     ARCHS,
@@ -634,14 +635,19 @@ def load_state(output: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying in the middle of an optimizer step."""
+    """Collect signals to end instead of dying in the middle of an optimizer step.
+
+    One that is ignored (by ``nohup``) stays so.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    previous = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, lambda signum, frame: received.append(signum))
+    previous = {
+        number: signal.signal(number, lambda signum, frame: received.append(signum))
+        for number in SIGNALS
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield received
     finally:
@@ -773,7 +779,7 @@ def train(
                 saved = now
         save_run(trainer, output, half)
     if interrupts:
-        raise KeyboardInterrupt
+        raise Interrupted(interrupts[0])
     return trainer
 
 

@@ -1,0 +1,104 @@
+"""What all commands have in common: they look at the files they are given before they begin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lichen import files
+from lichen.errors import UserError
+
+EXTRA_RESULTS = ("json_file", "plot_file", "log_file", "outlier_plot", "latents")
+"""Parameters that name a file to write beside a command's main result."""
+
+RESULTS = ("output", *EXTRA_RESULTS)
+"""Parameters that name a file or folder to write; whatever else names files names what is read."""
+
+
+class Command(click.Command):
+    """A command that refuses, before it begins, to write over what it reads or writes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        files.forget_written()
+        check_paths(self, ctx.params)
+        return super().invoke(ctx)
+
+
+def check_paths(command: click.Command, values: dict[str, Any]) -> None:
+    """UserError where a result could not be written, or would replace an input or another result.
+
+    Names count as the same where they lead to the same file, through links or otherwise.
+    """
+    labels = {parameter.name: _label(parameter) for parameter in command.params}
+    results = [
+        (labels[name], Path(values[name]))
+        for name in RESULTS
+        if name in labels and values.get(name) not in (None, "-")
+    ]
+    for i, (label, path) in enumerate(results):
+        for other, earlier in results[:i]:
+            if files.same_file(path, earlier):
+                raise UserError(f"{other} and {label} both name {path}; name two files.")
+    for name, value in values.items():
+        if name in RESULTS or name not in labels:
+            continue
+        for source in _names(value):
+            for label, path in results:
+                if _reads(source, path):
+                    raise UserError(
+                        f"{label} {path} would replace what {labels[name]} reads; name another "
+                        "file."
+                    )
+    for name in EXTRA_RESULTS:
+        if name in labels and values.get(name) not in (None, "-"):
+            _check_writable(Path(values[name]))
+
+
+def _label(parameter: click.Parameter) -> str:
+    if isinstance(parameter, click.Option):
+        return max(parameter.opts, key=len)
+    return parameter.make_metavar(click.Context(click.Command(None))).strip("[].")
+
+
+def _names(value: Any) -> Iterator[str]:
+    """What may name files in a parameter's value."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _names(item)
+    elif isinstance(value, (str, Path)) and str(value):
+        yield str(value)
+
+
+def _reads(source: str, path: Path) -> bool:
+    """Whether reading a source, be it a file, a folder or a shipped network, reads ``path``."""
+    if not path.is_file():
+        return False
+    if os.path.isdir(source):  # noqa: PTH112  (Path raises for names that are too long)
+        from lichen.sim.images import EXTENSIONS
+
+        inside = files.same_file(source, path.parent)
+        return inside and path.suffix.lower() in (*EXTENSIONS, ".lic")
+    if os.path.exists(source):  # noqa: PTH110
+        return files.same_file(source, path)
+    from lichen import models
+
+    shipped = (models.shipped_network(source), models.shipped_parent(source))
+    return any(file is not None and files.same_file(file, path) for file in shipped)
+
+
+def _check_writable(path: Path) -> None:
+    """UserError where a file certainly cannot be written: better now than after the work."""
+    with files.writing(path):
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder.")
+        if path.exists():
+            if not os.access(path, os.W_OK):
+                raise UserError(f"cannot write {path}: it is write-protected.")
+        elif not path.parent.is_dir():
+            raise UserError(f"cannot write {path}: the folder {path.parent} does not exist.")
+        elif not os.access(Path(os.path.realpath(path)).parent, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write {path}: its folder is write-protected.")
