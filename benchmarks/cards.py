@@ -224,7 +224,7 @@ def measured(rd: dict[str, Any]) -> dict[str, dict[str, float]]:
 @click.option("--rd", "rd_file", required=True, type=click.Path(path_type=Path, exists=True))
 def main(names: tuple[str, ...], rd_file: Path) -> None:
     """Write the cards of shipped networks."""
-    rd = json.loads(rd_file.read_text())
+    rd = json.loads(rd_file.read_text(encoding="utf-8"))
     points = measured(rd)
     figures = {
         name: {

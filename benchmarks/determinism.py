@@ -143,7 +143,7 @@ def main(network: str, fp32: Path | None, image: Path, json_file: str) -> None:
     if json_file == "-":
         click.echo(text)
     else:
-        Path(json_file).write_text(text + "\n")
+        Path(json_file).write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,9 @@ def main(
     for kind, ratio in ratios.items():
         click.echo(f"4-bit weights are {ratio:.2f} times as fast, {kind} (floor {FLOOR})")
     if json_file is not None:
-        json_file.write_text(json.dumps({"bits": results, "ratios": ratios}, indent=2) + "\n")
+        json_file.write_text(
+            json.dumps({"bits": results, "ratios": ratios}, indent=2) + "\n", encoding="utf-8"
+        )
     sys.exit(min(ratios.values()) < FLOOR)
 
 

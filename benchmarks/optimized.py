@@ -119,7 +119,7 @@ def command(images: str, table: str | None, json_file: Path | None) -> None:
     """Measure what the optimized family saves and costs."""
     before: dict[str, Any] = {}
     if json_file is not None and json_file.exists():
-        before = json.loads(json_file.read_text())
+        before = json.loads(json_file.read_text(encoding="utf-8"))
     try:
         report = measure(list_images(images), before)
         page = page_of(report)

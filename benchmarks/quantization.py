@@ -249,13 +249,15 @@ def command(
     chosen = list(names) or [n for n in models.names() if family(n) in families]
     before: dict[str, Any] = {}
     if json_file is not None and json_file.exists():
-        before = json.loads(json_file.read_text())
+        before = json.loads(json_file.read_text(encoding="utf-8"))
 
     def save(report: dict[str, Any]) -> None:
         if json_file is not None:
             write_atomically(json_file, (json.dumps(report, indent=1) + "\n").encode())
 
-    ablations = [json.loads(file.read_text()) for file in ablation] or before.get("ablations", [])
+    ablations = [json.loads(file.read_text(encoding="utf-8")) for file in ablation] or before.get(
+        "ablations", []
+    )
     try:
         report = measure(chosen, list_images(images), calibrate, anchors, before, save)
     except UserError as error:

@@ -203,13 +203,13 @@ def command(
     if redraw:
         if json_file is None:
             raise click.UsageError("--redraw reads what an earlier run wrote; name it with --json.")
-        report = json.loads(Path(json_file).read_text())
+        report = json.loads(Path(json_file).read_text(encoding="utf-8"))
     elif images is None:
         raise click.UsageError("Missing option '--images'.")
     else:
         before = None
         if json_file is not None and Path(json_file).exists():
-            before = json.loads(Path(json_file).read_text())
+            before = json.loads(Path(json_file).read_text(encoding="utf-8"))
 
         def save(report: dict[str, Any]) -> None:
             if json_file is not None:

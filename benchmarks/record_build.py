@@ -28,15 +28,15 @@ RECORDS = HERE.parent / "boards" / "build" / FILE
 def main(name: str | None, report: Path | None) -> None:
     """Keep REPORT as NAME, and write the records; without arguments the latter only."""
     if name is not None and report is not None:
-        kept = json.loads(report.read_text())
+        kept = json.loads(report.read_text(encoding="utf-8"))
         Achieved.of_report(kept, boards.find(kept["board"]))
         BUILDS.mkdir(exist_ok=True)
-        (BUILDS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+        (BUILDS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     entries = []
     for path in sorted(BUILDS.glob("*.json")):
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text(encoding="utf-8"))
         entries.append(asdict(Achieved.of_report(kept, boards.find(kept["board"]))))
-    RECORDS.write_text(json.dumps(entries, indent=2) + "\n")
+    RECORDS.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     click.echo(f"{len(entries)} builds in {RECORDS.name}")
 
 

@@ -79,11 +79,11 @@ def main(units: tuple[str, ...], update: bool) -> None:
             f"RAMs, {report.lut} LUTs ({report.planned['lut']} planned), {report.ff} flip-flops"
         )
         if update:
-            baseline.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+            baseline.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
         elif not baseline.exists():
             raise click.ClickException(f"{baseline} does not exist; make it with --update.")
         else:
-            found = report.regressions(json.loads(baseline.read_text()))
+            found = report.regressions(json.loads(baseline.read_text(encoding="utf-8")))
             if found:
                 worse = True
                 click.echo(f"{unit} is worse than its baseline: {', '.join(found)}", err=True)

@@ -33,7 +33,7 @@ def read_folding(path: Path) -> Folding:
     Raises UserError when the file holds neither.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
     except ValueError:

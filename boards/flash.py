@@ -25,7 +25,7 @@ def find_bitstream(path: Path, board: Board) -> Path:
     """
     if path.is_dir():
         try:
-            report = json.loads((path / REPORT).read_text())
+            report = json.loads((path / REPORT).read_text(encoding="utf-8"))
             bitstream, built_for = path / report["bitstream"], report["board"]
         except FileNotFoundError:
             raise UserError(
@@ -78,7 +78,7 @@ def flash(board: Board, bitstream: Path, progress: Progress | None = None) -> No
             with progress.step("openFPGALoader"):
                 run(call, folder=Path(folder), log=log, progress=progress)
         except ToolFailedError as error:
-            text = log.read_text(errors="replace") if log.exists() else ""
+            text = log.read_text(errors="replace", encoding="utf-8") if log.exists() else ""
             raise UserError(explain(text, board) or without_log(str(error), log)) from None
 
 

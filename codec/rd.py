@@ -104,7 +104,9 @@ class BDRate:
 
 def references() -> dict[str, Curve]:
     """Published curves on Kodak, by name."""
-    content = json.loads(resources.files(__package__).joinpath("references.json").read_text())
+    content = json.loads(
+        resources.files(__package__).joinpath("references.json").read_text(encoding="utf-8")
+    )
     return {
         name: Curve(curve["title"], tuple(curve["bpp"]), {PSNR: tuple(curve[PSNR])})
         for name, curve in content["curves"].items()

@@ -235,18 +235,32 @@ def end_children() -> None:
     """End all that this process has started, by whatever library, and that still runs."""
     _own.end()
     _own._ended = False
-    for pid in _children():
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGTERM)
+    pids = _descendants("self")
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + GRACE_S
+        while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
-def _children() -> list[int]:
-    """Direct children of this process, where the system tells them."""
+def _descendants(pid: str) -> list[int]:
+    """The processes below one, where the system tells them."""
     found: list[int] = []
-    for file in Path("/proc/self/task").glob("*/children"):
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            found += [int(word) for word in file.read_text(encoding="ascii").split()]
+            for child in file.read_text(encoding="ascii").split():
+                found += [int(child), *_descendants(child)]
     return found
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has asked after does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -72,7 +72,9 @@ def measured(name: str) -> dict[str, Any] | None:
     ``set`` and ``images`` say what was coded; ``bpp`` counts bytes really coded, ``psnr`` is RGB
     in dB, and both are means over the images. Written by ``benchmarks/cards.py``.
     """
-    figures: dict[str, dict[str, Any]] = json.loads((folder() / "measured.json").read_text())
+    figures: dict[str, dict[str, Any]] = json.loads(
+        (folder() / "measured.json").read_text(encoding="utf-8")
+    )
     return figures.get(name)
 
 

@@ -116,14 +116,14 @@ def _mismatch(first: dict[str, Any]) -> str:
 
 def _summary(path: Path) -> dict[str, list[str]]:
     """What the bench says about each port when it ends."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {line.split()[0]: line.split()[1:] for line in lines}
 
 
 def _frame_cycles(path: Path) -> list[int]:
     """Cycles of each frame from its first beat accepted to its last one out, both included."""
     firsts, cycles = {}, []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         event, frame, cycle = line.split()
         if event == "first":
             firsts[frame] = int(cycle)

@@ -87,7 +87,9 @@ def fill(used: Any, budget: Budget) -> float:
 @cache
 def records() -> tuple[Achieved, ...]:
     """All builds on record."""
-    text = importlib.resources.files("lichen.boards.build").joinpath(FILE).read_text()
+    text = (
+        importlib.resources.files("lichen.boards.build").joinpath(FILE).read_text(encoding="utf-8")
+    )
     return tuple(Achieved(**entry) for entry in json.loads(text))
 
 

@@ -198,6 +198,9 @@ def _move_up(part: Path, wanted: Path, marker: str) -> None:
         except OSError:
             for source, target in reversed(done):
                 target.rename(source)
+            old.rmdir()
+            if part != inside:
+                shutil.rmtree(inside, ignore_errors=True)
             raise
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(inside, ignore_errors=True)

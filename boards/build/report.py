@@ -71,7 +71,7 @@ def read_statistics(path: Path) -> Counts:
 
     Raises OutputError when there is nothing to read in it.
     """
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     try:
         # The command's own banner may stand before the JSON.
         design = json.loads(text[text.index("{") :])["design"]
@@ -91,7 +91,7 @@ def read_placement(path: Path, clock: str) -> Placed:
     it, or what every report has.
     """
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         used = {name: entry["used"] for name, entry in report["utilization"].items()}
         speeds = {
             name.removeprefix("$glbnet$"): entry["achieved"]

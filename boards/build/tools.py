@@ -208,7 +208,7 @@ def run(
             raise ToolFailedError(f"{name} cannot be run: {error.strerror}.") from None
     if status == 0:
         return
-    text = log.read_text(errors="replace")
+    text = log.read_text(errors="replace", encoding="utf-8")
     if status < 0 or status == 137:
         reason = f"it was killed by signal {-status if status < 0 else 9}"
         if status in (-9, 137):

@@ -12,10 +12,10 @@ import click
 from lichen import files
 from lichen.errors import UserError
 
-EXTRA_RESULTS = ("json_file", "plot_file", "log_file", "outlier_plot", "latents")
+EXTRA_RESULTS = ("json_file", "plot_file", "log_file", "outlier_plot")
 """Parameters that name a file to write beside a command's main result."""
 
-RESULTS = ("output", *EXTRA_RESULTS)
+RESULTS = ("output", "latents", *EXTRA_RESULTS)
 """Parameters that name a file or folder to write; whatever else names files names what is read."""
 
 

@@ -176,7 +176,7 @@ def _build_unit(
     before = None
     if baseline is not None:
         try:
-            before = json.loads(baseline.read_text())
+            before = json.loads(baseline.read_text(encoding="utf-8"))
             usable = all(isinstance(before[metric], (int, float)) for metric in TOLERANCES)
         except OSError as error:
             raise UserError(f"cannot read {baseline}: {error.strerror}.") from None

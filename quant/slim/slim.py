@@ -734,7 +734,7 @@ class _Run:
             self.save()
             return
         try:
-            self.log = json.loads((folder / LOG).read_text())
+            self.log = json.loads((folder / LOG).read_text(encoding="utf-8"))
             saved = {key: self.log[key] for key in identity}
             self.log["rounds"][:0] = []
         except FileNotFoundError:

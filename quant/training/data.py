@@ -13,6 +13,11 @@ from lichen.errors import UserError
 from lichen.sim.images import read_image
 
 
+def load_rgb(path: str | Path) -> np.ndarray:
+    """One image file as uint8, shape (height, width, 3), as every command reads it."""
+    return read_image(path)
+
+
 class CropSource:
     """A folder of images in memory that deals random square crops.
 
@@ -33,7 +38,7 @@ class CropSource:
         self.images: list[np.ndarray] = []
         digest = hashlib.sha256()
         for file in files:
-            image = read_image(file)
+            image = load_rgb(file)
             if min(image.shape[:2]) < patch:
                 raise UserError(
                     f"{file} is {image.shape[1]}x{image.shape[0]}, smaller than the patch of "
