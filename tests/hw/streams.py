@@ -94,8 +94,9 @@ class SizedSource(Source):
         frames: Sequence[tuple[int, int, int]],
         items: Sequence[int],
         pauses: float = 0.0,
+        hold: int = 1,
     ):
-        super().__init__(unit.i, items, pauses)
+        super().__init__(unit.i, items, pauses, hold)
         self.unit, self.sizes, start = unit, {}, 0
         for width, height, count in frames:
             self.sizes[start] = width, height

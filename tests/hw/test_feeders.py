@@ -165,6 +165,38 @@ class FeedWatch(Agent):
         return self.finished == len(self.expected) and not self.steps
 
 
+def frame_ends(shape: Shape, frames: list[np.ndarray]) -> dict[int, int]:
+    """Groups by items, at the ends of frames."""
+    items = np.cumsum([frame[..., 0].size * shape.beats for frame in frames])
+    numbers = np.cumsum([len(groups(shape, frame)) for frame in frames])
+    return {0: 0} | dict(zip(items.tolist(), numbers.tolist(), strict=True))
+
+
+def group_ends(shape: Shape, frames: list[np.ndarray]) -> dict[int, int]:
+    """Groups by items, at the ends of groups of whole pixels."""
+    counts = [len(group[0].operands) for frame in frames for group in groups(shape, frame)]
+    items = np.cumsum(counts) * shape.beats
+    return {0: 0} | {end: k + 1 for k, end in enumerate(items.tolist())}
+
+
+class EmptyWatch(Agent):
+    """A window is empty between frames alone, a pixel buffer when it holds no whole group; both
+    when all groups that have come were read."""
+
+    def __init__(self, feeder: Any, source: SizedSource, watch: FeedWatch, ends: dict[int, int]):
+        self.feeder, self.source, self.watch = feeder, source, watch
+        self.ends = ends
+        """Groups by the items up to where the feeder may be empty."""
+
+    def drive(self, ctx: Any, t: int) -> None:
+        if ctx.get(self.feeder.empty):
+            items = len(self.source.taken)
+            if isinstance(self.feeder, PixelBuffer):
+                items = max(end for end in self.ends if end <= items)
+            right = self.ends.get(items) == self.watch.finished
+            assert right, f"{self.watch.name} is not empty at {t}"
+
+
 class Framed(wiring.Component):
     """A feeder behind a gate, so that frames of any sizes can follow each other."""
 
@@ -251,14 +283,39 @@ def run(
     ]
     sizes = [(f.shape[1], f.shape[0], f.shape[0] * f.shape[1] * shape.beats) for f in frames]
     expected = [group for frame in frames for group in groups(shape, frame)]
-    source = SizedSource(framed, sizes, beats, idle)
+    source = SizedSource(framed, sizes, beats, idle, hold=1 if backpressure else 32)
     name = type(feeder).__name__
     behind = source if blocked else Agent()
     watch = FeedWatch(name, framed.feed, expected, shape.lanes, backpressure, behind)
     cycles = len(expected) * shape.group_cycles + len(beats)
-    simulate(framed, [source, watch], limit=round(8 * cycles) + 400)
+    ends = frame_ends(shape, frames) if isinstance(feeder, Window) else group_ends(shape, frames)
+    empty = EmptyWatch(feeder, source, watch, ends)
+    simulate(framed, [source, watch, empty], limit=20 * cycles + 400)
     return source, watch
 
+
+def taken_without_a_bank(unit: Window | PixelBuffer, cycles: int, **size: int) -> int:
+    """How many beats a feeder takes whose groups cannot start."""
+    taken = 0
+
+    class Blocked(Agent):
+        def drive(self, ctx: Any, t: int) -> None:
+            for port, value in size.items():
+                ctx.set(getattr(unit, port), value)
+            ctx.set(unit.i.valid, t > SIZE_LATENCY)
+            ctx.set(unit.feed.bank_free, 0)
+
+        def look(self, ctx: Any, t: int) -> None:
+            nonlocal taken
+            taken += ctx.get(unit.i.ready) and t > SIZE_LATENCY
+
+    simulate(unit, [Blocked()], limit=cycles, linger=cycles)
+    return taken
+
+
+traffic = pytest.mark.parametrize(
+    "pauses", [(0.0, 0.0), (0.3, 0.8), (0.4, 0.0)], ids=["full rate", "pauses", "starved"]
+)
 
 WINDOWS = {
     "3x3, two passes": Shape(3, 2, 2, passes=2, kernel=3, padding=1),
@@ -269,16 +326,15 @@ WINDOWS = {
     "1x1": Shape(2, 2, 2, kernel=1),
 }
 WIDEST = 9
-SIZES = [(WIDEST, 7), (5, 4), (5, 4), (WIDEST, 5), (4, 6)]
-"""Wide, narrow (whose right padding lies where the wide frame had pixels), wide again."""
+SIZES = [(WIDEST, 7), (5, 4), (5, 4), (4, 9), (WIDEST, 3)]
+"""Wide, narrow (whose right padding lies where the wide frame had pixels), tall, wide again."""
 
 
 class TestWindow:
     @pytest.mark.parametrize("name", WINDOWS)
-    @pytest.mark.parametrize("busy", [False, True], ids=["full rate", "pauses"])
-    def test_operands(self, name: str, busy: bool) -> None:
+    @traffic
+    def test_operands(self, name: str, pauses: tuple[float, float]) -> None:
         shape = WINDOWS[name]
-        pauses = (0.3, 0.8) if busy else (0.0, 0.0)
         run(window(shape, WIDEST), shape, frames_of(shape, SIZES), *pauses)
 
     @pytest.mark.parametrize("name", ["3x3, two passes", "4x4 s3, a gap", "1x1"])
@@ -289,6 +345,14 @@ class TestWindow:
         _, watch = run(window(shape, WIDEST), shape, frame, blocked=True)
         apart = max(2, shape.group_cycles)  # there is a bubble behind a group of one cycle
         assert set(np.diff(watch.starts)) == {apart}, "Window"
+
+    @pytest.mark.parametrize("name", WINDOWS)
+    def test_it_holds_its_rows(self, name: str) -> None:
+        """Without a bank for the first group, as many rows are taken as there are slots."""
+        shape = WINDOWS[name]
+        unit = window(shape, WIDEST)
+        taken = taken_without_a_bank(unit, width=4, height=20, cycles=200)
+        assert taken == unit.rows * 4 * shape.beats, "Window has other row slots than it says"
 
     def test_a_stream_is_taken_at_full_rate(self) -> None:
         """A fast array never lets its source wait, but for a cycle behind every row."""
@@ -329,10 +393,9 @@ BUFFERS = {
 
 class TestPixelBuffer:
     @pytest.mark.parametrize("name", BUFFERS)
-    @pytest.mark.parametrize("busy", [False, True], ids=["full rate", "pauses"])
-    def test_operands(self, name: str, busy: bool) -> None:
+    @traffic
+    def test_operands(self, name: str, pauses: tuple[float, float]) -> None:
         shape = BUFFERS[name]
-        pauses = (0.2, 0.8) if busy else (0.0, 0.0)
         run(buffer(shape), shape, frames_of(shape, [(7, 3), (4, 2), (1, 2), (8, 1)]), *pauses)
 
     @pytest.mark.parametrize("passes", [1, 3])
@@ -349,22 +412,8 @@ class TestPixelBuffer:
     def test_it_holds_two_groups(self, name: str) -> None:
         """Without a bank for the first one, two groups are taken and no beat more."""
         shape = BUFFERS[name]
-        unit = buffer(shape)
-        taken = 0
-
-        class Blocked(Agent):
-            def drive(self, ctx: Any, t: int) -> None:
-                ctx.set(unit.width, 6)
-                ctx.set(unit.i.valid, 1)
-                ctx.set(unit.feed.bank_free, 0)
-
-            def look(self, ctx: Any, t: int) -> None:
-                nonlocal taken
-                taken += ctx.get(unit.i.ready)
-                assert ctx.get(unit.empty) == (taken <= shape.pixels * shape.beats), "PixelBuffer"
-
-        simulate(unit, [Blocked()], limit=60, linger=60)
-        assert taken == 2 * shape.pixels * shape.beats, "PixelBuffer takes another group"
+        taken = taken_without_a_bank(buffer(shape), width=6, cycles=60)
+        assert taken == 2 * shape.pixels * shape.beats, "PixelBuffer holds other than two groups"
 
     @pytest.mark.parametrize("field", ["channels", "lanes", "pixels", "passes", "pass_cycles"])
     def test_parameters(self, field: str) -> None:

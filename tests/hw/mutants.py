@@ -1,0 +1,299 @@
+"""Faults put into the sources on purpose, and which default test must find each.
+
+A mutant is one textual change. It counts as caught when the test fails, without the mutant having
+failed to build, and its message names the unit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("boards", "codec", "hw", "lichen", "network", "sim", "tests", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes
+    ----------
+    name : str
+        What is wrong then.
+    path : str
+        Of the source, from the root.
+    old, new : str
+        Text that occurs once, and what takes its place.
+    test : str
+        Test file or node, perhaps with ``-k`` behind a space.
+    names : str
+        What the failure must mention.
+    """
+
+    name: str
+    path: str
+    old: str
+    new: str
+    test: str
+    names: str
+
+
+def copy_tree(folder: Path) -> None:
+    """The sources without what no test of gateware needs."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.png", "*.jpg")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(source, folder / name)
+    for link in ("models", "quant"):
+        (folder / link).symlink_to(ROOT / link)
+
+
+def apply(mutant: Mutant, folder: Path) -> None:
+    """Raises ValueError unless the text occurs exactly once."""
+    path = folder / mutant.path
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.name}: {text.count(mutant.old)} times in {mutant.path}")
+    path.write_text(text.replace(mutant.old, mutant.new))
+
+
+def run(mutant: Mutant, folder: Path, timeout: float = 600) -> tuple[int, list[str]]:
+    """Exit status of the mutant's test, and the lines that say why it failed."""
+    test, _, choice = mutant.test.partition(" -k ")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", test]
+    command += ["-k", choice] if choice else []
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if re.match(r"E  |FAILED|ERROR", line)]
+    return done.returncode, lines
+
+
+WINDOW = "tests/hw/test_feeders.py::TestWindow"
+BUFFER = "tests/hw/test_feeders.py::TestPixelBuffer"
+CORE = "tests/hw/test_array.py::TestCore"
+ARRAY = "tests/hw/test_array.py::TestSystolicArray"
+STREAMS = "tests/hw/test_streams.py"
+
+MUTANTS = [
+    # -- window
+    Mutant(
+        "right padding one column late after a wider frame",
+        "hw/engine/window.py",
+        "limit.eq(right - p * st)",
+        "limit.eq(right + 1 - p * st)",
+        WINDOW,
+        "Window",
+    ),
+    Mutant(
+        "bottom padding a row late",
+        "hw/engine/window.py",
+        "bottom.eq(self.height + pad)",
+        "bottom.eq(self.height + pad + 1)",
+        WINDOW,
+        "Window",
+    ),
+    Mutant(
+        "a group starts a pixel early",
+        "hw/engine/window.py",
+        "((wy == need_y) & (wx > need_x))",
+        "((wy == need_y) & (wx >= need_x))",
+        WINDOW,
+        "Window",
+    ),
+    Mutant(
+        "a pixel is overwritten a column early",
+        "hw/engine/window.py",
+        "(wx < free_before)",
+        "(wx <= free_before)",
+        WINDOW,
+        "Window",
+    ),
+    Mutant(
+        "a row is overwritten a row early",
+        "hw/engine/window.py",
+        "w_last_user = Signal(size, init=pad // st)",
+        "w_last_user = Signal(size, init=max(0, pad // st - 1))",
+        WINDOW,
+        "Window",
+    ),
+    Mutant(
+        "a window counts as empty when its rows were read",
+        "hw/engine/window.py",
+        "m.d.sync += self.empty.eq(0)",
+        "m.d.sync += self.empty.eq(finished)",
+        WINDOW,
+        "Window",
+    ),
+    Mutant(
+        "the restart forgets a pointer",
+        "hw/engine/window.py",
+        "*(w_offset, w_row, w_lead, w_last_user, w_user_sub, need_x, need_y)",
+        "*(w_offset, w_row, w_lead, w_last_user, need_x, need_y)",
+        WINDOW,
+        "Window",
+    ),
+    Mutant(
+        "a beat is written after it was read",
+        "hw/engine/window.py",
+        "WRITE_DELAY = 1\n",
+        "WRITE_DELAY = 5\n",
+        WINDOW,
+        "Window",
+    ),
+    Mutant(
+        "a row slot is never used",
+        "hw/engine/window.py",
+        "w_lead = Signal(range(self.rows + 1), init=self.rows)",
+        "w_lead = Signal(range(self.rows + 1), init=self.rows - 1)",
+        WINDOW,
+        "Window",
+    ),
+    # -- pixel buffer
+    Mutant(
+        "a third group accepted",
+        "hw/engine/pixel_buffer.py",
+        "used != self.banks)",
+        "used != self.banks + 1)",
+        BUFFER,
+        "PixelBuffer",
+    ),
+    Mutant(
+        "groups cross the end of a row",
+        "hw/engine/pixel_buffer.py",
+        "((w_pixel == pixels - 1) | (x == self.width))",
+        "(w_pixel == pixels - 1)",
+        BUFFER,
+        "PixelBuffer",
+    ),
+    Mutant(
+        "only one bank is used",
+        "hw/engine/pixel_buffer.py",
+        "used != self.banks)",
+        "used != self.banks - 1)",
+        BUFFER,
+        "PixelBuffer",
+    ),
+    # -- core and array
+    Mutant(
+        "too few drain banks",
+        "hw/engine/core.py",
+        "return 1 + max(1, ceil_div(drained, self.group_cycles))",
+        "return max(1, ceil_div(drained, self.group_cycles))",
+        CORE,
+        "Core",
+    ),
+    Mutant(
+        "a bank too many is given away",
+        "hw/engine/core.py",
+        "((next_free == 1) & ~feed.start)",
+        "(next_free == 1)",
+        CORE,
+        "Core",
+    ),
+    Mutant(
+        "a beat is issued without a credit",
+        "hw/engine/core.py",
+        "self.o_issue.eq((full != 0) & self.credit)",
+        "self.o_issue.eq(full != 0)",
+        CORE,
+        "Core",
+    ),
+    Mutant(
+        "a bank counts as full a word early",
+        "hw/engine/core.py",
+        "& (written == words - 1))",
+        "& (written == max(0, words - 2)))",
+        CORE,
+        "Core",
+    ),
+    Mutant(
+        "an accumulator keeps what the last pass left",
+        "hw/engine/array.py",
+        "acc.eq(Mux(clear, 0, acc) + element.total[v])",
+        "acc.eq(acc + element.total[v])",
+        ARRAY,
+        "SystolicArray",
+    ),
+    Mutant(
+        "a drain chain ends an item early",
+        "hw/engine/array.py",
+        "m.d.sync += left.eq(self.chain_length)",
+        "m.d.sync += left.eq(self.chain_length - 1)",
+        ARRAY,
+        "SystolicArray",
+    ),
+    # -- queues
+    Mutant(
+        "a credit too many",
+        "hw/device/memory.py",
+        "credits = Signal(range(self.depth + 1), init=self.depth)",
+        "credits = Signal(range(self.depth + 2), init=self.depth + 1)",
+        STREAMS + "::TestCreditFifo",
+        "CreditFifo",
+    ),
+    Mutant(
+        "queues half as deep",
+        "hw/device/memory.py",
+        "return max(16, 1 << ceil_log2(latency + 2))",
+        "return max(16, 1 << ceil_log2(latency + 2) - 1)",
+        STREAMS + "::TestCreditFifo",
+        "CreditFifo|_CreditPipeline|fifo_depth",
+    ),
+    Mutant(
+        "a skid buffer with one place",
+        "hw/engine/skid.py",
+        "self.i.ready.eq(~waiting)",
+        "self.i.ready.eq(~full)",
+        STREAMS + "::TestSkid",
+        "Skid",
+    ),
+    Mutant(
+        "a regrouper that does not start a beat with every pixel",
+        "hw/engine/regroup.py",
+        "m.d.sync += [full.eq(1), slot.eq(0), beat.eq(0)]",
+        "m.d.sync += [full.eq(1), beat.eq(0)]",
+        STREAMS + " -k Regroup",
+        "Regroup",
+    ),
+    # -- gate
+    Mutant(
+        "another size does not wait",
+        "hw/engine/gate.py",
+        "with m.If(self.empty):",
+        "with m.If(1):",
+        STREAMS + "::TestFrameGate",
+        "FrameGate",
+    ),
+    Mutant(
+        "the height is not compared",
+        "hw/engine/gate.py",
+        "& (self.height == self.frame_height))",
+        ")",
+        STREAMS + "::TestFrameGate",
+        "FrameGate",
+    ),
+    Mutant(
+        "the gate counts columns for rows",
+        "hw/engine/gate.py",
+        "row_last.eq(row == self.frame_height)",
+        "row_last.eq(row == self.frame_width)",
+        STREAMS + "::TestFrameGate",
+        "FrameGate",
+    ),
+]
