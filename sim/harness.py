@@ -24,6 +24,8 @@ FINAL = "output"
 """Name of the output stream in reports, where no tap carries a stage's name."""
 COUNTED = "busy_"
 """Prefix of a component's bits whose cycles are counted."""
+SURPLUS = 1024
+"""Beats of a stream beyond those expected at which a run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,10 +253,11 @@ def _generate(
     moves += [f"({s.port}__valid === 1'b1 && {s.port}__ready === 1'b1)" for s in taps]
     complete = ["!more", "i__finished"]
     complete += [f"{s.port}__count >= {s.port}__want" for s in taps]
+    flooded = [f"{s.port}__count > {s.port}__want + SURPLUS" for s in (*taps, output)]
     wants = [
         f"""  reg [31:0] {s.port}__want;
   initial if (!$value$plusargs("{s.port}__want=%d", {s.port}__want)) {s.port}__want = 0;"""
-        for s in taps
+        for s in (*taps, output)
     ]
     return _TEMPLATE.format(
         bench=BENCH,
@@ -266,6 +269,8 @@ def _generate(
         file=source.file,
         moved=" || ".join(moves),
         complete=" && ".join(complete),
+        flooded=" || ".join(flooded),
+        surplus=SURPLUS,
         wants="\n".join(wants),
     )
 
@@ -282,20 +287,24 @@ module {bench} (
   // What cocotb sees.
   reg start /*verilator public_flat_rw*/;
   reg deadlock /*verilator public_flat_rd*/;
+  reg endless /*verilator public_flat_rd*/;
   reg [63:0] cycle /*verilator public_flat_rd*/;
 
   localparam RESET = 8;
-  localparam LINGER = 64;
+  localparam SURPLUS = {surplus};
 
   reg rst, run, opened, more;
-  reg [31:0] in_reset, quiet, lingered, closing, frames_out, collected, beats;
+  reg [31:0] in_reset, quiet, closing, frames_out, collected, beats;
   reg [31:0] watchdog, hold, idle_threshold, stall_threshold, idle_seed, stall_seed, drain;
+  reg [63:0] limit, least_cycles, linger_least, linger_most, watched_until;
+  reg watching;
   integer events, summary, frames, code;
 
   initial begin
     done = 0;
     start = 0;
     deadlock = 0;
+    endless = 0;
     cycle = 0;
     rst = 1;
     run = 0;
@@ -303,7 +312,8 @@ module {bench} (
     more = 0;
     in_reset = 0;
     quiet = 0;
-    lingered = 0;
+    watching = 0;
+    watched_until = 0;
     closing = 0;
     frames_out = 0;
     collected = 0;
@@ -312,6 +322,10 @@ module {bench} (
     summary = 0;
     frames = 0;
     if (!$value$plusargs("watchdog=%d", watchdog)) watchdog = 100000;
+    if (!$value$plusargs("limit=%d", limit)) limit = 0;
+    if (!$value$plusargs("least_cycles=%d", least_cycles)) least_cycles = 0;
+    if (!$value$plusargs("linger_least=%d", linger_least)) linger_least = 1024;
+    if (!$value$plusargs("linger_most=%d", linger_most)) linger_most = 65536;
     if (!$value$plusargs("hold=%d", hold)) hold = 0;
     if (!$value$plusargs("idle=%d", idle_threshold)) idle_threshold = 0;
     if (!$value$plusargs("stall=%d", stall_threshold)) stall_threshold = 0;
@@ -335,7 +349,7 @@ module {bench} (
 {wants}
   wire [15:0] width, height;
   wire [31:0] i__count;
-  wire idle, stall, i__finished;
+  wire idle, stall, i__finished, complete;
 
   lichen_coin idle_coin (
       .clk(clk), .seed(idle_seed), .threshold(idle_threshold[16:0]), .hold_mask(hold[15:0]),
@@ -345,7 +359,8 @@ module {bench} (
       .clk(clk), .seed(stall_seed), .threshold(stall_threshold[16:0]), .hold_mask(hold[15:0]),
       .hit(stall)
   );
-  assign o__ready = !stall;
+  // What comes when all has come is not to be held back.
+  assign o__ready = !stall || complete;
 
   lichen_source #(.WIDTH({width}), .FILE("{file}")) source (
       .clk(clk), .run(run), .idle(idle), .drain(drain[0]), .events(events), .cycle(cycle),
@@ -360,7 +375,8 @@ module {bench} (
   );
 
   wire moved = {moved};
-  wire complete = {complete};
+  wire flooded = {flooded};
+  assign complete = {complete};
 
   always @(posedge clk)
     if (start && !done) begin
@@ -388,7 +404,13 @@ module {bench} (
           end
         end
         quiet <= moved ? 0 : quiet + 1;
-        if (complete) lingered <= lingered + 1;
+        // Late beats are waited for: as long again as the run took, within bounds, or until it
+        // should have ended.
+        if (complete && !watching) begin
+          watching <= 1;
+          watched_until <= cycle + (cycle < linger_least ? linger_least
+                                    : cycle > linger_most ? linger_most : cycle);
+        end
         if (closing != 0) begin
           closing <= closing + 1;
           if (closing == 1) begin
@@ -399,9 +421,13 @@ module {bench} (
             $fclose(summary);
             done <= 1;
           end
-        end else if (complete && lingered == LINGER) closing <= 1;
-        else if (quiet == watchdog) begin
+        end else if (watching) begin
+          if (cycle >= watched_until && cycle >= least_cycles) closing <= 1;
+        end else if (quiet == watchdog) begin
           deadlock <= 1;
+          closing <= 1;
+        end else if (flooded || (limit != 0 && cycle >= limit)) begin
+          endless <= 1;
           closing <= 1;
         end
       end

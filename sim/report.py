@@ -20,7 +20,9 @@ JOB, EXPECTED, REPORT = "job.json", "expected.npz", "report.json"
 """Files of a simulation's working directory: what to do, what should come, what came."""
 
 
-def examine(folder: Path, *, clocks: int, stuck: bool, seconds: float) -> dict[str, Any]:
+def examine(
+    folder: Path, *, clocks: int, stuck: bool, endless: bool, seconds: float
+) -> dict[str, Any]:
     """Compare what a run left in its working directory with what was expected.
 
     Parameters
@@ -30,7 +32,9 @@ def examine(folder: Path, *, clocks: int, stuck: bool, seconds: float) -> dict[s
     clocks : int
         Clock cycles simulated.
     stuck : bool
-        The watchdog ended the run.
+        The watchdog ended the run: nothing moved.
+    endless : bool
+        A bound ended the run: something moved, but it came to no end.
     seconds : float
         Wall-clock time of the simulation proper.
 
@@ -40,8 +44,8 @@ def examine(folder: Path, *, clocks: int, stuck: bool, seconds: float) -> dict[s
         JSON-compatible: ``streams`` (in pipeline order, the output last; per stream ``name``,
         ``compared``, ``mismatches``, ``first_mismatch``, ``beats``, ``expected_beats``,
         ``first_cycle``, ``last_cycle``), ``busy`` (cycles, by counter), ``frame_cycles``,
-        ``clocks``, ``seconds``, ``deadlock`` (a sentence or null), ``stuck_stage`` and ``faults``
-        (sentences).
+        ``clocks``, ``seconds``, ``deadlock`` and ``endless`` (a sentence or null),
+        ``stuck_stage`` and ``faults`` (sentences).
     """
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     summary = _summary(folder / "summary.txt")
@@ -84,15 +88,24 @@ def examine(folder: Path, *, clocks: int, stuck: bool, seconds: float) -> dict[s
                 + _mismatch(first)
             )
         if len(recording) > wanted:
-            faults.append(f"{name} gave {len(recording) - wanted} beats too many")
+            faults.append(
+                f"{name} gave {len(recording) - wanted} beats too many, the last at cycle "
+                f"{last_cycle}"
+            )
         streams.append(entry)
-    deadlock, stage = None, None
-    if stuck:
+    deadlock, unending, stage = None, None, None
+    if stuck or endless:
         accepted, valid, ready = summary["i"]
         source = {"port": "i", "name": "input i", "beats": int(accepted), "valid": valid}
         source |= {"ready": ready, "expected_beats": job["source_beats"]}
-        deadlock, stage = _deadlock([source, *streams], job["watchdog"])
-        faults.insert(0, deadlock)
+        stage, where, states = _standstill([source, *streams])
+        if stuck:
+            quiet = job["watchdog"]
+            deadlock = f"deadlock{where}: nothing moved for {quiet} cycles; {states}"
+            faults.insert(0, deadlock)
+        else:
+            unending = f"no end{where}: still moving after {clocks} cycles; {states}"
+            faults.insert(0, unending)
     return {
         "streams": streams,
         "busy": {name: int(summary[port][0]) for name, port in job["counters"].items()},
@@ -100,6 +113,7 @@ def examine(folder: Path, *, clocks: int, stuck: bool, seconds: float) -> dict[s
         "clocks": clocks,
         "seconds": seconds,
         "deadlock": deadlock,
+        "endless": unending,
         "stuck_stage": stage,
         "faults": faults,
     }
@@ -132,11 +146,11 @@ def _frame_cycles(path: Path) -> list[int]:
     return cycles
 
 
-def _deadlock(chain: Sequence[dict[str, Any]], watchdog: int) -> tuple[str, str | None]:
-    """A sentence about streams that stopped, and the stage at fault.
+def _standstill(chain: Sequence[dict[str, Any]]) -> tuple[str | None, str, str]:
+    """The stage at fault, the same as words, and how each unfinished stream of a chain stands.
 
-    The stage at fault is the last one that is fed, or has had everything, and yet neither
-    finishes nor offers anything.
+    The stage at fault is the first that gave more than it should. Where none did, it is the last
+    one that is fed, or has had everything, and yet neither finishes nor offers anything.
     """
     stage = None
     for before, after in itertools.pairwise(chain):
@@ -145,18 +159,21 @@ def _deadlock(chain: Sequence[dict[str, Any]], watchdog: int) -> tuple[str, str 
             offered = True  # the bench itself withholds nothing for good
         if offered and after["valid"] != "1" and after["beats"] < after["expected_beats"]:
             stage = after["name"]
+    chatty = [s["name"] for s in chain[1:] if s["beats"] > s["expected_beats"]]
+    stage = chatty[0] if chatty else stage
     states = []
     for stream in chain:
         count = f"{stream['beats']} of {stream['expected_beats']} beats"
-        if stream["beats"] >= stream["expected_beats"]:
+        if stream["beats"] == stream["expected_beats"]:
             continue
         state = {
             "10": "is offered and not taken",
             "00": "has nothing to offer",
             "01": "has nothing to offer",
+            "11": "is on the move",
         }.get(stream["valid"] + stream["ready"])
         if state is None:
             state = f"shows valid {stream['valid']} and ready {stream['ready']}"
         states.append(f"{stream['name']} {state} after {count}")
     where = f" in stage {stage}" if stage is not None and len(chain) > 2 else ""
-    return f"deadlock{where}: nothing moved for {watchdog} cycles; " + ", ".join(states), stage
+    return stage, where, ", ".join(states)

@@ -32,6 +32,8 @@ Wanted = Tensor | tuple[int, int, int]
 
 QUIET_CYCLES = 100_000
 """Cycles without any beat after which a component that predicts nothing counts as stuck."""
+LINGER_CYCLES = (1024, 65536)
+"""How long late beats are waited for, at least and at most, after a run as long as that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class SimulationResult:
         Wall-clock time of the simulation proper, without start-up and comparison.
     deadlock, stuck_stage : str or None
         A sentence that names the streams that stopped, and the stage at fault.
+    endless : str or None
+        A sentence that names the streams of a run that came to no end, and the stage at fault.
     faults : list of str
         Everything that is wrong, one sentence each; empty if all is well.
     streams : list of dict
@@ -84,6 +88,7 @@ class SimulationResult:
     streams: list[dict[str, Any]] = field(repr=False)
     busy: dict[str, int]
     outputs: list[npt.NDArray[np.int64]] = field(repr=False)
+    endless: str | None = None
     waves: Path | None = None
 
     @property
@@ -156,7 +161,9 @@ class Simulator:
         """Send frames through and compare what comes out.
 
         Frames follow each other without a gap, whatever their sizes, unless ``drain`` is set. A
-        frame's size stands at ``width`` and ``height`` with its first beat, and only then.
+        frame's size stands at ``width`` and ``height`` with its first beat, and only then. When
+        all has come, the bench goes on for a while, to see what comes too late; what comes to no
+        end is ended.
 
         Parameters
         ----------
@@ -211,8 +218,9 @@ class Simulator:
                 "hold": hold - 1,
                 "drain": int(drain),
                 "watchdog": watchdog,
+                **self._bounds(frames, wanted["o"], idle, backpressure, hold),
             }
-            for stream in self._bench.taps:
+            for stream in self._bench.observed:
                 plusargs[f"{stream.port}__want"] = _beats(stream, wanted[stream.port])
             arguments = [f"+{key}={value}" for key, value in plusargs.items()]
             if waves is not None:
@@ -226,6 +234,33 @@ class Simulator:
                     shutil.move(folder / f"waves{suffix}", target)
                 result = replace(result, waves=target)
         return result
+
+    def _bounds(
+        self,
+        frames: Sequence[Tensor],
+        expected: Sequence[Wanted],
+        idle: float,
+        backpressure: float,
+        hold: int,
+    ) -> dict[str, int]:
+        """When a run ends whatever moves, and how long late beats are waited for; in cycles.
+
+        Without pauses a run should take what is predicted, and is watched until then even where
+        it has ended earlier. Of one with pauses no more is known than what they cost at most.
+        """
+        least, most = LINGER_CYCLES
+        if self._predict is None:
+            return {"limit": 0, "least_cycles": 0, "linger_least": least, "linger_most": most}
+        predicted = sum(self._predict(*frame.shape[:2]) for frame in frames)
+        linger = max(least, min(predicted, most), predicted // 8)
+        pauses = idle / (1 - idle) * _beats(self._bench.source, frames)
+        pauses += backpressure / (1 - backpressure) * _beats(self._bench.output, expected)
+        return {
+            "limit": 2 * (predicted + round(2 * hold * pauses)) + QUIET_CYCLES,
+            "least_cycles": predicted + linger,
+            "linger_least": linger,
+            "linger_most": linger,
+        }
 
     def _watchdog(self, frames: Sequence[Tensor], pauses: float, hold: int) -> int:
         if self._predict is None:
@@ -325,6 +360,7 @@ class Simulator:
             clocks=report["clocks"],
             seconds=report["seconds"],
             deadlock=report["deadlock"],
+            endless=report["endless"],
             stuck_stage=report["stuck_stage"],
             faults=report["faults"],
             streams=streams,

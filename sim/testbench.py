@@ -29,6 +29,7 @@ async def streams_match(dut) -> None:  # type: ignore[no-untyped-def]
         folder,
         clocks=int(dut.cycle.value),
         stuck=bool(int(dut.deadlock.value)),
+        endless=bool(int(dut.endless.value)),
         seconds=seconds,
     )
     (folder / REPORT).write_text(json.dumps(report), encoding="utf-8")

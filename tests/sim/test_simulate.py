@@ -261,6 +261,105 @@ def test_beats_too_many_are_a_fault() -> None:
     assert any("beats too many" in fault for fault in result.faults)
 
 
+class Talker(wiring.Component):
+    """Passes 8-bit beats on, and talks more than it should.
+
+    Parameters
+    ----------
+    after : int
+        It takes no more than so many beats.
+    pause : int
+        Cycles from the last of them to the first beat too many, and between two of these.
+    extra : int
+        Beats too many; 0 for no end of them.
+    predicts : int or None
+        What it says of its cycles, if anything.
+    """
+
+    def __init__(self, *, after: int, pause: int, extra: int, predicts: int | None = None):
+        self.after, self.pause, self.extra = after, pause, extra
+        if predicts is not None:
+            self.predicted_cycles = lambda height, width: predicts
+        lane = stream.Signature(data.ArrayLayout(unsigned(8), 1))
+        super().__init__({"i": In(lane), "o": Out(lane)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        taken, waited, given = Signal(16), Signal(16), Signal(16)
+        open_ = taken != self.after
+        m.d.comb += self.o.payload.eq(self.i.payload)
+        with m.If(open_):
+            m.d.comb += [self.o.valid.eq(self.i.valid), self.i.ready.eq(self.o.ready)]
+            m.d.sync += taken.eq(taken + (self.i.valid & self.o.ready))
+        with m.Elif(waited != self.pause):
+            m.d.sync += waited.eq(waited + 1)
+        with m.Else():
+            m.d.comb += self.o.valid.eq((given != self.extra) | (self.extra == 0))
+            with m.If(self.o.valid & self.o.ready):
+                m.d.sync += [waited.eq(0), given.eq(given + 1)]
+        return m
+
+
+FEW = np.arange(20).reshape(4, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("pause", "predicts", "backpressure"),
+    [(70, None, 0.5), (1000, None, 0), (1000, 20, 0.5), (5000, 4900, 0), (9000, 9000, 0.5)],
+)
+def test_a_late_beat_is_seen(pause: int, predicts: int | None, backpressure: float) -> None:
+    """As late as the run is long, or should have been."""
+    result = simulate(
+        Talker(after=20, pause=pause, extra=1, predicts=predicts),
+        [FEW],
+        [FEW],
+        simulator="icarus",
+        backpressure=backpressure,
+    )
+    assert result.mismatches == 0 and result.deadlock is None and result.endless is None
+    (fault,) = result.faults
+    assert fault.startswith("output gave 1 beats too many, the last at cycle ")
+
+
+@pytest.mark.parametrize(
+    ("after", "pause", "predicts", "simulator"),
+    [
+        (9, 0, None, "icarus"),
+        (9, 15, 20, "icarus"),
+        (9, 15, None, "verilator"),
+        (20, 0, 20, "icarus"),
+        (20, 0, None, "icarus"),
+    ],
+)
+def test_what_never_stops_talking_is_ended(
+    after: int, pause: int, predicts: int | None, simulator: str
+) -> None:
+    """With beats of its own instead of what it should take, or on top of that."""
+    result = simulate(
+        Talker(after=after, pause=pause, extra=0, predicts=predicts),
+        [FEW],
+        [FEW],
+        simulator=simulator,
+        watchdog=1000,
+    )
+    assert not result.ok and result.deadlock is None
+    many = result.streams[-1]["beats"] - FEW.size
+    assert many > 0
+    assert any(f.startswith(f"output gave {many} beats too many") for f in result.faults)
+    assert (result.endless is None) == (after == 20)
+    if result.endless is not None:
+        assert result.stuck_stage == "output" and result.endless == result.faults[0]
+        assert "input i is offered and not taken after 9 of 20 beats" in result.endless
+
+
+def test_slow_talk_ends_by_what_was_predicted() -> None:
+    talker = Talker(after=9, pause=900, extra=0, predicts=20)
+    result = simulate(talker, [FEW], [FEW], simulator="icarus", watchdog=1000)
+    assert result.clocks < 101_000
+    assert result.endless is not None
+    assert result.endless.startswith(f"no end: still moving after {result.clocks} cycles; ")
+
+
 def test_waves(icarus: Simulator, tmp_path: Path) -> None:
     built = Simulator(Chain(), simulator="icarus", waves=True)
     result = built.run([frame(0)], [step(step(frame(0)))], waves=tmp_path / "run")
