@@ -8,6 +8,7 @@ cells have models in their place, those of the pads and of the PLL below.
 from __future__ import annotations
 
 import re
+
 import numpy as np
 from amaranth.hdl import ClockSignal, Instance, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, enum, stream, wiring
