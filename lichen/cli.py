@@ -12,6 +12,7 @@ import click
 
 from lichen import files, streams
 from lichen.errors import UserError
+from lichen.network.names import lines
 from lichen.processes import orderly_signals
 
 # Name -> one-line help. Commands are imported only when used, so `lichen --help`
@@ -80,15 +81,17 @@ def main(argv: list[str] | None = None) -> None:
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:
+        error.message = lines(error.message)
         error.show()
         sys.exit(2)
     except UserError as error:
-        click.echo(f"lichen: {error}", err=True)
+        # a sentence may quote a file, or name one
+        click.echo(f"lichen: {lines(str(error))}", err=True)
         sys.exit(2)
     except OSError as error:
         # what the system refuses anywhere is nothing that a traceback explains
         place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        click.echo(f"lichen: {place}{files.reason(error)}.", err=True)
+        click.echo(f"lichen: {lines(place)}{files.reason(error)}.", err=True)
         sys.exit(2)
     if status:
         sys.exit(status)

@@ -14,6 +14,7 @@ import click
 
 from lichen import files
 from lichen.errors import UserError
+from lichen.network.names import lines
 
 if TYPE_CHECKING:
     from lichen.boards.board import Board
@@ -116,7 +117,7 @@ def batch(
             if others:
                 some = ", ".join(sorted(others)[:3]) + (", ..." if len(others) > 3 else "")
                 kind = "an image" if extensions is None else " or ".join(extensions)
-                click.echo(f"{source}: left alone, not {kind} by name: {some}", err=True)
+                click.echo(lines(f"{source}: left alone, not {kind} by name: {some}"), err=True)
         else:
             inputs.append(source)
     if len(sources) == 1 and not sources[0].is_dir() and not output.is_dir():
@@ -163,9 +164,9 @@ def batch_report(
         report(rows[0], json_file, sentence(rows[0]))
         return
     for row in rows:
-        click.echo(sentence(row), err=json_file == "-")
+        click.echo(lines(sentence(row)), err=json_file == "-")
     for failure in failures:
-        click.echo(f"lichen: {failure}", err=True)
+        click.echo(f"lichen: {lines(failure)}", err=True)
     seconds = sum(row["seconds"] for row in rows)
     report(
         {"files": rows, "failures": failures, "seconds": round(seconds, 3)},
@@ -180,7 +181,7 @@ def note(sentence: str) -> None:
     """Say something beside a progress bar."""
     from tqdm import tqdm
 
-    tqdm.write(sentence, file=sys.stderr)
+    tqdm.write(lines(sentence), file=sys.stderr)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -229,4 +230,4 @@ def report(result: Any, json_file: str | None, summary: str) -> None:
                 f"{json_file} is a result of this command; name another file with --json."
             )
         files.write_text(json_file, text)
-    click.echo(summary, err=json_file == "-")
+    click.echo(lines(summary), err=json_file == "-")
