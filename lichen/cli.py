@@ -81,7 +81,6 @@ def main(argv: list[str] | None = None) -> None:
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:
-        error.message = lines(error.message)
         error.show()
         sys.exit(2)
     except UserError as error:

@@ -284,13 +284,14 @@ CHANGES = (
 )  # fmt: skip
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """A tree without shared parts; arrays stay."""
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value
 
 
-def _file(tree: Any) -> bytes:
+def network_file(tree: Any) -> bytes:
     """The file of a tree, as right or wrong as it is."""
     tensors: dict[str, np.ndarray] = {}
 
@@ -324,13 +325,13 @@ def damaged_file(rng: Rng) -> bytes:
     network = base(rng)
     if rng.random() < 0.15:
         return _flipped(rng, dumps(network))
-    tree = _copied(network.model_dump(exclude={"means"} if rng.random() < 0.9 else None))
+    tree = copied(network.model_dump(exclude={"means"} if rng.random() < 0.9 else None))
     for _ in range(int(rng.choice([0, 1, 1, 1, 2, 2, 3]))):
         try:
             CHANGES[int(rng.integers(len(CHANGES)))](rng, tree)
         except (AttributeError, KeyError, TypeError, OverflowError, ValueError):
-            return _file(tree)  # an earlier change has left nothing to change
-    return _file(tree)
+            return network_file(tree)  # an earlier change has left nothing to change
+    return network_file(tree)
 
 
 def use(network: Network, rng: Rng, *, plan: bool) -> None:

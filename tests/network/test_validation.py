@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from lichen import codec
+from lichen.cli import main
 from lichen.errors import UserError
 from lichen.network.description import EntropyTables, Network
-from lichen.network.file import OLDER_PICTURES, dumps, load
+from lichen.network.file import OLDER_PICTURES, dumps, load, save
 from lichen.network.random import random_factorized, random_hyperprior
 from lichen.sim.golden import synthesis
+from tests.network.fuzz import copied, network_file
 
 FACTORIZED = random_factorized(1, n=3, m=4)
 SCALE = random_hyperprior(2, n=3, m=4)
@@ -147,13 +151,6 @@ CASES: dict[str, tuple[Network, Callable[[Tree], None], str]] = {
 }
 
 
-def copied(value: Any) -> Any:
-    """The tree without shared parts; arrays stay."""
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, list) else value
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_what_does_not_hold_together_is_refused(name):
     network, edit, sentence = CASES[name]
@@ -283,6 +280,40 @@ def test_titles_are_fit_for_a_terminal():
     for architecture in ("a\nendmodule", "", "x" * 64):
         with pytest.raises(ValidationError, match="an architecture must be"):
             Network.model_validate(FACTORIZED.model_dump() | {"architecture": architecture})
+
+
+def test_nothing_from_a_file_moves_the_cursor(tmp_path, capsys):
+    """Names in sentences, of networks, stages, fields and files, in summaries and in errors."""
+    wild = "\x1b]0;a\x07\x1b[2J\u202e"
+    named = FACTORIZED.model_copy(update={"name": f"n{wild}"})
+    folder = tmp_path / f"f{wild}"
+    folder.mkdir()
+    save(named, folder / "net.lichen")
+    Image.new("RGB", (20, 30)).save(folder / "a.png")
+    tree = copied(FACTORIZED.model_dump(exclude={"means"}))
+    stage(tree, "g_a", 0)["name"] = f"s{wild}"
+    (folder / "stage.lichen").write_bytes(network_file(tree))
+    (folder / "field.lichen").write_bytes(network_file(FACTORIZED.model_dump() | {wild: 1}))
+    half = {"transforms": {"g_a": named.transforms["g_a"]}}
+    save(named.model_copy(update=half), folder / "half.lichen")
+    shown = ""
+    for arguments in (
+        ["encode", folder / "a.png", "-o", folder / "a.lic", "-m", folder / "net.lichen"],
+        ["info", folder / "a.lic"],
+        ["decode", folder / "a.lic", "-o", folder / "b.png", "-m", folder / "net.lichen"],
+        ["decode", folder / "a.lic", "-o", folder / "b.png", "-m", "tiny"],
+        ["encode", folder, "-o", folder / "out", "-m", folder / "net.lichen"],
+        *(
+            ["encode", folder / "a.png", "-o", folder / "a.lic", "-m", folder / f"{name}.lichen"]
+            for name in ("stage", "field", "half", "none")
+        ),
+        ["plan", folder / "half.lichen", "--board", "ulx3s-85f", "--transform", "g_s"],
+    ):
+        with contextlib.suppress(SystemExit):
+            main([str(argument) for argument in arguments])
+        shown += "".join(capsys.readouterr())
+    assert shown.count("\n") >= 10 and "\\x1b]0;a\\x07" in shown
+    assert all(character.isprintable() for character in shown.replace("\n", ""))
 
 
 def test_older_pictures_are_those_of_the_golden_vectors():
