@@ -75,9 +75,10 @@ def _names(value: Any) -> Iterator[str]:
 
 def _reads(source: str, path: Path) -> bool:
     """Whether reading a source, be it a file, a folder or a shipped network, reads ``path``."""
-    if not path.is_file():
+    # Path raises for names that are too long
+    if not os.path.isfile(path):  # noqa: PTH113
         return False
-    if os.path.isdir(source):  # noqa: PTH112  (Path raises for names that are too long)
+    if os.path.isdir(source):  # noqa: PTH112
         from lichen.sim.images import EXTENSIONS
 
         inside = files.same_file(source, path.parent)

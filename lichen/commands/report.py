@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from lichen.commands._command import Command
 from lichen.errors import UserError
 
 PARTS = 16
 """Steps of the progress bar for a network of two transforms; a longer one just goes on."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("sources", metavar="NET|DIR [NET|DIR]", nargs=-1, required=True)
 @click.option(
     "-o", "--output", required=True, metavar="FILE.html", type=click.Path(path_type=Path),
@@ -53,7 +54,7 @@ def command(
 
     from lichen import models
     from lichen.boards import board as boards
-    from lichen.network.file import write_atomically
+    from lichen.files import write_text
     from lichen.report.make import make
     from lichen.report.subject import find
     from lichen.sim.images import crop_middle, read_image
@@ -72,7 +73,7 @@ def command(
             bar.update()
 
         page = make(subjects, board=board, pixels=pixels, quick=quick, progress=progress)
-    write_atomically(output, page.encode("utf-8"))
+    write_text(output, page)
     click.echo(
         f"{output}: {len(page) / 1000:.0f} kB, about {' and '.join(s.title for s in subjects)}"
     )

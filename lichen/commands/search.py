@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.commands.quantize import TUNE, _import_quant, find_clip_factor
 from lichen.errors import UserError
 
@@ -37,7 +38,9 @@ class Percent(click.ParamType):
 
 
 @click.command(
-    name="search", help="Give every stage the bits that are worth what they cost (experimental)."
+    cls=Command,
+    name="search",
+    help="Give every stage the bits that are worth what they cost (experimental).",
 )
 @click.argument("checkpoint", metavar="CKPT|NET.lichen")
 @click.option(
