@@ -283,6 +283,26 @@ def test_a_break_in_the_middle_of_a_frame():
     np.testing.assert_array_equal(host.latents(), host.pipeline.golden(pixels.reshape(-1, 3)))
 
 
+@pytest.mark.parametrize(("fault", "sent"), [("deaf", 100), (None, 30)], ids=["pixels", "latents"])
+def test_a_break_drops_what_waits(fault, sent):
+    """Pixels before the pipeline, and half of a latent on its way to the line."""
+    host = Host(Standin(fault=fault, out_channels=7, out_lanes=7))
+    pixels = photo(1, 2, seed=2)
+
+    async def testbench(ctx):
+        await host.send(ctx, host.frame(photo(5, 8))[: 12 + sent])
+        await host.send_break(ctx)
+        status = await host.status(ctx)
+        assert (status.state, status.errors) == (State.IDLE, Error(0))
+        host.packets.clear()
+        await host.send(ctx, host.frame(pixels))
+        status = await host.status(ctx)
+        assert (status.state, status.errors) == (State.IDLE, Error(0))
+
+    host.run(testbench)
+    np.testing.assert_array_equal(host.latents(), host.pipeline.golden(pixels.reshape(-1, 3)))
+
+
 def test_a_break_in_the_middle_of_a_byte():
     """A host that has lost its place: the break begins after a 1 of a pixel."""
     host = Host(Standin())

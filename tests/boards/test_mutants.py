@@ -1,0 +1,163 @@
+"""The link and the board's top broken on purpose: a default test fails and says where.
+
+Every mutant is one line of source changed in a copy of the tree.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHANGED = ("boards", "lichen", "tests")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """A change of ``file``, and the words with which ``test`` fails on it."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+    words: str
+
+
+PINS, LINK = "tests/boards/test_pins.py::test_", "tests/boards/test_link.py::test_"
+FRAMES = PINS + "frames_of_any_size_go_through"
+BREAK = PINS + "a_frame_after_a_break_in_mid_frame"
+LOST = PINS + "a_frame_after_the_clock_was_lost_in_mid_frame"
+TOP, DEVICE = "boards/top.py", "boards/link/device.py"
+
+MUTANTS = {
+    "width wired to height": Mutant(
+        file=TOP, old="width.eq(link.width)", new="width.eq(link.height)",
+        test=FRAMES, words="frames one after the other: ",
+    ),
+    "height wired to width": Mutant(
+        file=TOP, old="height.eq(link.height)", new="height.eq(link.width)",
+        test=FRAMES, words="frames one after the other: ",
+    ),
+    "restart open to breaks": Mutant(
+        file=TOP, old="restart.eq(link.reset | self.hold)", new="restart.eq(self.hold)",
+        test=BREAK, words="after a break in mid-frame: ",
+    ),
+    "restart open to the lock": Mutant(
+        file=TOP, old="restart.eq(link.reset | self.hold)", new="restart.eq(link.reset)",
+        test=LOST, words="after the clock was lost in mid-frame: ",
+    ),
+    "hold open on the board": Mutant(
+        file="boards/ecp5/ulx3s.py", old="link.hold.eq(hold)", new="link.hold.eq(0)",
+        test=FRAMES, words="frames one after the other: ['events: ",
+    ),
+    "receiver not held": Mutant(
+        file=TOP, old="hold(receiver)", new="receiver",
+        test=FRAMES, words="frames one after the other: ",
+    ),
+    "transmitter not held": Mutant(
+        file=TOP, old="hold(transmitter)", new="transmitter",
+        test=LOST, words="after the clock was lost in mid-frame: ",
+    ),
+    "link not held": Mutant(
+        file=TOP, old="hold(link)", new="link",
+        test=LOST, words="after the clock was lost in mid-frame: ",
+    ),
+    "break left open": Mutant(
+        file=TOP, old="link.break_.eq(receiver.break_)", new="link.break_.eq(0)",
+        test=BREAK, words="after a break in mid-frame: ",
+    ),
+    "framing left open": Mutant(
+        file=TOP, old="link.framing.eq(receiver.framing)", new="link.framing.eq(0)",
+        test=LINK + "a_byte_without_stop_bit_is_reported", words="no status packet came",
+    ),
+    "credits a byte early": Mutant(
+        file=DEVICE, old="consumed == protocol.CREDIT_BYTES - 1",
+        new="consumed == protocol.CREDIT_BYTES - 2",
+        test=LINK + "a_credit_for_every_64_bytes", words="KIND_CREDIT",
+    ),
+    "credits at the first byte": Mutant(
+        file=DEVICE, old="consumed == protocol.CREDIT_BYTES - 1", new="consumed == 0",
+        test=LINK + "a_credit_for_every_64_bytes", words="KIND_CREDIT",
+    ),
+    "a column too many": Mutant(
+        file=DEVICE, old="column_last.eq(self.width - 1)", new="column_last.eq(self.width)",
+        test=LINK + "frames_go_through", words="no status packet came",
+    ),
+    "a row too few": Mutant(
+        file=DEVICE, old="row_last.eq(self.height - 1)", new="row_last.eq(self.height - 2)",
+        test=LINK + "frames_go_through", words="AssertionError",
+    ),
+    "a byte too many": Mutant(
+        file=DEVICE, old="more.eq(expected != 1)", new="more.eq(expected != 0)",
+        test=LINK + "frames_go_through", words="no status packet came",
+    ),
+    "zeros for signs": Mutant(
+        file="boards/link/serializer.py", old="value.eq(self.i.payload[i])",
+        new="value.eq(self.i.payload[i].as_unsigned())",
+        test=LINK + "frames_go_through", words="Mismatched elements",
+    ),
+    "lanes turned round": Mutant(
+        file="boards/link/packer.py", old="lane == i", new="lane == self.lanes - 1 - i",
+        test=LINK + "frames_go_through", words="Mismatched elements",
+    ),
+    "status bytes swapped": Mutant(
+        file="boards/link/sender.py", old="fields[i - 1] if", new="fields[3 - i] if",
+        test=LINK + "the_watchdog_names_the_stuck_stream", words="Stuck",
+    ),
+    "length of a packet": Mutant(
+        file="boards/link/sender.py", old="left.eq(self.level)", new="left.eq(self.level - 1)",
+        test=LINK + "frames_go_through", words="Error",
+    ),
+    "pixels kept over a break": Mutant(
+        file=DEVICE, old="ResetInserter(flush)(received)", new="received",
+        test=LINK + "a_break_drops_what_waits", words="MAGIC",
+    ),
+    "half a pixel kept over a break": Mutant(
+        file=DEVICE, old="ResetInserter(self.reset)(packer)", new="packer",
+        test=LINK + "a_break_in_the_middle_of_a_frame", words="Mismatched elements",
+    ),
+    "half a latent kept over a break": Mutant(
+        file=DEVICE, old="ResetInserter(self.reset)(serializer)", new="serializer",
+        test=LINK + "a_break_drops_what_waits", words="Mismatched elements",
+    ),
+    "half the window": Mutant(
+        file=DEVICE, old="depth=protocol.WINDOW_BYTES", new="depth=protocol.WINDOW_BYTES // 2",
+        test=LINK + "overrun_is_reported", words="KIND_STATUS",
+    ),
+}  # fmt: skip
+
+
+def mutate(mutant: Mutant, folder: Path) -> None:
+    """A tree in ``folder`` that is the project's but for one line."""
+    for path in ROOT.iterdir():
+        if path.name in CHANGED:
+            leave = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(path, folder / path.name, symlinks=True, ignore=leave)
+        elif not path.name.startswith("."):
+            (folder / path.name).symlink_to(path)
+    target = folder / mutant.file
+    text = target.read_text()
+    assert text.count(mutant.old) == 1, f"{mutant.file} should hold {mutant.old!r} once"
+    target.write_text(text.replace(mutant.old, mutant.new))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
+def test_a_mutant_is_caught(mutant: Mutant, tmp_path: Path) -> None:
+    mutate(mutant, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", mutant.test],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, f"{mutant.test} passes:\n{done.stdout[-2000:]}"
+    assert mutant.words in done.stdout, done.stdout[-4000:]
