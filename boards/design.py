@@ -19,6 +19,7 @@ from lichen.errors import UserError
 from lichen.hw.device.unit import Resources
 from lichen.hw.plan import planner
 from lichen.hw.stage.folding import Folding
+from lichen.hw.stage.kinds import check_folding
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.description import IMAGE_FORMAT, PHOTO, Network, Transform
 from lichen.network.file import digest
@@ -107,7 +108,7 @@ class Design:
     def make(cls, network: Network, transform_name: str, folding: Folding) -> Design:
         """Check that the folding fits; raises UserError naming the stage where it does not."""
         try:
-            folding.check(network.transform(transform_name))
+            check_folding(folding, network.transform(transform_name))
         except ValueError as error:
             raise UserError(f"{error}.") from None
         return cls(

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from amaranth.hdl import Array, Module, Mux, Shape, Signal
+from amaranth.hdl import Array, Const, Module, Mux, Shape, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -15,7 +16,7 @@ from lichen.hw.device.memory import FastRom, Ram, bit_information, ram_resources
 from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of
 from lichen.hw.engine.array import SystolicArray, array_resources
 from lichen.hw.engine.element import Backend, Element
-from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature
+from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Phases
 from lichen.network.arithmetic import ceil_div
 
 
@@ -27,7 +28,7 @@ class CoreShape:
     ----------
     channels : int
         Output channels of the layer.
-    steps : int
+    phases : Phases
         Reduction steps per pass.
     pixels, chains, chain_length : int
         P, and the Q = chains x chain_length channels computed together.
@@ -36,7 +37,7 @@ class CoreShape:
     """
 
     channels: int
-    steps: int
+    phases: Phases
     pixels: int
     chains: int
     chain_length: int
@@ -47,28 +48,35 @@ class CoreShape:
         """Passes per group."""
         return ceil_div(self.channels, self.chains * self.chain_length)
 
-    @property
-    def pass_cycles(self) -> int:
-        """Cycles per pass: a drain chain may need more than a pass has steps."""
-        return max(self.steps, self.chain_length)
+    def pass_cycles(self, steps: int) -> int:
+        """Cycles per pass of so many steps: a drain chain may need more than a pass has steps."""
+        return max(steps, self.chain_length)
 
     @property
-    def group_cycles(self) -> int:
-        """Cycles a group keeps the array."""
-        return self.passes * self.pass_cycles
+    def group_cycles(self) -> tuple[int, ...]:
+        """Cycles a group keeps the array, by the phase of its row."""
+        return tuple(
+            self.passes * sum(self.pass_cycles(steps) for steps in row) for row in self.phases.steps
+        )
 
     @property
     def beats(self) -> int:
-        """Output beats per pixel."""
+        """Output beats per output pixel."""
         return ceil_div(self.channels, self.chains)
+
+    @property
+    def group_pixels(self) -> int:
+        """Output pixels of a group, valid or not."""
+        return self.pixels * self.phases.columns
 
     @property
     def fill_latency(self) -> int:
         """Cycles from a group's last cycle on the sequencer to its bank counting as full."""
-        # The last pass's last step precedes the group's end where passes have idle cycles.
-        gap = self.pass_cycles - self.steps
         first_sum = FEED_LATENCY + self.array_latency
-        return first_sum + self.chain_length - 1 + self.pixels - 1 + 1 - gap
+        last_sum = first_sum + self.chain_length - 1 + self.pixels - 1 + 1
+        steps = self.phases.steps[-1][-1]
+        gap = 0 if self.phases.wait_first else self.pass_cycles(steps) - steps
+        return last_sum - gap
 
     @property
     def banks(self) -> int:
@@ -76,23 +84,42 @@ class CoreShape:
 
         A bank is taken when its group starts and comes back when its last beat is issued.
         """
-        drained = self.fill_latency + self.pixels * self.beats + 4
-        return 1 + max(1, ceil_div(drained, self.group_cycles))
+        drained = self.fill_latency + self.group_pixels * self.beats + 4
+        return 1 + max(1, ceil_div(drained, min(self.group_cycles)))
 
     @property
     def rom_depth(self) -> int:
         """Words of the weight memory."""
-        return self.passes * self.steps
+        return self.passes * self.phases.total
+
+    @property
+    def bank_words(self) -> int:
+        """Words of a position in a drain bank: of all its phases."""
+        return self.phases.columns * self.passes * self.chain_length
 
     @property
     def drain_depth(self) -> int:
-        """Words of a pixel's drain memory: all its banks."""
-        return self.banks * self.passes * self.chain_length
+        """Words of a position's drain memory: all its banks."""
+        return self.banks * self.bank_words
+
+    def timing(self) -> dict[str, int | tuple[int, ...]]:
+        """What the cycle model asks of a core, by `cycles.UNIT`'s names."""
+        return {
+            "group_cycles": self.group_cycles,
+            "fill_latency": self.fill_latency,
+            "banks": self.banks,
+            "beats_out": self.beats,
+        }
 
     def frame_cycles(self, height: int, width: int) -> int:
-        """Least cycles for all groups of a frame: the array's, or the drain's if it is slower."""
-        groups = height * ceil_div(width, self.pixels)
-        return groups * max(self.group_cycles, self.pixels * self.beats)
+        """Least cycles for all groups of a frame: the array's, or the drain's if it is slower.
+
+        ``height`` and ``width`` in output pixels, borders of phases that are cut left out.
+        """
+        columns = ceil_div(ceil_div(width, self.phases.columns), self.pixels)
+        drain = self.group_pixels * self.beats
+        rows = self.phases.rows
+        return height * columns * max(sum(self.group_cycles), rows * drain) // rows
 
 
 class Core(Unit):
@@ -101,7 +128,8 @@ class Core(Unit):
     Parameters
     ----------
     weights : int array (channels, steps, lanes)
-        Every channel's weights in the order in which the feeder streams the reduction.
+        Every channel's weights in the order in which the feeder streams the reduction; with
+        phases, first those of the first row, of its first column.
     weight_shape, a_shape, accumulator_shape : Shape
     pixels : int
         P, output pixels computed together.
@@ -110,6 +138,8 @@ class Core(Unit):
         of channels per beat of the output.
     backend : Backend
         What multiplies.
+    phases : Phases or None
+        How the steps are parted; None for a convolution without phases.
 
     Members
     -------
@@ -140,12 +170,18 @@ class Core(Unit):
         chains: int,
         chain_length: int,
         backend: Backend = Backend.PORTABLE,
+        phases: Phases | None = None,
     ):
         check_positive(pixels=pixels, chains=chains, chain_length=chain_length)
         if weights.ndim != 3:
             raise ValueError(f"weights must have three dimensions, not {weights.ndim}")
         self.weights = weights
-        self.channels, self.steps, self.lanes = weights.shape
+        self.channels, steps, self.lanes = weights.shape
+        phases = Phases.one(steps) if phases is None else phases
+        if phases.total != steps:
+            raise ValueError(
+                f"weights must have the {phases.total} steps of all phases, not {steps}"
+            )
         if chains * chain_length > ceil_div(self.channels, chains) * chains:
             raise ValueError(
                 f"chains x chain_length must not exceed the {self.channels} channels, "
@@ -165,7 +201,7 @@ class Core(Unit):
         )
         self.shape = shape = CoreShape(
             channels=self.channels,
-            steps=self.steps,
+            phases=phases,
             pixels=pixels,
             chains=chains,
             chain_length=chain_length,
@@ -174,7 +210,11 @@ class Core(Unit):
         super().__init__(
             wiring.Signature(
                 {
-                    "feed": In(FeedSignature(shape=self.a_shape, pixels=pixels, lanes=self.lanes)),
+                    "feed": In(
+                        FeedSignature(
+                            shape=self.a_shape, pixels=pixels, lanes=self.lanes, phases=phases
+                        )
+                    ),
                     "credit": In(1),
                     "o_issue": Out(1),
                     "o_beat": Out(range(shape.beats)),
@@ -197,24 +237,33 @@ class Core(Unit):
             for _ in range(pixels)
         ]
 
+    @property
+    def _phase_starts(self) -> list[int]:
+        """The first step of every phase, and the end."""
+        steps = itertools.chain.from_iterable(self.shape.phases.steps)
+        return list(itertools.accumulate(steps, initial=0))
+
     def _rom_words(self) -> list[int]:
         """Weight words in the order of the steps; weights past the last channel are 0."""
         q = self.shape.chains * self.shape.chain_length
-        padded = np.zeros((self.shape.passes * q, self.steps, self.lanes), dtype=np.int64)
+        steps = self.weights.shape[1]
+        padded = np.zeros((self.shape.passes * q, steps, self.lanes), dtype=np.int64)
         padded[: self.channels] = self.weights
         order = np.array(self.array.channel_order())
         width = self.weight_shape.width
         mask = (1 << width) - 1
         words = []
-        for n in range(self.shape.passes):
-            block = padded[n * q + order].reshape(-1, self.array.ways, self.steps, self.lanes)
-            block = self.array.element.encode(block.swapaxes(1, 2)).swapaxes(1, 2)
-            block = block.reshape(q, self.steps, self.lanes)
-            for step in range(self.steps):
-                word = 0
-                for shift, value in enumerate(block[:, step, :].reshape(-1).tolist()):
-                    word |= (value & mask) << (shift * width)
-                words.append(word)
+        for begin, end in itertools.pairwise(self._phase_starts):
+            for n in range(self.shape.passes):
+                block = padded[n * q + order, begin:end]
+                block = block.reshape(-1, self.array.ways, end - begin, self.lanes)
+                block = self.array.element.encode(block.swapaxes(1, 2)).swapaxes(1, 2)
+                block = block.reshape(q, end - begin, self.lanes)
+                for step in range(end - begin):
+                    word = 0
+                    for shift, value in enumerate(block[:, step, :].reshape(-1).tolist()):
+                        word |= (value & mask) << (shift * width)
+                    words.append(word)
         return words
 
     def elaborate(self, platform: object) -> Module:
@@ -229,7 +278,10 @@ class Core(Unit):
         step, restart = (delayed(m, s, 1, s.name) for s in (feed.step, feed.restart))
         address = Signal(range(self.rom.depth))
         here = Signal.like(address)
-        m.d.comb += here.eq(Mux(restart, 0, address))
+        starts = self._phase_starts[: -1 : self.shape.phases.columns]
+        row = delayed(m, feed.row, 1, "row")
+        first = Array(Const(self.shape.passes * s, len(address)) for s in starts)[row]
+        m.d.comb += here.eq(Mux(restart, first, address))
         with m.If(step):
             m.d.sync += address.eq(here + 1)
         m.d.comb += self.rom.r_addr.eq(
@@ -243,8 +295,8 @@ class Core(Unit):
         ]
 
         # Drain: pixel p writes its sums p cycles after pixel 0, at the same addresses.
-        words = self.shape.passes * self.shape.chain_length
-        depth = self.shape.banks * words
+        words = self.shape.bank_words
+        depth = self.shape.drain_depth
         place = Signal(range(depth))
         with m.If(array.o_valid[0]):
             m.d.sync += place.eq(Mux(place == depth - 1, 0, place + 1))
@@ -264,7 +316,8 @@ class Core(Unit):
         # Banks: taken at a group's start, full when written, free again when read.
         taken = Signal(range(self.shape.banks))
         counts = Array(
-            Signal(range(self.shape.pixels + 1), name=f"count_{b}") for b in range(self.shape.banks)
+            Signal(range(self.shape.group_pixels + 1), name=f"count_{b}")
+            for b in range(self.shape.banks)
         )
         free = Signal(range(self.shape.banks + 1), init=self.shape.banks)
         full = Signal(range(self.shape.banks + 1))
@@ -296,25 +349,70 @@ class Core(Unit):
             self.o_issue.eq((full != 0) & self.credit),
             self.o_beat.eq(beat),
             last_beat.eq(beat == self.shape.beats - 1),
-            last_pixel.eq(pixel + 1 == counts[bank]),
             freed.eq(self.o_issue & last_beat & last_pixel),
         ]
         with m.If(self.o_issue):
             m.d.sync += beat.eq(Mux(last_beat, 0, beat + 1))
-            with m.If(last_beat):
+        if self.shape.phases.columns == 1:
+            within: Value = beat
+            m.d.comb += last_pixel.eq(pixel + 1 == counts[bank])
+            with m.If(self.o_issue & last_beat):
                 m.d.sync += pixel.eq(Mux(last_pixel, 0, pixel + 1))
+        else:
+            head: Value = Const(0)  # whether the bank holds the first group of a row
+            if self.shape.phases.skip:
+                heads = Array(Signal(name=f"head_{b}") for b in range(self.shape.banks))
+                first_group = delayed(m, feed.head, 1, "head")
+                with m.If(started):
+                    m.d.sync += heads[taken].eq(first_group)
+                head = heads[bank]
+            moves = Signal()
+            m.d.comb += moves.eq(self.o_issue & last_beat)
+            within = beat + self._column_phases(
+                m, moves=moves, end=counts[bank], head=head, pixel=pixel, last_pixel=last_pixel
+            )
         with m.If(freed):
             m.d.sync += [
                 bank.eq(Mux(bank == self.shape.banks - 1, 0, bank + 1)),
                 base.eq(Mux(bank == self.shape.banks - 1, 0, base + words)),
             ]
         for drain in self.drains:
-            m.d.comb += drain.r_addr.eq(base + beat)
+            m.d.comb += drain.r_addr.eq(base + within)
         source = delayed(m, pixel, Ram.latency, "source")
         out = Signal(len(self.o.as_value()), reset_less=True)
         m.d.sync += out.eq(Array(d.r_data for d in self.drains)[source])
         m.d.comb += self.o.as_value().eq(out)
         return m
+
+    def _column_phases(
+        self, m: Module, *, moves: Value, end: Value, head: Value, pixel: Signal, last_pixel: Signal
+    ) -> Value:
+        """Read banks whose positions have phases: ``end`` output pixels, less those skipped.
+
+        Returns the word, within a position's share of a bank, at which the present phase begins.
+        """
+        phases = self.shape.phases
+        words = self.shape.bank_words // phases.columns
+        column, served = Signal(range(phases.columns)), Signal(range(self.shape.group_pixels))
+        word = Signal(range(self.shape.bank_words))
+        fresh = Signal(init=1)  # at the first pixel of a bank
+        skips = fresh & head
+        column_now = Mux(skips, phases.skip, column)
+        served_now = Mux(skips, phases.skip, served)
+        word_now = Mux(skips, phases.skip * words, word)
+        m.d.comb += last_pixel.eq(served_now + 1 == end)
+        with m.If(moves):
+            m.d.sync += [
+                fresh.eq(last_pixel),
+                served.eq(served_now + 1),
+                column.eq(column_now + 1),
+                word.eq(word_now + words),
+            ]
+            with m.If(column_now == phases.columns - 1):
+                m.d.sync += [column.eq(0), word.eq(0), pixel.eq(pixel + 1)]
+            with m.If(last_pixel):
+                m.d.sync += [served.eq(0), column.eq(0), word.eq(0), pixel.eq(0)]
+        return word_now
 
     def resources(self) -> Resources:
         return core_resources(

@@ -1,16 +1,23 @@
 """The interface between what feeds a multiplier array and the array's core.
 
-A *group* is ``pixels`` neighbouring output pixels of one row, computed together; a *pass*
+A *group* is ``pixels`` neighbouring positions of one row, computed together; a *pass*
 computes one set of ``Q`` output channels for a group; a *step* multiplies one set of
 reduction lanes. A feeder runs through groups, and within each through ``passes`` passes of
 ``steps`` steps, without ever stalling inside a group.
+
+A position is one output pixel, except in a transposed convolution: there it is a column of the
+input, of which one output row has ``stride`` pixels, its *column phases*. A group computes them
+one after the other, all passes of each. Rows have phases as well; both decide which taps, and so
+how many steps, a pass has (`Phases`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Array, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -18,6 +25,47 @@ from lichen.hw.device.unit import delayed, lanes_of
 
 FEED_LATENCY = 6
 """Cycles from a step to its operands and flags on the feed."""
+
+
+@dataclass(frozen=True)
+class Phases:
+    """How many steps a pass has, by the phase of its row and of its column.
+
+    Attributes
+    ----------
+    steps : tuple of tuples of int
+        ``steps[row][column]``, at least 1.
+    skip : int
+        Column phases that the first position of every row lacks.
+    wait_first : bool
+        Where a drain chain is longer than a pass has steps, the pass waits before its steps, as a
+        `PhaseSequencer` does, or after them.
+    """
+
+    steps: tuple[tuple[int, ...], ...]
+    skip: int = 0
+    wait_first: bool = False
+
+    @classmethod
+    def one(cls, steps: int) -> Phases:
+        """Of what has no phases."""
+        return cls(((steps,),))
+
+    @property
+    def rows(self) -> int:
+        return len(self.steps)
+
+    @property
+    def columns(self) -> int:
+        return len(self.steps[0])
+
+    @property
+    def total(self) -> int:
+        """Steps of a pass of every phase."""
+        return sum(sum(row) for row in self.steps)
+
+
+ONE_STEP = Phases.one(1)
 
 
 class FeedSignature(wiring.Signature):
@@ -30,11 +78,16 @@ class FeedSignature(wiring.Signature):
     start : Out(1)
         A group starts; its first step comes in the next cycle.
     count : Out
-        With ``start``: valid pixels of the group, 1 .. pixels.
+        With ``start``: output pixels up to the group's last valid one, 1 .. pixels x column
+        phases.
+    head : Out(1)
+        With ``start``: the first group of a row, whose first `Phases.skip` pixels are not valid.
     step : Out(1)
         A step is issued.
     restart : Out(1)
         With ``step``: the first step of the group.
+    row : Out
+        With ``restart``: the phase of the row.
     a : Out
         Operands (pixels x lanes), `FEED_LATENCY` cycles after their step, and 0 in cycles
         without one.
@@ -42,14 +95,16 @@ class FeedSignature(wiring.Signature):
         With ``a``: the first and the last step of a pass.
     """
 
-    def __init__(self, *, shape: object, pixels: int, lanes: int):
+    def __init__(self, *, shape: object, pixels: int, lanes: int, phases: Phases = ONE_STEP):
         super().__init__(
             {
                 "bank_free": In(1),
                 "start": Out(1),
-                "count": Out(range(pixels + 1)),
+                "count": Out(range(pixels * phases.columns + 1)),
+                "head": Out(1),
                 "step": Out(1),
                 "restart": Out(1),
+                "row": Out(range(phases.rows)),
                 "a": Out(lanes_of(lanes_of(shape, lanes), pixels)),
                 "first": Out(1),
                 "last": Out(1),
@@ -143,3 +198,107 @@ class Sequencer:
             feed.first.eq(delayed(m, first, FEED_LATENCY, "first")),
             feed.last.eq(delayed(m, self.step & self.last_step, FEED_LATENCY, "last")),
         ]
+
+
+class PhaseSequencer:
+    """A `Sequencer` for passes whose steps depend on their phases.
+
+    Parameters
+    ----------
+    passes : int
+        Of every phase.
+    phases : Phases
+    chain_length : int
+        Cycles between the ends of two passes, at least.
+    feed : flow of a `FeedSignature`
+    row : Value
+        Phase of the row of the next group.
+    """
+
+    def __init__(
+        self,
+        m: Module,
+        *,
+        passes: int,
+        phases: Phases,
+        chain_length: int,
+        feed: Any,
+        row: Value,
+    ):
+        steps = phases.steps
+        group_cycles = [sum(passes * max(n, chain_length) for n in row) for row in steps]
+        self.ready = Signal(name="seq_ready")
+        self.start = Signal(name="seq_start")
+        self.step = Signal(name="seq_step")
+        self.last_step = Signal(name="seq_last_step")
+        self.done = Signal(name="seq_done")
+        self.row = Signal(range(phases.rows), name="seq_row", reset_less=True)
+        self.column = Signal(range(phases.columns), name="seq_column", reset_less=True)
+
+        # A group takes the cycles it takes; what a start depends on lies ready in registers.
+        free = Signal(init=1, name="seq_free")  # idle, or in the last cycle of a group
+        left = Signal(range(max(group_cycles) + 1), name="seq_cycles_left")
+        ending = Signal(name="seq_ending")  # the next cycle is the last of a group
+        of_one_cycle = Signal(name="seq_of_one_cycle")
+        m.d.comb += [
+            self.start.eq(self.ready & feed.bank_free & free),
+            of_one_cycle.eq(_choose([[n == 1] for n in group_cycles], row, Const(0))),
+            ending.eq(Mux(self.start, of_one_cycle, left == 2)),
+        ]
+        m.d.sync += [free.eq((free & ~self.start) | ending), self.done.eq(ending)]
+        with m.If(self.start):
+            m.d.sync += left.eq(_choose([[n] for n in group_cycles], row, Const(0)))
+        with m.Elif(left != 0):
+            m.d.sync += left.eq(left - 1)
+
+        # Within it, a pass waits first: what counts are the cycles between the ends of passes.
+        index = Signal(range(max(map(max, steps))), name="seq_index")  # steps after this one
+        number = Signal(range(passes), name="seq_pass")
+        last_pass = number == passes - 1
+        active, first_step = Signal(name="seq_active"), Signal(name="seq_first_step")
+        restart, pass_done = Signal(name="seq_restart"), Signal(name="seq_pass_done")
+        m.d.comb += pass_done.eq(self.step & self.last_step)
+        with m.If(self.step):
+            m.d.sync += [
+                index.eq(index - 1),
+                self.last_step.eq(index == 1),
+                first_step.eq(0),
+                restart.eq(0),
+            ]
+        row_next = Mux(self.start, row, self.row)
+        column_next = Mux(self.start, 0, self.column + last_pass)[: len(self.column)]
+        after = Signal.like(index, name="seq_steps_after")  # the first one of the next pass
+        m.d.comb += after.eq(_choose([[n - 1 for n in r] for r in steps], row_next, column_next))
+        gaps = [[max(0, chain_length - n) for n in r] for r in steps]
+        gap = Signal(range(max(map(max, gaps)) + 1), name="seq_gap")
+        m.d.comb += self.step.eq(active & (gap == 0))
+        with m.If(gap != 0):
+            m.d.sync += gap.eq(gap - 1)
+        with m.If(pass_done | self.start):
+            m.d.sync += [
+                *(index.eq(after), self.last_step.eq(after == 0), first_step.eq(1)),
+                gap.eq(_choose(gaps, row_next, column_next)),
+            ]
+        with m.If(pass_done):
+            m.d.sync += number.eq(Mux(last_pass, 0, number + 1))
+            with m.If(last_pass):
+                m.d.sync += self.column.eq(column_next)
+        with m.If(self.start):
+            m.d.sync += [active.eq(1), restart.eq(1), self.row.eq(row), self.column.eq(0)]
+        with m.Elif(self.done):
+            m.d.sync += active.eq(0)
+        m.d.comb += [
+            feed.start.eq(self.start),
+            feed.step.eq(self.step),
+            feed.restart.eq(self.step & restart),
+            feed.row.eq(self.row),
+            feed.first.eq(delayed(m, self.step & first_step, FEED_LATENCY, "first")),
+            feed.last.eq(delayed(m, self.step & self.last_step, FEED_LATENCY, "last")),
+        ]
+
+
+def _choose(table: Sequence[Sequence[int]], row: Value, column: Value) -> Value:
+    """``table[row][column]`` of constants."""
+    most = max(map(max, table))
+    words = [Array(Const(n, range(most + 1)) for n in line)[column] for line in table]
+    return Array(words)[row]

@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.memory import Ram, ram_resources
 from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of
+from lichen.hw.engine import cycles
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Sequencer
 from lichen.hw.engine.window import SIZE_BITS
 from lichen.network.arithmetic import ceil_div
@@ -142,6 +143,16 @@ class PixelBuffer(Unit):
             # Once more, for the memory may be far from the array.
             m.d.comb += self.feed.a[p].as_value().eq(delayed(m, value.as_value(), 1, f"a_{p}"))
         return m
+
+    def timing(self, width: int) -> dict[str, int]:
+        """What the cycle model asks of it for rows of this width, by `cycles.UNIT`'s names."""
+        assert self.banks == 2
+        return {
+            "feeder": cycles.PIXELS,
+            "beats_in": self.steps,
+            "pixels": self.pixels,
+            "width": width,
+        }
 
     def resources(self) -> Resources:
         return pixel_buffer_resources(

@@ -7,6 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.unit import Resources, Unit, check_positive, lanes_of
+from lichen.hw.engine import cycles
 from lichen.network.arithmetic import ceil_div
 
 
@@ -116,6 +117,17 @@ class Regroup(Unit):
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [word.as_value().eq(self.i.payload.as_value()), full.eq(1)]
         return m
+
+    def timing(self) -> dict[str, int]:
+        """What the cycle model asks of it, by `cycles.UNIT`'s names."""
+        if self.i_lanes == self.o_lanes:
+            return {"regroup": cycles.PASS_ON}
+        collects = self.i_lanes < self.o_lanes
+        return {
+            "regroup": cycles.COLLECT if collects else cycles.SPLIT,
+            "ratio": self.ratio,
+            "regroup_beats": self.i_beats if collects else self.o_beats,
+        }
 
     def resources(self) -> Resources:
         return regroup_resources(self.i_lanes, self.o_lanes)

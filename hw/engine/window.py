@@ -10,6 +10,7 @@ from amaranth.utils import ceil_log2
 
 from lichen.hw.device.memory import Ram, ram_resources
 from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of
+from lichen.hw.engine import cycles
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Sequencer
 from lichen.network.arithmetic import ceil_div
 
@@ -437,6 +438,29 @@ class Window(Unit):
             ]
             m.d.sync += nxt.as_value().eq(nxt.as_value().init)
         return m
+
+    def timing(self, height: int, width: int) -> dict[str, int]:
+        """What the cycle model asks of it for an input of this size, by `cycles.UNIT`'s names."""
+        k, st, pad = self.kernel, self.stride, self.padding
+        return {
+            "feeder": cycles.ROWS,
+            "beats_in": self.groups_per_pixel,
+            "pixels": self.pixels,
+            "first_x": pad,
+            "first_y": pad,
+            "end_x": width + pad,
+            "end_y": height + pad,
+            "slots": self.rows,
+            "last_user": pad // st,
+            "user_sub": pad % st,
+            "users": 1,
+            "users_of": st,
+            "stride": st,
+            "span_x": (self.pixels - 1) * st + k - 1,
+            "span_y": k - 1,
+            "row_phases": 1,
+            "column_phases": 1,
+        }
 
     def resources(self) -> Resources:
         return window_resources(

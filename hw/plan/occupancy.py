@@ -11,9 +11,9 @@ import numpy.typing as npt
 from lichen import caches
 from lichen.errors import UserError
 from lichen.files import write_atomically
-from lichen.hw.plan import timing
 from lichen.hw.plan.planner import Plan
 from lichen.hw.plan.tiling import tiles
+from lichen.hw.stage import timing
 
 KINDS = {".svg": {"Date": None}, ".png": {}, ".pdf": {"CreationDate": None}}
 """What can be drawn, with metadata that would make every file another one."""

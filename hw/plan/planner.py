@@ -6,34 +6,25 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from amaranth.hdl import Shape, signed
 
 from lichen.errors import UserError
-from lichen.hw.device.memory import CreditFifo, bit_information, fifo_depth, ram_resources
-from lichen.hw.device.unit import Resources, lanes_of, shape_of
-from lichen.hw.engine.array import array_latency
-from lichen.hw.engine.core import Core, CoreShape, core_resources
-from lichen.hw.engine.element import ELEMENTS, Backend, Element, packs
+from lichen.hw.device.unit import Resources
+from lichen.hw.engine.element import ELEMENTS, Backend, packs
 from lichen.hw.engine.gate import GATE_RESOURCES
-from lichen.hw.engine.pixel_buffer import pixel_buffer_resources
 from lichen.hw.engine.regroup import regroup_resources
-from lichen.hw.engine.requantize import Requantize
-from lichen.hw.engine.skid import skid_resources
-from lichen.hw.engine.window import window_resources, window_row_words, window_rows
-from lichen.hw.plan import timing
 from lichen.hw.plan.signature import signature
 from lichen.hw.plan.tiling import Tile, tiles
-from lichen.hw.stage.conv import ConvUnit
-from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding, operand_shapes
-from lichen.hw.stage.norm import NORM_CONTROL, Normalize, norm_payload, waiting_depth
+from lichen.hw.stage import timing
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding, divides
+from lichen.hw.stage.kind import UnitKind
+from lichen.hw.stage.kinds import units_of
 from lichen.hw.stage.pipeline import Pipeline
-from lichen.network.arithmetic import NORM_BITS, ceil_div
-from lichen.network.description import PHOTO, Format, Stage, Transform
+from lichen.network.arithmetic import ceil_div
+from lichen.network.description import PHOTO, Transform
 
 CHAINS = (1, 2, 4)
 """Channels per beat that are tried."""
@@ -84,95 +75,60 @@ def frame_cycles(pipeline: Pipeline, height: int, width: int) -> int:
     return sum(cycles[w] for w in widths)
 
 
-def _divides(a: int, b: int) -> bool:
-    return a % b == 0 or b % a == 0
-
-
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-@lru_cache(maxsize=4096)
-def _element(backend: Backend, a: Shape, w: Shape, lanes: int) -> Element:
-    return ELEMENTS[backend](a_shape=a, w_shape=w, lanes=lanes)
-
-
 class _Array:
-    """One array of the transform and every way to fold it.
+    """One unit's array and every way to fold it.
 
     Parameters
     ----------
-    stage : Stage
-    source : Format
-        Of the stage's input.
-    normalization : bool
-        Whether it is the array of the stage's normalization.
+    kind : UnitKind
     size : (int, int)
-        Height and width of the stage's output.
+        Height and width of the unit's output.
     max_width : int
-        Of the stage's input.
+        Of the unit's input.
     backends : tuple of Backend
         To choose from.
     """
 
     def __init__(
         self,
-        stage: Stage,
-        source: Format,
-        normalization: bool,
+        kind: UnitKind,
         size: tuple[int, int],
         max_width: int,
         backends: tuple[Backend, ...],
     ):
-        self.stage, self.source, self.normalization = stage, source, normalization
-        self.size, self.max_width = size, max_width
-        conv = stage.convolution
-        self.channels = stage.out_channels
-        self.in_channels = self.channels if normalization else conv.in_channels
-        self.taps = 1 if normalization else conv.kernel**2
-        self.operands = operand_shapes(stage, source)[normalization]
-        if normalization:
-            self.accumulator_bits = NORM_BITS
-        else:
-            least, most = conv.accumulator_range(source)
-            self.accumulator_bits = shape_of(min(-1, int(least.min())), int(most.max())).width
-        self.backends = [b for b in backends if b is not Backend.PACKED or packs(*self.operands)]
-        weights = conv.weight
-        if normalization:
-            assert stage.normalization is not None
-            weights = stage.normalization.gamma
-        self.information = bit_information(weights, self.operands[1].width)
+        self.kind, self.size, self.max_width = kind, size, max_width
+        packable = packs(*kind.operands)
+        self.backends = [b for b in backends if b is not Backend.PACKED or packable]
         self._costs: dict[tuple[ArrayFolding, int], Resources] = {}
+
+    @property
+    def channels(self) -> int:
+        """Of the output."""
+        return self.kind.channels
 
     @property
     def products(self) -> int:
         """Multiplications in a frame."""
-        height, width = self.size
-        return height * width * self.channels * self.taps * self.in_channels
-
-    def shape(self, folding: ArrayFolding, chains: int) -> CoreShape:
-        """The dimensions of the core."""
-        element = _element(folding.backend, *self.operands, folding.lanes)
-        return CoreShape(
-            channels=self.channels,
-            steps=self.taps * self.in_channels // folding.lanes,
-            pixels=folding.pixels,
-            chains=chains,
-            chain_length=folding.chain_length,
-            array_latency=array_latency(element, folding.chain_length),
-        )
+        return self.kind.macs(*self.size)
 
     def foldings(self, limit: int, chains: int) -> Iterator[ArrayFolding]:
         """Every folding that takes at most ``limit`` cycles a frame and could not be shorter."""
         height, width = self.size
         beats = ceil_div(self.channels, chains)
+        columns = self.kind.phases(1).columns
+        positions = ceil_div(width, columns)
         for pixels in PIXELS:
-            groups = height * ceil_div(width, pixels)
-            if pixels > width or groups * pixels * beats > limit:
+            groups = height * ceil_div(positions, pixels)
+            if pixels > positions or groups * pixels * columns * beats > limit:
                 continue
-            for lanes in _divisors(self.in_channels):
-                steps = self.taps * self.in_channels // lanes
-                passes = min(beats, limit // (groups * steps))
+            for lanes in _divisors(self.kind.in_channels):
+                phases = self.kind.phases(lanes)
+                # every row has one of the phases
+                passes = min(beats, limit * phases.rows // (groups * phases.total))
                 if passes < 1:
                     continue
                 for backend in self.backends:
@@ -183,57 +139,15 @@ class _Array:
                     )
                     if length > beats:
                         continue
-                    if self.shape(folding, chains).frame_cycles(height, width) <= limit:
+                    if self.kind.shape(folding, chains).frame_cycles(height, width) <= limit:
                         yield folding
 
     def cost(self, folding: ArrayFolding, chains: int) -> Resources:
         """What the array takes with its buffers; a convolution's regrouping left out."""
         key = (folding, chains)
         if key not in self._costs:
-            self._costs[key] = self._cost(folding, chains)
+            self._costs[key] = self.kind.array_resources(folding, chains, self.max_width)
         return self._costs[key]
-
-    def _cost(self, folding: ArrayFolding, chains: int) -> Resources:
-        shape = self.shape(folding, chains)
-        element = _element(folding.backend, *self.operands, folding.lanes)
-        core = core_resources(
-            shape,
-            element,
-            accumulator_bits=self.accumulator_bits,
-            information=self.information,
-        )
-        bits = self.operands[0].width
-        if self.normalization:
-            x = self.stage.requantizer.output
-            waiting = ram_resources(
-                waiting_depth(shape, folding.lanes),
-                chains * shape_of(x.lo, x.hi).width,
-                writable=True,
-            )
-            return (
-                core
-                + waiting
-                + regroup_resources(chains, folding.lanes)
-                + NORM_CONTROL
-                + pixel_buffer_resources(
-                    self.channels, lanes=folding.lanes, bits=bits, pixels=folding.pixels
-                )
-            )
-        conv = self.stage.convolution
-        row = window_row_words(
-            max_width=self.max_width,
-            padding=conv.padding,
-            stride=conv.stride,
-            groups=ceil_div(self.in_channels, folding.lanes),
-            pixels=folding.pixels,
-        )
-        words = window_rows(conv.kernel, conv.stride) * row
-        window = window_resources(words, lanes=folding.lanes, bits=bits, pixels=folding.pixels)
-        return core + skid_resources(folding.lanes * bits) + window
-
-
-def _fifo(shape: object, latency: int) -> Resources:
-    return CreditFifo(shape=shape, depth=fifo_depth(Core.latency + latency)).resources()
 
 
 _Tables = dict[tuple[_Array, int, int, bool], tuple[list[ArrayFolding], npt.NDArray[np.float64]]]
@@ -271,11 +185,10 @@ class _Search:
         for stage, source, before, size in zip(
             transform.stages, transform.sources, sizes, sizes[1:], strict=False
         ):
-            kinds = [False] if stage.normalization is None else [False, True]
             key = (signature(stage, source), size, before[1], backends)
             if key not in known.stages:
                 known.stages[key] = [
-                    _Array(stage, source, kind, size, before[1], backends) for kind in kinds
+                    _Array(kind, size, before[1], backends) for kind in units_of(stage, source)
                 ]
             self._signatures.append(key)
             self.arrays.append(known.stages[key])
@@ -286,24 +199,9 @@ class _Search:
         """What stands behind the arrays of a stage: requantizer, root, queues."""
         key = (self._signatures[number], chains)
         if key not in self._posts:
-            stage = self.transform.stages[number]
-            conv = self.arrays[number][0]
-            post = Requantize(
-                bias=[int(b) for b in stage.convolution.bias],
-                constants=stage.requantizer,
-                accumulator_shape=signed(conv.accumulator_bits),
-                lanes=chains,
-                normalization=stage.normalization,
+            self._posts[key] = Resources.total(
+                array.kind.output_resources(chains) for array in self.arrays[number]
             )
-            x, norm = stage.requantizer.output, stage.normalization
-            total = post.resources()
-            if norm is None:
-                total += _fifo(lanes_of(post.x_shape, chains), post.latency)
-            else:
-                root = Normalize(normalization=norm, source=x, lanes=chains)
-                total += _fifo(norm_payload(x, norm, chains), post.latency)
-                total += root.resources() + _fifo(lanes_of(root.y_shape, chains), root.latency)
-            self._posts[key] = total
         return self._posts[key]
 
     def fold(
@@ -327,16 +225,15 @@ class _Search:
                 if not all(options):
                     continue
                 post = self._post(number, chains)
-                norm = None
-                if len(options) > 1:
-                    fitting = [o for o in options[1] if _divides(chains, o[1].lanes)]
-                    if not fitting:
-                        continue
-                    norm = min(fitting, key=lambda o: o[0])[1]
-                    post += arrays[1].cost(norm, chains)
+                later = self._behind_first(arrays, options, chains)
+                if later is None:
+                    continue
+                post += Resources.total(
+                    array.cost(later[array.kind.slot], chains) for array in arrays[1:]
+                )
                 for before, (cost, used, path) in paths.items():
                     fitting = [
-                        o for o in options[0] if before is None or _divides(before, o[1].lanes)
+                        o for o in options[0] if before is None or divides(before, o[1].lanes)
                     ]
                     if not fitting:
                         continue
@@ -345,12 +242,26 @@ class _Search:
                     need = arrays[0].cost(conv, chains) + post + regroup
                     total = cost + prices.of(need)
                     if chains not in extended or total < extended[chains][0]:
-                        stage = StageFolding(chains=chains, convolution=conv, normalization=norm)
+                        folded = {"chains": chains, arrays[0].kind.slot: conv, **later}
+                        stage = StageFolding.model_validate(folded)
                         extended[chains] = (total, used + need, [*path, stage])
             paths = extended
         if not paths:
             return None
         return min(paths.values(), key=lambda p: p[0])[1:]
+
+    @staticmethod
+    def _behind_first(
+        arrays: list[_Array], options: list[list[tuple[float, ArrayFolding]]], chains: int
+    ) -> dict[str, ArrayFolding] | None:
+        """The cheapest foldings of a stage's units behind its first, by slot."""
+        found = {}
+        for array, choices in zip(arrays[1:], options[1:], strict=True):
+            fitting = [o for o in choices if divides(chains, o[1].lanes)]
+            if not fitting:
+                return None
+            found[array.kind.slot] = min(fitting, key=lambda o: o[0])[1]
+        return found
 
     def _options(
         self, array: _Array, limit: int, chains: int, prices: Prices, of_luts: bool
@@ -421,14 +332,7 @@ class _Search:
     def least_cycles(self) -> int:
         """No pace below this is of use: half the multiplications of the largest array with all
         that a large device could hold."""
-        return (
-            max(
-                a.size[0] * a.size[1] * a.channels * a.taps * a.in_channels
-                for arrays in self.arrays
-                for a in arrays
-            )
-            // 4096
-        )
+        return max(a.products for arrays in self.arrays for a in arrays) // 4096
 
     def most_cycles(self) -> int:
         """With one multiplier per array; of small frames, more than that."""
@@ -530,7 +434,6 @@ class Plan:
         rows = []
         for unit, (name, cost), use in zip(self.pipeline.units, units, spent, strict=True):
             shape = unit.core.shape
-            lines = unit.window.banks if isinstance(unit, ConvUnit) else unit.buffer.rams
             rows.append(
                 {
                     "name": name,
@@ -545,7 +448,7 @@ class Plan:
                     "dsp": cost.dsp,
                     "bram": cost.bram,
                     "bram_weights": unit.core.rom.resources().bram,
-                    "bram_lines": sum(bank.resources().bram for bank in lines),
+                    "bram_lines": unit.line_resources.bram,
                     "lut": cost.lut,
                 }
             )
@@ -604,7 +507,6 @@ def plan(
     Parameters
     ----------
     transform : Transform
-        Plain convolutions only.
     budget : Budget
         What the pipeline may use; whatever surrounds it must have been taken off.
     max_width : int or None
@@ -619,12 +521,6 @@ def plan(
     UserError
         When the transform cannot be generated at all.
     """
-    for stage in transform.stages:
-        if stage.convolution.transposed:
-            raise UserError(
-                f"stage {stage.name} is a transposed convolution, which cannot be generated yet; "
-                "the analysis transform g_a can."
-            )
     step = transform.downsampling
     if max_width is not None:
         if max_width < step or max_width % step:

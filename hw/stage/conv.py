@@ -3,23 +3,39 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import ClassVar
+
 import numpy as np
 import numpy.typing as npt
-from amaranth.hdl import Module, Shape
-from amaranth.lib import stream, wiring
+from amaranth.hdl import Module, Shape, signed
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from lichen.hw.device.memory import CreditFifo, fifo_depth
-from lichen.hw.device.unit import Resources, Unit, delayed, lanes_of, shape_of
+from lichen.hw.device.unit import Resources, delayed, lanes_of, shape_of
 from lichen.hw.engine.core import Core
 from lichen.hw.engine.element import Backend
+from lichen.hw.engine.feed import Phases
 from lichen.hw.engine.regroup import Regroup
 from lichen.hw.engine.requantize import Requantize
-from lichen.hw.engine.skid import Skid
-from lichen.hw.engine.window import SIZE_BITS, Window
+from lichen.hw.engine.skid import Skid, skid_resources
+from lichen.hw.engine.transposed_window import TransposedWindow
+from lichen.hw.engine.window import (
+    SIZE_BITS,
+    Window,
+    window_resources,
+    window_row_words,
+    window_rows,
+)
+from lichen.hw.stage.folding import ArrayFolding, divides
+from lichen.hw.stage.kind import StageUnit, UnitKind
 from lichen.hw.stage.norm import norm_payload
 from lichen.network.arithmetic import ceil_div
+from lichen.network.description import Convolution as ConvolutionOf
 from lichen.network.description import Format, Stage
+
+AnyWindow = Window | TransposedWindow
 
 
 def reduction_order(weight: npt.NDArray[np.integer], lanes: int) -> npt.NDArray[np.int64]:
@@ -35,7 +51,30 @@ def reduction_order(weight: npt.NDArray[np.integer], lanes: int) -> npt.NDArray[
     return ordered
 
 
-class ConvUnit(Unit):
+def convolution_operands(stage: Stage, source: Format) -> tuple[Shape, Shape]:
+    """An activation and a weight of a stage's convolution."""
+    return shape_of(source.lo, source.hi), signed(stage.convolution.weight_bits)
+
+
+def accumulator_shape(stage: Stage, source: Format) -> Shape:
+    """Of the sums of a stage's convolution, whatever its input."""
+    least, most = stage.convolution.accumulator_range(source)
+    return shape_of(min(-1, int(least.min())), int(most.max()))
+
+
+def output_payload(post: Requantize, lanes: int) -> data.Layout:
+    """What leaves a convolution, ``lanes`` channels a beat."""
+    if post.normalization is None:
+        return lanes_of(post.x_shape, lanes)
+    return norm_payload(post.constants.output, post.normalization, lanes)
+
+
+def plain_phases(convolution: ConvolutionOf, lanes: int) -> Phases:
+    """Steps of a pass of a plain convolution."""
+    return Phases.one(convolution.kernel**2 * ceil_div(convolution.in_channels, lanes))
+
+
+class ConvUnit(StageUnit):
     """A convolution with its requantizer: window buffer, array, drain, requantizer.
 
     Parameters
@@ -80,50 +119,35 @@ class ConvUnit(Unit):
         max_width: int,
         backend: Backend = Backend.PORTABLE,
     ):
-        convolution = stage.convolution
-        if convolution.transposed:
-            raise ValueError(f"stage {stage.name} must not be a transposed convolution")
         self.stage = stage
-        channels = convolution.in_channels
-        a_shape = shape_of(source.lo, source.hi)
-        least, most = convolution.accumulator_range(source)
-        accumulator = shape_of(min(-1, int(least.min())), int(most.max()))
+        self._check(stage)
+        channels = stage.convolution.in_channels
+        a_shape, w_shape = convolution_operands(stage, source)
+        accumulator = accumulator_shape(stage, source)
         self.core = Core(
-            weights=reduction_order(convolution.weight, lanes),
-            weight_shape=Shape(convolution.weight_bits, signed=True),
+            weights=self._ordered_weights(lanes),
+            weight_shape=w_shape,
             a_shape=a_shape,
             accumulator_shape=accumulator,
             pixels=pixels,
             chains=chains,
             chain_length=chain_length,
             backend=backend,
+            phases=self._phases(lanes),
         )
-        self.window = Window(
-            kernel=convolution.kernel,
-            stride=convolution.stride,
-            padding=convolution.padding,
-            channels=channels,
-            shape=a_shape,
-            lanes=lanes,
-            pixels=pixels,
-            passes=self.core.shape.passes,
-            pass_cycles=self.core.shape.pass_cycles,
-            max_width=max_width,
-        )
+        self.window = self._make_window(a_shape, max_width)
         self.regroup = Regroup(shape=a_shape, channels=channels, i_lanes=i_lanes, o_lanes=lanes)
         # Here the layers meet: whoever sends and the window may be far apart.
         self.skid = Skid(shape=lanes_of(a_shape, lanes))
         self.post = Requantize(
-            bias=[int(b) for b in convolution.bias],
+            bias=[int(b) for b in stage.convolution.bias],
             constants=stage.requantizer,
             accumulator_shape=accumulator,
             lanes=chains,
             normalization=stage.normalization,
         )
-        payload: object = lanes_of(self.post.x_shape, chains)
-        if stage.normalization is not None:
-            payload = norm_payload(stage.requantizer.output, stage.normalization, chains)
-        self.fifo = CreditFifo(shape=payload, depth=fifo_depth(Core.latency + self.post.latency))
+        payload = output_payload(self.post, chains)
+        self.fifo = CreditFifo(shape=payload, depth=fifo_depth(self.latency))
         super().__init__(
             wiring.Signature(
                 {
@@ -164,7 +188,7 @@ class ConvUnit(Unit):
             fifo.take.eq(core.o_issue),
             post.beat.eq(core.o_beat),
             post.acc.eq(core.o),
-            fifo.push.eq(delayed(m, core.o_issue, Core.latency + post.latency, "push")),
+            fifo.push.eq(delayed(m, core.o_issue, self.latency, "push")),
         ]
         if self.stage.normalization is None:
             m.d.comb += fifo.i.eq(post.x)
@@ -177,6 +201,161 @@ class ConvUnit(Unit):
         ]
         return m
 
+    @staticmethod
+    def _check(stage: Stage) -> None:
+        if stage.convolution.transposed:
+            raise ValueError(f"stage {stage.name} must not be a transposed convolution")
+
+    def _phases(self, lanes: int) -> Phases:
+        return plain_phases(self.stage.convolution, lanes)
+
+    def _ordered_weights(self, lanes: int) -> npt.NDArray[np.int64]:
+        return reduction_order(self.stage.convolution.weight, lanes)
+
+    def _make_window(self, shape: Shape, max_width: int) -> AnyWindow:
+        convolution, core = self.stage.convolution, self.core.shape
+        return Window(
+            kernel=convolution.kernel,
+            stride=convolution.stride,
+            padding=convolution.padding,
+            channels=convolution.in_channels,
+            shape=shape,
+            lanes=self.core.lanes,
+            pixels=core.pixels,
+            passes=core.passes,
+            pass_cycles=core.pass_cycles(core.phases.total),
+            max_width=max_width,
+        )
+
+    @property
+    def i_beats(self) -> int:
+        return self.regroup.i_beats
+
+    @property
+    def latency(self) -> int:
+        return Core.latency + self.post.latency
+
+    @property
+    def line_resources(self) -> Resources:
+        return Resources.total(bank.resources() for bank in self.window.banks)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        conv = self.stage.convolution
+        return conv.output_size(height), conv.output_size(width)
+
+    def timing(self, height: int, width: int) -> dict[str, int | tuple[int, ...]]:
+        out_height, out_width = self.output_size(height, width)
+        return {
+            **self.regroup.timing(),
+            **self.window.timing(height, width),
+            **self.core.shape.timing(),
+            "out_height": out_height,
+            "out_width": out_width,
+            "post_latency": self.latency,
+            "fifo_depth": self.fifo.depth,
+        }
+
     def resources(self) -> Resources:
         parts = (self.regroup, self.skid, self.window, self.core, self.post, self.fifo)
         return Resources.total(part.resources() for part in parts)
+
+
+class Convolution(UnitKind):
+    """What plain and transposed convolutions have in common."""
+
+    slot = "convolution"
+
+    @property
+    def in_channels(self) -> int:
+        return self.stage.convolution.in_channels
+
+    @property
+    def operands(self) -> tuple[Shape, Shape]:
+        return convolution_operands(self.stage, self.source)
+
+    @property
+    def accumulator_bits(self) -> int:
+        return accumulator_shape(self.stage, self.source).width
+
+    @property
+    def weights(self) -> npt.NDArray[np.integer]:
+        return self.stage.convolution.weight
+
+    def macs(self, height: int, width: int) -> int:
+        return self.stage.convolution.macs(height, width)
+
+    def problem(self, folding: ArrayFolding, chains: int, before: int | None) -> str | None:
+        if folding.lanes > self.in_channels:
+            return f"lanes must not exceed the {self.in_channels} input channels"
+        if before is not None and not divides(before, folding.lanes):
+            return f"lanes must divide or be divided by the {before} channels per beat before it"
+        return super().problem(folding, chains, before)
+
+    def array_resources(self, folding: ArrayFolding, chains: int, max_width: int) -> Resources:
+        skid = skid_resources(folding.lanes * self.operands[0].width)
+        window = self.window_resources(folding, max_width)
+        return self.core_resources(folding, chains) + skid + window
+
+    @abstractmethod
+    def window_resources(self, folding: ArrayFolding, max_width: int) -> Resources:
+        """What the window buffer takes."""
+
+    def output_resources(self, chains: int) -> Resources:
+        stage = self.stage
+        post = Requantize(
+            bias=[int(b) for b in stage.convolution.bias],
+            constants=stage.requantizer,
+            accumulator_shape=accumulator_shape(stage, self.source),
+            lanes=chains,
+            normalization=stage.normalization,
+        )
+        depth = fifo_depth(Core.latency + post.latency)
+        fifo = CreditFifo(shape=output_payload(post, chains), depth=depth)
+        return post.resources() + fifo.resources()
+
+    unit: ClassVar[type[ConvUnit]]
+    """The gateware."""
+
+    def component(
+        self, folding: ArrayFolding, *, chains: int, i_lanes: int, max_width: int
+    ) -> ConvUnit:
+        return self.unit(
+            stage=self.stage,
+            source=self.source,
+            i_lanes=i_lanes,
+            pixels=folding.pixels,
+            chains=chains,
+            chain_length=folding.chain_length,
+            lanes=folding.lanes,
+            max_width=max_width,
+            backend=folding.backend,
+        )
+
+
+class PlainConvolution(Convolution):
+    """A convolution that is not transposed."""
+
+    unit = ConvUnit
+
+    @staticmethod
+    def fits(stage: Stage) -> bool:
+        return not stage.convolution.transposed
+
+    def phases(self, lanes: int) -> Phases:
+        return plain_phases(self.stage.convolution, lanes)
+
+    def window_resources(self, folding: ArrayFolding, max_width: int) -> Resources:
+        conv = self.stage.convolution
+        row = window_row_words(
+            max_width=max_width,
+            padding=conv.padding,
+            stride=conv.stride,
+            groups=ceil_div(conv.in_channels, folding.lanes),
+            pixels=folding.pixels,
+        )
+        return window_resources(
+            window_rows(conv.kernel, conv.stride) * row,
+            lanes=folding.lanes,
+            bits=self.operands[0].width,
+            pixels=folding.pixels,
+        )

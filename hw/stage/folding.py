@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
-
-from amaranth.hdl import Shape, signed, unsigned
 from pydantic import BaseModel, ConfigDict, Field
 
-from lichen.hw.device.unit import shape_of
-from lichen.hw.engine.element import ELEMENTS, Backend, packs
-from lichen.network.arithmetic import ceil_div
-from lichen.network.description import Format, Stage, Transform
+from lichen.hw.engine.element import Backend
 
 
 class _Model(BaseModel):
@@ -55,9 +49,21 @@ class StageFolding(_Model):
     normalization: ArrayFolding | None = None
 
     @property
+    def arrays(self) -> dict[str, ArrayFolding | None]:
+        """The arrays by the slots that unit kinds name, None where there is none."""
+        return {"convolution": self.convolution, "normalization": self.normalization}
+
+    def array(self, slot: str) -> ArrayFolding:
+        """The array of a slot that the stage has."""
+        array = self.arrays[slot]
+        if array is None:
+            raise ValueError(f"the folding has no {slot}")
+        return array
+
+    @property
     def multipliers(self) -> int:
         """Multipliers of the stage's arrays."""
-        arrays = [a for a in (self.convolution, self.normalization) if a is not None]
+        arrays = [a for a in self.arrays.values() if a is not None]
         return sum(a.pixels * a.chain_length * self.chains * a.lanes for a in arrays)
 
 
@@ -74,66 +80,7 @@ class Folding(_Model):
     max_width: int = Field(ge=1, le=65535)
     stages: list[StageFolding] = Field(min_length=1)
 
-    def check(self, transform: Transform) -> Self:
-        """Raise ValueError, naming the stage, unless this folding fits the transform."""
-        if len(self.stages) != len(transform.stages):
-            raise ValueError(
-                f"the folding has {len(self.stages)} stages, the transform {len(transform.stages)}"
-            )
-        chains = None
-        for stage, source, folding in zip(
-            transform.stages, transform.sources, self.stages, strict=True
-        ):
-            problem = _problem(stage, folding, chains) or _backend_problem(stage, folding, source)
-            if problem:
-                raise ValueError(f"stage {stage.name}: {problem}")
-            chains = folding.chains
-        return self
 
-
-def _divides(a: int, b: int) -> bool:
+def divides(a: int, b: int) -> bool:
+    """Whether one of two numbers of channels per beat divides the other, as regrouping wants it."""
     return a % b == 0 or b % a == 0
-
-
-def _problem(stage: Stage, folding: StageFolding, source_chains: int | None) -> str | None:
-    """What is wrong with a stage's folding, if anything."""
-    channels, chains = stage.out_channels, folding.chains
-    conv, norm = folding.convolution, folding.normalization
-    if stage.convolution.transposed:
-        return "transposed convolutions cannot be generated yet"
-    if (norm is None) != (stage.normalization is None):
-        return "the folding must fold a normalization exactly where the stage has one"
-    if conv.lanes > stage.convolution.in_channels:
-        return f"lanes must not exceed the {stage.convolution.in_channels} input channels"
-    if source_chains is not None and not _divides(source_chains, conv.lanes):
-        return f"lanes must divide or be divided by the {source_chains} channels per beat before it"
-    for array in (conv, norm):
-        if array is not None and array.chain_length > ceil_div(channels, chains):
-            return f"chains x chain_length must not exceed the {channels} output channels"
-    if norm is not None and norm.lanes > channels:
-        return f"lanes of the normalization must not exceed its {channels} channels"
-    if norm is not None and not _divides(chains, norm.lanes):
-        return f"lanes of the normalization must divide or be divided by the {chains} chains"
-    return None
-
-
-def operand_shapes(stage: Stage, source: Format) -> list[tuple[Shape, Shape]]:
-    """Activation and weight of the stage's convolution, and of its normalization if any."""
-    shapes = [(shape_of(source.lo, source.hi), signed(stage.convolution.weight_bits))]
-    norm = stage.normalization
-    if norm is not None:
-        shapes.append((unsigned(norm.u_bits), unsigned(norm.gamma_bits)))
-    return shapes
-
-
-def _backend_problem(stage: Stage, folding: StageFolding, source: Format) -> str | None:
-    arrays = [folding.convolution, folding.normalization]
-    for array, (a, w) in zip(arrays, operand_shapes(stage, source), strict=False):
-        if array is None or array.backend is not Backend.PACKED:
-            continue
-        ways = ELEMENTS[array.backend].ways
-        if array.chain_length % ways:
-            return f"chain_length must be a multiple of {ways} with the packed back-end"
-        if not packs(a, w):
-            return f"two products of {w} and {a} do not fit one multiplier, as packed wants it"
-    return None

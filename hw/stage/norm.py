@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 import numpy as np
-from amaranth.hdl import Const, Module, Mux, Signal, unsigned
+import numpy.typing as npt
+from amaranth.hdl import Const, Module, Mux, Shape, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
-from lichen.hw.device.memory import CreditFifo, Ram, fifo_depth
+from lichen.hw.device.memory import CreditFifo, Ram, fifo_depth, ram_resources
 from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of, shape_of
 from lichen.hw.engine.core import Core, CoreShape
 from lichen.hw.engine.element import Backend
+from lichen.hw.engine.feed import Phases
 from lichen.hw.engine.pipe import PIPE_MULTIPLY, Pipe
-from lichen.hw.engine.pixel_buffer import PixelBuffer
-from lichen.hw.engine.regroup import Regroup
+from lichen.hw.engine.pixel_buffer import PixelBuffer, pixel_buffer_resources
+from lichen.hw.engine.regroup import Regroup, regroup_resources
 from lichen.hw.engine.requantize import constant_words
 from lichen.hw.engine.window import SIZE_BITS
+from lichen.hw.stage.folding import ArrayFolding, divides
+from lichen.hw.stage.kind import StageUnit, UnitKind
 from lichen.network.arithmetic import NORM_BITS, ROOT_TABLES, ceil_div
-from lichen.network.description import Format, Normalization
+from lichen.network.description import Format, Normalization, Stage
 
 
 def norm_payload(source: Format, normalization: Normalization, lanes: int) -> data.StructLayout:
@@ -144,7 +148,7 @@ def waiting_depth(shape: CoreShape, lanes: int) -> int:
     return groups * shape.pixels * shape.beats + 2 * max(1, lanes // shape.chains)
 
 
-class NormUnit(Unit):
+class NormUnit(StageUnit):
     """A whole normalization: pixel buffer, gamma array, root, scaling.
 
     Parameters
@@ -163,8 +167,9 @@ class NormUnit(Unit):
     -------
     i : In(stream of `norm_payload`)
     o : Out(stream)
-    width : In(16)
-        Pixels per row.
+    width, height : In(16)
+    out_width, out_height : Out(16)
+        The same.
     empty : Out(1)
         Nothing is inside, once whole rows have come.
     """
@@ -202,12 +207,12 @@ class NormUnit(Unit):
             lanes=lanes,
             pixels=pixels,
             passes=self.core.shape.passes,
-            pass_cycles=self.core.shape.pass_cycles,
+            pass_cycles=self.core.shape.pass_cycles(steps),
         )
         self.regroup = Regroup(shape=u_shape, channels=channels, i_lanes=chains, o_lanes=lanes)
         self.post = Normalize(normalization=norm, source=source, lanes=chains)
         y = lanes_of(self.post.y_shape, chains)
-        self.fifo = CreditFifo(shape=y, depth=fifo_depth(Core.latency + self.post.latency))
+        self.fifo = CreditFifo(shape=y, depth=fifo_depth(self.latency))
         # Every x waits while its group is in the pixel buffer or in a drain bank; a beat or
         # two more sit in the regrouper.
         self._x_shape = lanes_of(self.post.x_shape, chains)
@@ -222,6 +227,9 @@ class NormUnit(Unit):
                     "o": Out(stream.Signature(y)),
                     "width": In(SIZE_BITS),
                     "empty": Out(1),
+                    "height": In(SIZE_BITS),
+                    "out_width": Out(SIZE_BITS),
+                    "out_height": Out(SIZE_BITS),
                 }
             )
         )
@@ -240,6 +248,8 @@ class NormUnit(Unit):
             self.i.ready.eq(regroup.i.ready),
             buffer.width.eq(self.width),
             self.empty.eq(regroup.empty & buffer.empty & core.empty & fifo.empty),
+            self.out_width.eq(self.width),
+            self.out_height.eq(self.height),
         ]
         connect(m, regroup.o, buffer.i)
         connect(m, buffer.feed, core.feed)
@@ -265,7 +275,7 @@ class NormUnit(Unit):
             post.beat.eq(core.o_beat),
             post.sum.eq(core.o),
             post.x.eq(x),
-            fifo.push.eq(delayed(m, core.o_issue, Core.latency + post.latency, "push")),
+            fifo.push.eq(delayed(m, core.o_issue, self.latency, "push")),
             fifo.i.eq(post.y),
         ]
         m.d.comb += [
@@ -275,6 +285,30 @@ class NormUnit(Unit):
         ]
         return m
 
+    @property
+    def i_beats(self) -> int:
+        return self.regroup.i_beats
+
+    @property
+    def latency(self) -> int:
+        return Core.latency + self.post.latency
+
+    @property
+    def line_resources(self) -> Resources:
+        return Resources.total(ram.resources() for ram in self.buffer.rams)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def timing(self, height: int, width: int) -> dict[str, int | tuple[int, ...]]:
+        return {
+            **self.regroup.timing(),
+            **self.buffer.timing(width),
+            **self.core.shape.timing(),
+            "post_latency": self.latency,
+            "fifo_depth": self.fifo.depth,
+        }
+
     def resources(self) -> Resources:
         parts = (self.core, self.buffer, self.regroup, self.post, self.fifo, self.x_ram)
         return Resources.total(part.resources() for part in parts) + NORM_CONTROL
@@ -282,3 +316,85 @@ class NormUnit(Unit):
 
 NORM_CONTROL = Resources(lut=40)
 """What a `NormUnit` takes beside its parts."""
+
+
+class DivisiveNormalization(UnitKind):
+    """GDN, IGDN, GDN1 or IGDN1."""
+
+    slot = "normalization"
+    suffix = "_norm"
+
+    @staticmethod
+    def fits(stage: Stage) -> bool:
+        return stage.normalization is not None
+
+    @property
+    def _norm(self) -> Normalization:
+        assert self.stage.normalization is not None
+        return self.stage.normalization
+
+    @property
+    def in_channels(self) -> int:
+        return self.channels
+
+    @property
+    def operands(self) -> tuple[Shape, Shape]:
+        return unsigned(self._norm.u_bits), unsigned(self._norm.gamma_bits)
+
+    @property
+    def accumulator_bits(self) -> int:
+        return NORM_BITS
+
+    @property
+    def weights(self) -> npt.NDArray[np.integer]:
+        return self._norm.gamma
+
+    def phases(self, lanes: int) -> Phases:
+        return Phases.one(ceil_div(self.channels, lanes))
+
+    def macs(self, height: int, width: int) -> int:
+        return self._norm.macs(height, width)
+
+    def problem(self, folding: ArrayFolding, chains: int, before: int | None) -> str | None:
+        if folding.lanes > self.channels:
+            return f"lanes of the normalization must not exceed its {self.channels} channels"
+        if not divides(chains, folding.lanes):
+            return f"lanes of the normalization must divide or be divided by the {chains} chains"
+        return super().problem(folding, chains, before)
+
+    def array_resources(self, folding: ArrayFolding, chains: int, max_width: int) -> Resources:
+        x = self.stage.requantizer.output
+        waiting = ram_resources(
+            waiting_depth(self.shape(folding, chains), folding.lanes),
+            chains * shape_of(x.lo, x.hi).width,
+            writable=True,
+        )
+        buffer = pixel_buffer_resources(
+            self.channels,
+            lanes=folding.lanes,
+            bits=self.operands[0].width,
+            pixels=folding.pixels,
+        )
+        regroup = regroup_resources(chains, folding.lanes)
+        return self.core_resources(folding, chains) + waiting + buffer + regroup + NORM_CONTROL
+
+    def output_resources(self, chains: int) -> Resources:
+        post = Normalize(
+            normalization=self._norm, source=self.stage.requantizer.output, lanes=chains
+        )
+        depth = fifo_depth(Core.latency + post.latency)
+        fifo = CreditFifo(shape=lanes_of(post.y_shape, chains), depth=depth)
+        return post.resources() + fifo.resources()
+
+    def component(
+        self, folding: ArrayFolding, *, chains: int, i_lanes: int, max_width: int
+    ) -> NormUnit:
+        return NormUnit(
+            normalization=self._norm,
+            source=self.stage.requantizer.output,
+            pixels=folding.pixels,
+            chains=chains,
+            chain_length=folding.chain_length,
+            lanes=folding.lanes,
+            backend=folding.backend,
+        )

@@ -1,5 +1,5 @@
 # amaranth: UnusedElaboratable=no
-"""A whole transform as a pipeline of engines: pixels in, latents out."""
+"""A whole transform as a pipeline of engines: one tensor in, another one out."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from lichen.hw.device.unit import Resources, Unit, lanes_of
-from lichen.hw.engine.core import Core
 from lichen.hw.engine.feed import FEED_LATENCY
 from lichen.hw.engine.gate import FrameGate
 from lichen.hw.engine.window import SIZE_BITS, SIZE_LATENCY
-from lichen.hw.plan import timing
-from lichen.hw.stage.conv import ConvUnit
+from lichen.hw.stage import timing
 from lichen.hw.stage.folding import Folding
-from lichen.hw.stage.norm import NormUnit
-from lichen.network.description import Stage, Transform
+from lichen.hw.stage.kind import StageUnit, UnitKind
+from lichen.hw.stage.kinds import check_folding, transform_units
+from lichen.network.description import Transform
 
 
 class Pipeline(Unit):
@@ -29,7 +28,6 @@ class Pipeline(Unit):
     Parameters
     ----------
     transform : Transform
-        Plain convolutions only.
     folding : Folding
     debug : bool
         Adds an observer port ``tap_NAME`` for every stage's output stream, and a bit ``busy_NAME``
@@ -59,53 +57,36 @@ class Pipeline(Unit):
         debug: bool = False,
         restartable: bool = False,
     ):
-        folding.check(transform)
+        check_folding(folding, transform)
         self.transform, self.folding, self.debug = transform, folding, debug
         self.restartable = restartable
         self.in_lanes = folding.stages[0].convolution.lanes
         self.out_lanes = folding.stages[-1].chains
-        self.units: list[ConvUnit | NormUnit] = []
-        self.taps: list[str] = []
+        self.kinds: list[UnitKind] = []
+        self.units: list[StageUnit] = []
+        self._taps: dict[str, str] = {}  # stages by the names of their last units
         lanes, width = self.in_lanes, folding.max_width
         ports: dict[str, object] = {}
-        for stage, source, fold in zip(
-            transform.stages, transform.sources, folding.stages, strict=True
-        ):
-            conv = ConvUnit(
-                stage=stage,
-                source=source,
-                i_lanes=lanes,
-                pixels=fold.convolution.pixels,
-                chains=fold.chains,
-                chain_length=fold.convolution.chain_length,
-                lanes=fold.convolution.lanes,
-                max_width=width,
-                backend=fold.convolution.backend,
-            )
-            self.units.append(conv)
-            if stage.normalization is not None:
-                assert fold.normalization is not None
-                norm = NormUnit(
-                    normalization=stage.normalization,
-                    source=stage.requantizer.output,
-                    pixels=fold.normalization.pixels,
-                    chains=fold.chains,
-                    chain_length=fold.normalization.chain_length,
-                    lanes=fold.normalization.lanes,
-                    backend=fold.normalization.backend,
+        for kinds, fold in zip(transform_units(transform), folding.stages, strict=True):
+            for kind in kinds:
+                unit = kind.component(
+                    fold.array(kind.slot), chains=fold.chains, i_lanes=lanes, max_width=width
                 )
-                self.units.append(norm)
-            lanes, width = fold.chains, max(1, stage.convolution.output_size(width))
+                self.kinds.append(kind)
+                self.units.append(unit)
+                lanes, width = fold.chains, max(1, unit.output_size(1, width)[1])
+                if debug:
+                    ports[f"busy_{kind.name}"] = Out(1)
             if debug:
-                ports |= {f"busy_{name}": Out(1) for name in self._names_of(stage)}
-                self.taps.append(stage.name)
-                payload = self.units[-1].o.payload.shape()
-                ports[f"tap_{stage.name}"] = Out(
+                name = kinds[-1].stage.name
+                self._taps[kinds[-1].name] = name
+                payload = unit.o.payload.shape()
+                ports[f"tap_{name}"] = Out(
                     wiring.Signature({"payload": Out(payload), "valid": Out(1), "ready": Out(1)})
                 )
         self.gate = FrameGate(
             shape=self.units[0].i.payload.shape(),
-            beats=self.units[0].regroup.i_beats,
+            beats=self.units[0].i_beats,
             settle=SIZE_LATENCY * len(transform.stages),
         )
         out = transform.output
@@ -125,7 +106,6 @@ class Pipeline(Unit):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        names = iter(self._names())
         gate, source = self.gate, self.gate.o
         size = gate.frame_width, gate.frame_height
         m.d.comb += [
@@ -135,13 +115,12 @@ class Pipeline(Unit):
             gate.width.eq(self.width),
             gate.height.eq(self.height),
         ]
-        stage = 0
         # Both walk from unit to unit, a register each. A unit that is empty behind units that are
         # stays so.
         restart = self.restart if self.restartable else None
         empty = gate.drain
-        for unit in self.units:
-            name = next(names)
+        for kind, unit in zip(self.kinds, self.units, strict=True):
+            name = kind.name
             if restart is None:
                 m.submodules[name] = unit
             else:
@@ -155,22 +134,18 @@ class Pipeline(Unit):
             m.d.sync += empty_here.eq(empty & unit.empty)
             empty = empty_here
             connect(m, source, unit.i)
-            m.d.comb += unit.width.eq(size[0])
-            if isinstance(unit, ConvUnit):
-                m.d.comb += unit.height.eq(size[1])
-                size = (unit.out_width, unit.out_height)
+            m.d.comb += [unit.width.eq(size[0]), unit.height.eq(size[1])]
+            size = (unit.out_width, unit.out_height)
             if self.debug:
                 m.d.comb += getattr(self, f"busy_{name}").eq(unit.core.feed.step)
             source = unit.o
-            ends = isinstance(unit, NormUnit) or unit.stage.normalization is None
-            if self.debug and ends:
-                tap = getattr(self, f"tap_{self.taps[stage]}")
+            if name in self._taps:
+                tap = getattr(self, f"tap_{self._taps[name]}")
                 m.d.comb += [
                     tap.payload.as_value().eq(source.payload.as_value()),
                     tap.valid.eq(source.valid),
                     tap.ready.eq(source.ready),
                 ]
-                stage += 1
         if restart is None:
             m.submodules.gate = gate
         m.d.comb += gate.empty.eq(empty)
@@ -179,51 +154,44 @@ class Pipeline(Unit):
         m.d.comb += [self.o.valid.eq(source.valid), source.ready.eq(self.o.ready)]
         return m
 
-    @staticmethod
-    def _names_of(stage: Stage) -> list[str]:
-        names = [stage.name]
-        if stage.normalization is not None:
-            names.append(f"{stage.name}_norm")
-        return names
+    @property
+    def names(self) -> list[str]:
+        """Of the units; normalizations are called STAGE_norm."""
+        return [kind.name for kind in self.kinds]
 
-    def _names(self) -> list[str]:
-        return [name for stage in self.transform.stages for name in self._names_of(stage)]
+    @property
+    def taps(self) -> list[str]:
+        """Stages whose output is observed, in pipeline order."""
+        return list(self._taps.values())
 
     @property
     def restart_cycles(self) -> int:
         """How long ``restart`` must be high: registers without a reset have to run empty."""
-        longest = max(
-            FEED_LATENCY + unit.core.array.latency + Core.latency + unit.post.latency
-            for unit in self.units
-        )
+        longest = max(FEED_LATENCY + unit.core.array.latency + unit.latency for unit in self.units)
         return longest + len(self.units)
 
     def resources(self) -> Resources:
         return Resources.total(part.resources() for part in (self.gate, *self.units))
 
     def stage_resources(self) -> dict[str, Resources]:
-        """What each unit takes, by its name; normalizations are called STAGE_norm."""
-        return {
-            name: unit.resources() for name, unit in zip(self._names(), self.units, strict=True)
-        }
+        """What each unit takes, by its name."""
+        return {name: unit.resources() for name, unit in zip(self.names, self.units, strict=True)}
 
     def multipliers(self) -> dict[str, int]:
         """Products a cycle of each unit's array, by its name."""
         shapes = [(unit.core.shape, unit.core.lanes) for unit in self.units]
         return {
             name: shape.pixels * shape.chains * shape.chain_length * lanes
-            for name, (shape, lanes) in zip(self._names(), shapes, strict=True)
+            for name, (shape, lanes) in zip(self.names, shapes, strict=True)
         }
 
     def macs(self, height: int, width: int) -> dict[str, int]:
         """Multiplications that a frame needs, by unit; those that fill up an array not counted."""
-        needed: list[int] = []
-        sizes = self.transform.sizes(height, width)[1:]
-        for stage, size in zip(self.transform.stages, sizes, strict=True):
-            needed.append(stage.convolution.macs(*size))
-            if stage.normalization is not None:
-                needed.append(stage.normalization.macs(*size))
-        return dict(zip(self._names(), needed, strict=True))
+        needed, size = {}, (height, width)
+        for kind, unit in zip(self.kinds, self.units, strict=True):
+            size = unit.output_size(*size)
+            needed[kind.name] = kind.macs(*size)
+        return needed
 
     def predicted_cycles(self, height: int, width: int) -> int:
         """Cycles from the first beat accepted to the last beat leaving, both included.

@@ -9,7 +9,8 @@ import numpy as np
 from amaranth.hdl import Shape
 
 from lichen.hw.engine.element import Backend, packs
-from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding, operand_shapes
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
+from lichen.hw.stage.kinds import units_of
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Activation, Transform
@@ -69,7 +70,8 @@ def random_folding(
     """A valid folding whose every array has at most ``most`` multipliers."""
     stages, before = [], None
     for stage, source in zip(transform.stages, transform.sources, strict=True):
-        channels, operands = stage.out_channels, operand_shapes(stage, source)
+        channels = stage.out_channels
+        operands = [kind.operands for kind in units_of(stage, source)]
         chains = int(rng.integers(1, min(4, channels) + 1))
         inputs = stage.convolution.in_channels
         conv = random_array(rng, channels, inputs, before, chains, most, operands[0])

@@ -11,6 +11,7 @@ from lichen.boards.board import Budget
 from lichen.errors import UserError
 from lichen.hw.plan.planner import PHOTO, evaluate, fits, frame_cycles, plan, tile_widths
 from lichen.hw.plan.tiling import tiles
+from lichen.hw.stage.kinds import check_folding
 from lichen.network.description import Activation, Transform
 from lichen.network.random import StageShape, random_factorized, random_transform
 from lichen.sim.transform import simulate_transform
@@ -28,7 +29,7 @@ def test_a_plan_keeps_to_its_budget(budget: Budget, width: int) -> None:
     tiny = models.load_network("tiny").transforms["g_a"]
     found = plan(tiny, budget, max_width=width)
     assert found.folding.max_width == width
-    found.folding.check(tiny)
+    check_folding(found.folding, tiny)
     assert found.resources.dsp <= budget.dsp
     assert found.resources.bram <= budget.bram
     assert found.resources.lut <= budget.lut

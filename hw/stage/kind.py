@@ -1,0 +1,189 @@
+"""What a unit of a stage is, before it is folded: the one interface of all kinds of units.
+
+The planner, the cycle model, the pipeline and the builds of single units iterate over kinds
+(`lichen.hw.stage.kinds`) and ask them; none of them knows which kinds there are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property, lru_cache
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from amaranth.hdl import Shape
+
+from lichen.hw.device.memory import bit_information
+from lichen.hw.device.unit import Resources, Unit
+from lichen.hw.engine.array import array_latency
+from lichen.hw.engine.core import Core, CoreShape, core_resources
+from lichen.hw.engine.element import ELEMENTS, Backend, Element, packs
+from lichen.hw.engine.feed import Phases
+from lichen.hw.stage.folding import ArrayFolding
+from lichen.network.arithmetic import ceil_div
+from lichen.network.description import Format, Stage
+
+
+class StageUnit(Unit):
+    """A unit of a pipeline: an array, what feeds it and what follows.
+
+    It has streams ``i`` and ``o``, inputs ``width`` and ``height`` (the size of its input) and
+    outputs ``out_width``, ``out_height`` and ``empty`` (between frames, nothing on its way).
+
+    Attributes
+    ----------
+    core : Core
+    """
+
+    core: Core
+
+    @property
+    @abstractmethod
+    def i_beats(self) -> int:
+        """Beats of the input per pixel."""
+
+    @property
+    @abstractmethod
+    def latency(self) -> int:
+        """Cycles from a beat's leaving its drain bank to its reaching the output queue."""
+
+    @property
+    @abstractmethod
+    def line_resources(self) -> Resources:
+        """What the memories that hold pixels for the array take."""
+
+    @abstractmethod
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns made of an input of this size."""
+
+    @abstractmethod
+    def timing(self, height: int, width: int) -> dict[str, int | tuple[int, ...]]:
+        """The unit's row of the cycle model for an input of this size, by `cycles.UNIT`'s names."""
+
+
+@lru_cache(maxsize=4096)
+def _element(backend: Backend, a: Shape, w: Shape, lanes: int) -> Element:
+    return ELEMENTS[backend](a_shape=a, w_shape=w, lanes=lanes)
+
+
+class UnitKind(ABC):
+    """A kind of unit, for one stage.
+
+    Parameters
+    ----------
+    stage : Stage
+    source : Format
+        Of the stage's input.
+
+    Attributes
+    ----------
+    slot : str
+        The field of a `StageFolding` that folds it.
+    suffix : str
+        What its name adds to the stage's.
+    """
+
+    slot: ClassVar[str]
+    suffix: ClassVar[str] = ""
+
+    def __init__(self, stage: Stage, source: Format):
+        self.stage, self.source = stage, source
+
+    @staticmethod
+    @abstractmethod
+    def fits(stage: Stage) -> bool:
+        """Whether the stage has a unit of this kind."""
+
+    @property
+    def name(self) -> str:
+        """Of the unit, within its transform."""
+        return self.stage.name + self.suffix
+
+    @property
+    def channels(self) -> int:
+        """Channels of its output."""
+        return self.stage.out_channels
+
+    @property
+    @abstractmethod
+    def in_channels(self) -> int:
+        """Channels of its input."""
+
+    @property
+    @abstractmethod
+    def operands(self) -> tuple[Shape, Shape]:
+        """Of the array: an activation and a weight."""
+
+    @property
+    @abstractmethod
+    def accumulator_bits(self) -> int:
+        """Of the array."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> npt.NDArray[np.integer]:
+        """Of the array, in any order."""
+
+    @abstractmethod
+    def phases(self, lanes: int) -> Phases:
+        """Steps of a pass over so many reduction lanes."""
+
+    @abstractmethod
+    def macs(self, height: int, width: int) -> int:
+        """Multiplications of a frame of which the unit makes so many rows and columns."""
+
+    def problem(self, folding: ArrayFolding, chains: int, before: int | None) -> str | None:
+        """What keeps this folding from fitting, if anything.
+
+        ``before`` is the number of channels per beat of the input, None where they are free.
+        """
+        if folding.chain_length > ceil_div(self.channels, chains):
+            return f"chains x chain_length must not exceed the {self.channels} output channels"
+        if folding.backend is Backend.PACKED:
+            ways = ELEMENTS[folding.backend].ways
+            if folding.chain_length % ways:
+                return f"chain_length must be a multiple of {ways} with the packed back-end"
+            if not packs(*self.operands):
+                a, w = self.operands
+                return f"two products of {w} and {a} do not fit one multiplier, as packed wants it"
+        return None
+
+    def shape(self, folding: ArrayFolding, chains: int) -> CoreShape:
+        """The dimensions of its core."""
+        element = _element(folding.backend, *self.operands, folding.lanes)
+        return CoreShape(
+            channels=self.channels,
+            phases=self.phases(folding.lanes),
+            pixels=folding.pixels,
+            chains=chains,
+            chain_length=folding.chain_length,
+            array_latency=array_latency(element, folding.chain_length),
+        )
+
+    @cached_property
+    def _information(self) -> float:
+        return bit_information(self.weights, self.operands[1].width)
+
+    def core_resources(self, folding: ArrayFolding, chains: int) -> Resources:
+        """What its core takes."""
+        return core_resources(
+            self.shape(folding, chains),
+            _element(folding.backend, *self.operands, folding.lanes),
+            accumulator_bits=self.accumulator_bits,
+            information=self._information,
+        )
+
+    @abstractmethod
+    def array_resources(self, folding: ArrayFolding, chains: int, max_width: int) -> Resources:
+        """What its core takes with its buffers; regrouping of the stage's input left out."""
+
+    @abstractmethod
+    def output_resources(self, chains: int) -> Resources:
+        """What stands behind the array."""
+
+    @abstractmethod
+    def component(
+        self, folding: ArrayFolding, *, chains: int, i_lanes: int, max_width: int
+    ) -> StageUnit:
+        """The unit, for inputs of ``i_lanes`` channels a beat and at most ``max_width`` columns."""
