@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from amaranth.hdl import Shape
@@ -14,7 +14,7 @@ from lichen.hw.stage.kinds import units_of
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Activation, Transform
-from lichen.network.random import StageShape, random_transform
+from lichen.network.random import StageShape, random_transform, symmetric
 
 NORMS = (Activation.GDN, Activation.IGDN, Activation.GDN1, Activation.IGDN1)
 PLAIN = (Activation.NONE, Activation.RELU, Activation.LEAKY_RELU)
@@ -111,11 +111,45 @@ def random_case(seed: int, *, cycles: int = 5000) -> Case:
         transform = random_transform(rng, shapes, in_channels=_pick(rng, (1, 3, 3, 4)))
         height, width = (int(v) for v in rng.integers(1, 34, 2))
         folding = random_folding(rng, transform, width + int(rng.integers(0, 20)))
-        try:
-            transform.sizes(height, width)
-        except ValueError:
-            continue
-        if Pipeline(transform, folding).predicted_cycles(height, width) <= cycles:
+        if _runs(transform, folding, (height, width), cycles):
             break
     image = rng.integers(0, 256, (height, width, transform.in_channels))
+    return Case(transform, folding, image)
+
+
+def _runs(transform: Transform, folding: Folding, size: tuple[int, int], cycles: int) -> bool:
+    """Whether a frame of this height and width leaves something, in so many cycles."""
+    try:
+        transform.sizes(*size)
+    except ValueError:
+        return False
+    return Pipeline(transform, folding).predicted_cycles(*size) <= cycles
+
+
+def random_upsampling(seed: int, *, cycles: int = 4000) -> Case:
+    """A decoder's transform likewise: transposed convolutions, perhaps a plain one behind."""
+    rng = np.random.default_rng(seed)
+    while True:
+        shapes = []
+        for _ in range(int(rng.integers(1, 3))):
+            kernel, stride = int(rng.integers(2, 10)), int(rng.integers(1, 5))
+            shape = random_shape(rng, int(rng.integers(1, 10)))
+            geometry = {
+                "kernel": kernel,
+                "stride": stride,
+                "padding": _pick(rng, (kernel // 2, int(rng.integers(0, kernel)))),
+                "output_padding": int(rng.integers(0, stride)),
+            }
+            shapes.append(replace(shape, transposed=True, **geometry))
+        if rng.random() < 0.2:
+            shapes.append(random_shape(rng, 3))
+        source = symmetric(int(rng.integers(3, 10)))
+        transform = random_transform(
+            rng, shapes, in_channels=int(rng.integers(1, 9)), source=source
+        )
+        height, width = (int(v) for v in rng.integers(1, 9, 2))
+        folding = random_folding(rng, transform, width + int(rng.integers(0, 5)), most=24)
+        if _runs(transform, folding, (height, width), cycles):
+            break
+    image = rng.integers(source.lo, source.hi + 1, (height, width, transform.in_channels))
     return Case(transform, folding, image)

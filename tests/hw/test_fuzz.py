@@ -7,12 +7,14 @@ Reproduce one case with the command its failure prints, or run any range of seed
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from lichen.network.description import Transform
 from lichen.sim.golden import run_transform
 from lichen.sim.runner import Simulator
-from tests.hw.cases import Case, random_case
+from tests.hw.cases import Case, random_case, random_upsampling
 
 
 def stage_outputs(case: Case) -> dict[str, list]:
@@ -25,8 +27,9 @@ def stage_outputs(case: Case) -> dict[str, list]:
     return outputs
 
 
-def test_random_network(fuzz_seed: int) -> None:
-    case = random_case(fuzz_seed)
+@pytest.mark.parametrize("make", [random_case, random_upsampling])
+def test_random_network(fuzz_seed: int, make: Callable[[int], Case]) -> None:
+    case = make(fuzz_seed)
     pipeline = case.pipeline()
     predicted = pipeline.predicted_cycles(*case.image.shape[:2])
     expected = stage_outputs(case)
