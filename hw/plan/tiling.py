@@ -17,7 +17,7 @@ class Tile:
     start, stop : int
         Input columns the tile is computed from.
     out_start, out_stop : int
-        Columns of the whole output it contributes.
+        Columns of the whole output that it contributes.
     skip : int
         Columns of the tile's own output left of ``out_start``.
     """
@@ -30,14 +30,23 @@ class Tile:
 
 
 def reach(transform: Transform) -> tuple[int, int]:
-    """Input columns the first output column needs left of column 0, and the last one needs
-    beyond its own ``downsampling`` columns (plain convolutions only)."""
-    left = right = 0
+    """Input columns beside its own ``downsampling`` that a block of the output needs, left and
+    right.
+
+    A block is the ``upsampling`` columns of output that follow ``downsampling`` of input. What
+    lies between the stages must be there as well, and not only what it is made of: transposed
+    convolutions crop their output on both sides, or make less than a block of the last column.
+    """
+    first, last = 0, transform.upsampling - 1
     for stage in reversed(transform.stages):
-        conv = stage.convolution
-        left = left * conv.stride + conv.padding
-        right = right * conv.stride + conv.kernel - 1 - conv.padding - (conv.stride - 1)
-    return left, max(0, right)
+        convolution = stage.convolution
+        begins, ends = first, last
+        first, last = convolution.reach(first)[0], convolution.reach(last)[1]
+        if convolution.transposed:
+            first = min(first, begins // convolution.stride)
+        while convolution.output_size(last + 1) <= ends:
+            last += 1
+    return max(0, -first), max(0, last - transform.downsampling + 1)
 
 
 def tiles(transform: Transform, width: int, max_width: int) -> list[Tile]:
@@ -48,10 +57,11 @@ def tiles(transform: Transform, width: int, max_width: int) -> list[Tile]:
 
     Raises ValueError when ``max_width`` leaves no column between the halos.
     """
-    step = transform.downsampling
+    step, grown = transform.downsampling, transform.upsampling
     out = transform.sizes(width, width)[-1][1]
     if width <= max_width:
         return [Tile(0, width, 0, out, 0)]
+    # From here on in steps of the input, which are blocks of the output.
     left, right = (ceil_div(r, step) for r in reach(transform))
     room = max_width // step
     if room - left - right < 1:
@@ -60,11 +70,19 @@ def tiles(transform: Transform, width: int, max_width: int) -> list[Tile]:
             f"{(left + right) * step} columns beside at least {step} of its own"
         )
     result = []
-    position = 0
-    while position < out:
+    position, blocks = 0, ceil_div(out, grown)
+    while position < blocks:
         first = max(0, position - left)
         stop = min(width, (first + room) * step)
-        last = out if stop == width else first + room - right
-        result.append(Tile(first * step, stop, position, last, position - first))
+        last = blocks if stop == width else first + room - right
+        result.append(
+            Tile(
+                start=first * step,
+                stop=stop,
+                out_start=position * grown,
+                out_stop=min(out, last * grown),
+                skip=(position - first) * grown,
+            )
+        )
         position = last
     return result

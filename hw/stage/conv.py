@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -269,11 +270,11 @@ class Convolution(UnitKind):
     def in_channels(self) -> int:
         return self.stage.convolution.in_channels
 
-    @property
+    @cached_property
     def operands(self) -> tuple[Shape, Shape]:
         return convolution_operands(self.stage, self.source)
 
-    @property
+    @cached_property
     def accumulator_bits(self) -> int:
         return accumulator_shape(self.stage, self.source).width
 

@@ -89,6 +89,7 @@ class UnitKind(ABC):
 
     def __init__(self, stage: Stage, source: Format):
         self.stage, self.source = stage, source
+        self._shapes: dict[tuple[ArrayFolding, int], CoreShape] = {}
 
     @staticmethod
     @abstractmethod
@@ -151,15 +152,18 @@ class UnitKind(ABC):
 
     def shape(self, folding: ArrayFolding, chains: int) -> CoreShape:
         """The dimensions of its core."""
-        element = _element(folding.backend, *self.operands, folding.lanes)
-        return CoreShape(
-            channels=self.channels,
-            phases=self.phases(folding.lanes),
-            pixels=folding.pixels,
-            chains=chains,
-            chain_length=folding.chain_length,
-            array_latency=array_latency(element, folding.chain_length),
-        )
+        key = folding, chains
+        if key not in self._shapes:
+            element = _element(folding.backend, *self.operands, folding.lanes)
+            self._shapes[key] = CoreShape(
+                channels=self.channels,
+                phases=self.phases(folding.lanes),
+                pixels=folding.pixels,
+                chains=chains,
+                chain_length=folding.chain_length,
+                array_latency=array_latency(element, folding.chain_length),
+            )
+        return self._shapes[key]
 
     @cached_property
     def _information(self) -> float:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 from amaranth.hdl import Const, Module, Mux, Shape, Signal, unsigned
@@ -337,7 +339,7 @@ class DivisiveNormalization(UnitKind):
     def in_channels(self) -> int:
         return self.channels
 
-    @property
+    @cached_property
     def operands(self) -> tuple[Shape, Shape]:
         return unsigned(self._norm.u_bits), unsigned(self._norm.gamma_bits)
 
