@@ -193,8 +193,8 @@ MUTANTS = [
     Mutant(
         "too few drain banks",
         "hw/engine/core.py",
-        "return 1 + max(1, ceil_div(drained, self.group_cycles))",
-        "return max(1, ceil_div(drained, self.group_cycles))",
+        "return 1 + max(1, ceil_div(drained, min(self.group_cycles)))",
+        "return max(1, ceil_div(drained, min(self.group_cycles)))",
         CORE,
         "Core",
     ),

@@ -14,7 +14,7 @@ from amaranth.hdl import Shape, Value, signed, unsigned
 from lichen.hw.engine.array import SystolicArray
 from lichen.hw.engine.core import Core, CoreShape
 from lichen.hw.engine.element import Backend
-from lichen.hw.engine.feed import FEED_LATENCY
+from lichen.hw.engine.feed import FEED_LATENCY, Phases
 from lichen.network.arithmetic import ceil_div
 from tests.hw.streams import SEED, Agent, Pauses, lanes, simulate, unlanes
 
@@ -190,7 +190,7 @@ class Feeder(Agent):
     def drive(self, ctx: Any, t: int) -> None:
         core, layer, feed = self.core, self.layer, self.core.feed
         shape = core.shape
-        idle = not self.starts or t - self.starts[-1] >= shape.group_cycles
+        idle = not self.starts or t - self.starts[-1] >= shape.group_cycles[0]
         number = len(self.starts)
         wanted = number < layer.groups and idle and not self.pauses()
         start = bool(wanted and ctx.get(feed.bank_free))
@@ -198,7 +198,7 @@ class Feeder(Agent):
         ctx.set(feed.count, layer.counts[number] if start else 0)
         if start:
             self.starts.append(t)
-            for cycle in range(shape.group_cycles):
+            for cycle in range(shape.group_cycles[0]):
                 self.steps[t + 1 + cycle] = number, cycle
         place = self.step_at(t)
         ctx.set(feed.step, place is not None)
@@ -214,7 +214,7 @@ class Feeder(Agent):
         if t not in self.steps:
             return None
         group, cycle = self.steps[t]
-        number, step = divmod(cycle, self.core.shape.pass_cycles)
+        number, step = divmod(cycle, self.core.shape.pass_cycles(self.layer.steps))
         return (group, number, step) if step < self.layer.steps else None
 
     @property
@@ -290,7 +290,7 @@ class TestCore:
         drain = Drain(core, layer, feeder, backpressure)
         simulate(core, [feeder, drain], limit=3000)
         if idle == backpressure == 0:
-            apart = core.shape.group_cycles
+            (apart,) = core.shape.group_cycles
             slow = [b - a for a, b in zip(feeder.starts, feeder.starts[1:], strict=False)]
             assert set(slow) == {apart}, f"Core has too few drain banks: groups {slow} apart"
 
@@ -316,8 +316,9 @@ class TestCore:
             simulate(core, [feeder, credit], limit=150)
 
     def test_the_shape_counts(self) -> None:
-        shape = CoreShape(channels=10, steps=3, pixels=2, chains=2, chain_length=4)
-        assert (shape.passes, shape.pass_cycles, shape.group_cycles) == (2, 4, 8)
+        phases = Phases.one(3)
+        shape = CoreShape(channels=10, phases=phases, pixels=2, chains=2, chain_length=4)
+        assert (shape.passes, shape.pass_cycles(3), shape.group_cycles) == (2, 4, (8,))
         assert (shape.beats, shape.rom_depth) == (5, 6)
         assert shape.frame_cycles(3, 5) == 3 * ceil_div(5, 2) * max(8, 2 * 5)
 
