@@ -19,6 +19,11 @@ from lichen.sim.samples import DEEP_MODES, REDUCED, check_samples, load_deep, ra
 PIXELS_MAX = 1 << 28
 """Largest image read: a header that claims more is taken for an attack."""
 
+PIXELS_FREE = 1 << 24
+PIXELS_PER_BYTE = 1 << 14
+"""What a file of any size may claim, or by its bytes: memory is taken before they are read. Deflate
+makes at most 1032 bytes of one, or 8256 pixels of a bit each."""
+
 EXTENSIONS = (
     ".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
@@ -98,6 +103,12 @@ def _load(path: Path, data: Path | bytes) -> tuple[Image.Image, list[str]]:
         if opened.width * opened.height > PIXELS_MAX:
             raise UserError(
                 f"{path} claims {opened.width} x {opened.height} pixels, more than {PIXELS_MAX}."
+            )
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        if opened.width * opened.height > max(PIXELS_FREE, PIXELS_PER_BYTE * size):
+            raise UserError(
+                f"{path} claims {opened.width} x {opened.height} pixels in {size} bytes, which "
+                "hold no such picture."
             )
         if (frames := getattr(opened, "n_frames", 1)) > 1:
             notes.append(f"only the first of {frames} frames is used")

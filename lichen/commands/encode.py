@@ -148,16 +148,20 @@ def _symbols(container: Container, source: Path, size: str | None) -> Latents:
 
     import numpy as np
 
+    from lichen.network.description import IMAGE
+
     match = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", size or "")
     if match is None:
         raise UserError(f"{source} holds symbols; give their image's size, as --size 768x512.")
     symbols = {}
-    files = {"y": source}
-    if container.network.hyper:
-        files["z"] = source.with_suffix(".z.npy")
+    files = {
+        latent.name: source if latent.source == IMAGE else source.with_suffix(f".{latent.name}.npy")
+        for latent in container.network.latents
+    }
     for key, file in files.items():
         try:
-            symbols[key] = np.load(file, allow_pickle=False)
+            # mapped, so that a header that claims more than there is takes no memory
+            symbols[key] = np.load(file, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise UserError(f"{file} does not exist; it should hold the symbols {key}.") from None
         except (OSError, ValueError, EOFError, MemoryError) as error:

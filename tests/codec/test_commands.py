@@ -154,6 +154,7 @@ def test_damaged_files(here, monkeypatch, capsys):
         (["encode", "x.png", "x.jpg", "-o", "s.npy"], "s.npy is a file"),
         (["encode", "s.npy", "-o", "x.lic"], "--size 768x512"),
         (["encode", "s.npy", "-o", "x.lic", "--size", "16x16"], "s.npy cannot be read"),
+        (["encode", "v.npy", "-o", "x.lic", "--size", "16x16"], "v.npy cannot be read"),
         (["encode", "empty", "-o", "out"], "holds no images"),
         (["decode", "nix.lic", "-o", "x.png"], "nix.lic does not exist"),
         (["decode", "x.png", "-o", "y.png"], "x.png: this is not a .lic file"),
@@ -172,6 +173,10 @@ def test_damaged_files(here, monkeypatch, capsys):
 def test_bad_input_exits_2_with_one_sentence(arguments, reason, here, tiny_network, photo, capsys):
     Path("empty").mkdir()
     Path("s.npy").write_bytes(b"\x93NUMPY")
+    # the header of 40 GB, and nothing after it
+    with Path("v.npy").open("wb") as file:
+        head = {"descr": "<i8", "fortran_order": False, "shape": (70_000, 70_000)}
+        np.lib.format.write_array_header_1_0(file, head)
     other = random_hyperprior(7, n=4, m=6)
     save(other, "net.lichen")
     Path("good.lic").write_bytes(Container(tiny_network).encode(photo[:16, :16]))

@@ -179,6 +179,7 @@ BAD: dict[str, tuple[Callable[[Path], bytes], str]] = {
         "damaged.png",
     ),
     "huge.png": (lambda folder: png(60000, 60000, 8, 2, b"\0"), "claims"),
+    "claims.png": (lambda folder: png(16000, 16000, 8, 2, b"\0"), "pixels in 66 bytes, which hold"),
     "vast.png": (lambda folder: png(2**31 - 1, 2**31 - 1, 8, 2, b"\0"), "vast.png"),
     "nothing.png": (lambda folder: png(0, 0, 8, 2, b""), "nothing.png"),
     "script.svg": (lambda folder: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "known format"),
