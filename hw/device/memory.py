@@ -68,6 +68,10 @@ class Piece:
         return Resources(lut=sixteenths * ceil_div(width, 4) * 6 + mux + sixteenths)
 
 
+_Best = tuple[int, int, Piece | None, tuple[int, int]]
+"""Cost and number of pieces, the first of them, and the key of the others."""
+
+
 @lru_cache(maxsize=4096)
 def pieces(depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
     """How ``depth`` words of ``width`` bits are stored for least, deepest blocks first.
@@ -81,32 +85,35 @@ def pieces(depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
         own = piece.resources(width, writable=writable)
         return BLOCK_LUTS * own.bram + own.lut
 
-    best: dict[tuple[int, int], tuple[int, tuple[Piece, ...]]] = {}
-
-    def store(start: int, most: int) -> tuple[int, tuple[Piece, ...]]:
-        """Cost and pieces of the words from ``start``, in blocks at most ``most`` deep."""
+    # The best way to store the words from a start in blocks at most so deep, by those two. Found
+    # from the end, for there may be thousands of blocks.
+    nothing: _Best = (0, 0, None, (0, 0))
+    best: dict[tuple[int, int], _Best] = {}
+    whole = {d: cost(Piece(0, d, d, w)) for d, w in BLOCK_SHAPES}
+    least = min(whole)
+    for start in range((depth - 1) // least * least, -1, -least):
         left = depth - start
-        if left <= 0:
-            return 0, ()
-        key = (start, most)
-        if key in best:
-            return best[key]
-        rest = Piece(start, left, 1 << ceil_log2(left), 0)
-        options: list[tuple[int, tuple[Piece, ...]]] = []
+        options: list[_Best] = []
         if left <= DISTRIBUTED_DEPTH_MAX:
-            options.append((cost(rest), (rest,)))
+            rest = Piece(start, left, 1 << ceil_log2(left), 0)
+            options.append((cost(rest), 1, rest, (depth, 0)))
         for block_depth, block_width in BLOCK_SHAPES:
-            if block_depth > most:
-                continue
+            if start % block_depth:
+                break
             piece = Piece(start, min(left, block_depth), block_depth, block_width)
-            price, others = store(start + block_depth, block_depth)
+            others = (start + block_depth, block_depth)
+            price, count, _, _ = best.get(others, nothing)
             # What follows needs a multiplexer behind it.
-            price += cost(piece) + (width if others else 0)
-            options.append((price, (piece, *others)))
-        best[key] = min(options, key=lambda o: (o[0], len(o[1])))
-        return best[key]
-
-    return store(0, BLOCK_SHAPES[-1][0])[1]
+            price += width if count else 0
+            price += whole[block_depth] if left >= block_depth else cost(piece)
+            options.append((price, count + 1, piece, others))
+            best[start, block_depth] = min(options, key=lambda o: o[:2])
+    found: list[Piece] = []
+    state = 0, BLOCK_SHAPES[-1][0]
+    while (entry := best.get(state, nothing))[2] is not None:
+        found.append(entry[2])
+        state = entry[3]
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -225,10 +232,8 @@ class Ram(Unit):
             outputs.append([Cat(*part) for part in parts])
         words_out: list[Value] = []
         for k, field in enumerate(fields):
-            value = outputs[-1][k]
-            for select, output in zip(chosen[-2::-1], outputs[-2::-1], strict=True):
-                value = Mux(select[self.latency + field.late], output[k], value)
-            words_out.append(value)
+            selects = [select[self.latency + field.late] for select in chosen]
+            words_out.append(_select(selects, [output[k] for output in outputs]))
         m.d.comb += self.r_data.eq(Cat(*words_out))
         return m
 
@@ -329,6 +334,17 @@ class Ram(Unit):
 
     def resources(self) -> Resources:
         return ram_resources(self.depth, self.width, writable=self.writable)
+
+
+def _select(selects: Sequence[Value], values: Sequence[Value]) -> Value:
+    """The one value whose bit is up, through as few multiplexers as there can be in a row."""
+    if len(values) == 1:
+        return values[0]
+    half = len(values) // 2
+    first = Cat(*selects[:half]).any()
+    return Mux(
+        first, _select(selects[:half], values[:half]), _select(selects[half:], values[half:])
+    )
 
 
 class FastRom(Ram):

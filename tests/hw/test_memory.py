@@ -8,14 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from amaranth.hdl import Elaboratable, Module
+from amaranth.back import rtlil
+from amaranth.hdl import Const, Elaboratable, Module, Signal
 from amaranth.sim import Simulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lichen.hw.device import ecp5
+from lichen.hw.device import ecp5, memory
 from lichen.hw.device.memory import BLOCK_SHAPES, FastRom, Ram, pieces
+from lichen.hw.device.unit import Resources
+from lichen.hw.plan import planner
+from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
+from lichen.hw.stage.pipeline import Pipeline
 from lichen.hw.verilog import emit
+from lichen.network.random import StageShape, random_transform
 
 CELLS = Path(__file__).with_name("ecp5_cells.v")
 
@@ -212,3 +218,58 @@ def test_block_ram_cells_are_made_for_the_device_alone_and_use_their_registers()
     cells = text(ecp5.Target())
     assert cells.count("DP16KD") == 2
     assert cells.count('.REGMODE_B("OUTREG")') == 2
+
+
+def test_deep_memories_take_no_deep_recursion():
+    """The weights of a layer of 2048 channels fill thousands of blocks."""
+    found = pieces(4_200_000, 24, False)
+    assert len(found) > 200 and sum(piece.words for piece in found) == 4_200_000
+
+    class Choice(Elaboratable):
+        def elaborate(self, platform):
+            m = Module()
+            selects = [Signal(name=f"select_{i}") for i in range(1500)]
+            chosen = Signal(11)
+            m.d.comb += chosen.eq(memory._select(selects, [Const(i, 11) for i in range(1500)]))
+            return m
+
+    rtlil.convert(Choice(), ports=[])
+
+
+def test_the_selected_value_is_chosen():
+    for count in (1, 2, 3, 4, 7):
+        selects, got = Signal(count), Signal(8)
+
+        class Choice(Elaboratable):
+            def elaborate(self, platform):
+                m = Module()
+                values = [Const(10 + i, 8) for i in range(len(selects))]  # noqa: B023
+                m.d.comb += got.eq(memory._select(list(selects), values))  # noqa: B023
+                return m
+
+        async def bench(ctx):
+            for i in range(count):  # noqa: B023
+                ctx.set(selects, 1 << i)  # noqa: B023
+                assert ctx.get(got) == 10 + i  # noqa: B023
+
+        simulator = Simulator(Choice())
+        simulator.add_testbench(bench)
+        simulator.run()
+
+
+def test_4096_channels_plan_and_generate():
+    transform = random_transform(
+        np.random.default_rng(0), [StageShape(out_channels=4096, kernel=1)]
+    )
+    found = planner.plan(transform, Resources(dsp=150, bram=200, lut=80_000), max_width=16)
+    assert emit(found.pipeline)
+
+
+def test_2048_channels_between_layers_are_counted():
+    """The weights alone are 32 Mbit, which no device holds; the plan says so."""
+    shape = StageShape(out_channels=2048, kernel=1)
+    transform = random_transform(np.random.default_rng(0), [shape, shape])
+    stage = StageFolding(chains=1, convolution=ArrayFolding(chain_length=1, lanes=1))
+    pipeline = Pipeline(transform, Folding(max_width=16, stages=[stage, stage]))
+    bits = 2048 * 2048 * transform.stages[1].convolution.weight_bits
+    assert pipeline.resources().bram >= bits / (18 * 1024)
