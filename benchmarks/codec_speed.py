@@ -26,7 +26,8 @@ from lichen import models
 from lichen.codec.container import Container, Kind, inspect, segment_bounds
 from lichen.codec.entropy import EntropyCoder
 from lichen.files import write_atomically
-from lichen.quant.float.checkpoint import build_model, load_checkpoint
+from lichen.quant.float.architectures import build_model
+from lichen.quant.float.checkpoint import load_checkpoint
 from lichen.quant.training.evaluate import FloatCodec
 from lichen.sim.golden import Latents, analysis
 from lichen.sim.images import read_image

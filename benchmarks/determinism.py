@@ -57,7 +57,8 @@ def float_parameters(checkpoint: str, symbols: str, output: str) -> None:
     """What float32 h_s makes of symbols z, and CompressAI's indices of it, into a file."""
     import torch
 
-    from lichen.quant.float.checkpoint import build_model, load_checkpoint
+    from lichen.quant.float.architectures import build_model
+    from lichen.quant.float.checkpoint import load_checkpoint
     from lichen.quant.training.evaluate import integer_grid
 
     loaded = load_checkpoint(checkpoint)

@@ -26,7 +26,7 @@ import torch
 from lichen.files import write_atomically
 from lichen.models import photograph
 from lichen.network.random import random_factorized
-from lichen.quant.float.checkpoint import new_model
+from lichen.quant.float.architectures import new_model
 from lichen.sim.golden import analysis, reconstruct
 from lichen.sim.images import read_image
 

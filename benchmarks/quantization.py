@@ -37,7 +37,8 @@ from lichen.quant.calibration.calibrate import CalibrationImages, load_calibrati
 from lichen.quant.calibration.ptq import Options
 from lichen.quant.calibration.quantize import choose_clip_factor, quantize
 from lichen.quant.draq.draq import lambda_of
-from lichen.quant.float.checkpoint import ARCHS, build_model, load_checkpoint
+from lichen.quant.float.architectures import ARCHS, build_model
+from lichen.quant.float.checkpoint import load_checkpoint
 from lichen.quant.float.source import load_float_network
 from lichen.quant.training.evaluate import FloatCodec
 from lichen.sim.images import list_images

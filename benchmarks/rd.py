@@ -74,7 +74,8 @@ def open_codecs(names: list[str], fp32: bool) -> list[tuple[str, list[Codec]]]:
         title = f"{stem} (integer; {first.architecture}, N = {first.n}, M = {first.m})"
         curves.append((title, [NetworkCodec(network) for network in networks]))
         if fp32:
-            from lichen.quant.float.checkpoint import build_model, load_checkpoint
+            from lichen.quant.float.architectures import build_model
+            from lichen.quant.float.checkpoint import load_checkpoint
             from lichen.quant.training.evaluate import FloatCodec
 
             parents = [f"{n}{models.PARENT_SUFFIX}" for n in members if models.shipped_parent(n)]

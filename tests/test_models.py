@@ -76,6 +76,22 @@ def test_names_and_files(tmp_path, monkeypatch):
         models.load_network("tiny")
 
 
+def test_bits_of_mixed_networks_are_a_span():
+    """small-opt's largest stage has 10 bits, and hardly any other."""
+    result = CliRunner().invoke(command, [])
+    line = next(line for line in result.stdout.splitlines() if line.startswith("small-opt-q3"))
+    widths = {
+        s.convolution.weight_bits
+        for t in models.load_network("small-opt-q3").transforms.values()
+        for s in t.stages
+    }
+    assert f" W{min(widths)}-{max(widths)}A" in line and len(widths) > 1
+    rows = json.loads(CliRunner().invoke(command, ["--json", "-"]).stdout)
+    bits = next(row for row in rows if row["name"] == "small-opt-q3")["bits"]
+    assert bits["weights"] == [min(widths), max(widths)]
+    assert bits["weights"][0] < bits["mean"] < bits["weights"][1]
+
+
 def test_models_command():
     result = CliRunner().invoke(command, ["--json", "-"])
     assert result.exit_code == 0
@@ -93,4 +109,7 @@ def test_models_command():
     network = load(shipped)
     assert all(s.convolution.weight_bits == 8 for s in network.transform("g_a").stages)
     assert tiny["bops"] == 64 * tiny["macs"]
+    assert tiny["bits"] == {
+        "weight": 8, "activation": 8, "weights": [8, 8], "activations": [8, 8], "mean": 8.0
+    }  # fmt: skip
     assert tiny["rd"]["set"] == "kodak" and tiny["rd"]["psnr"] > 26.5 and tiny["rd"]["bpp"] < 0.6

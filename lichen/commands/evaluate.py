@@ -131,7 +131,8 @@ def _is_network(path: Path) -> bool:
 def _float_codec(source: str) -> Codec:
     """An FP32 checkpoint or zoo model."""
     with _options.quant_extra(f"{source} is no integer network, and measuring an FP32 one"):
-        from lichen.quant.float.checkpoint import build_model, load_checkpoint
+        from lichen.quant.float.architectures import build_model
+        from lichen.quant.float.checkpoint import load_checkpoint
         from lichen.quant.training.evaluate import FloatCodec
     checkpoint = load_checkpoint(source)
     path = Path(source)

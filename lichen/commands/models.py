@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -15,29 +16,36 @@ from lichen.commands._command import Command
 def command(json_file: str | None) -> None:
     """List the shipped networks.
 
-    Every command takes these names; NAME.fp32 is the FP32 parent. MACs and bit operations (the
-    sum over MACs of the product of their operand widths) are those of all transforms on one
-    768x512 image.
+    Every command takes these names; NAME.fp32 is the FP32 parent. Bits are those of weights (W)
+    and of activations within the transforms (A), from the fewest to the most. MACs and bit
+    operations (the sum over MACs of the product of their operand widths) are those of all
+    transforms on one 768x512 image; `mean` in the JSON is the width that all operands would have
+    with as many bit operations.
     """
     from lichen import models
 
     rows = [_describe(name) for name in models.names()]
     if json_file != "-":
         click.echo(
-            f"{'name':16} {'architecture':24} {'N':>4} {'M':>4} {'bits':>7} {'size':>8} "
+            f"{'name':16} {'architecture':24} {'N':>4} {'M':>4} {'bits':>11} {'size':>8} "
             f"{'GMAC':>6} {'bpp':>6} {'dB':>6}  measured on"
         )
         for row in rows:
-            bits = f"W{row['bits']['weight']}A{row['bits']['activation']}"
+            bits = _span("W", row["bits"]["weights"]) + _span("A", row["bits"]["activations"])
             rd = row["rd"] or {}
             click.echo(
-                f"{row['name']:16} {row['arch']:24} {row['n']:>4} {row['m']:>4} {bits:>7} "
+                f"{row['name']:16} {row['arch']:24} {row['n']:>4} {row['m']:>4} {bits:>11} "
                 f"{row['size_bytes'] / 1000:>5.0f} kB {row['macs'] / 1e9:>6.2f} "
                 f"{_number(rd.get('bpp'), 3):>6} {_number(rd.get('psnr'), 2):>6}  "
                 f"{rd.get('set', '')}"
             )
     summary = f"{len(rows)} networks in {models.folder()}"
     _options.report(rows, json_file, summary)
+
+
+def _span(letter: str, widths: list[int]) -> str:
+    """For example W8, or W4-10 where stages differ."""
+    return letter + "-".join(str(width) for width in dict.fromkeys(widths))
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -51,7 +59,11 @@ def _describe(name: str) -> dict[str, Any]:
     path = models.shipped_network(name)
     assert path is not None
     network = models.load_network(str(path))
-    transforms = network.transforms.values()
+    stages = [s for t in network.transforms.values() for s in t.stages]
+    inner = [s for t in network.transforms.values() for s in t.stages[:-1]]
+    weights = [s.convolution.weight_bits for s in stages]
+    activations = [s.output.bits for s in inner]
+    macs, bops = network.macs(*PHOTO), network.bops(*PHOTO)
     parent = models.shipped_parent(name)
     return {
         "name": name,
@@ -60,13 +72,14 @@ def _describe(name: str) -> dict[str, Any]:
         "m": network.m,
         "size_bytes": path.stat().st_size,
         "bits": {
-            "weight": max(s.convolution.weight_bits for t in transforms for s in t.stages),
-            "activation": max(
-                s.output.bits for t in transforms for s in t.stages if s is not t.stages[-1]
-            ),
+            "weight": max(weights),
+            "activation": max(activations, default=0),
+            "weights": [min(weights), max(weights)],
+            "activations": [min(activations, default=0), max(activations, default=0)],
+            "mean": round(math.sqrt(bops / macs), 2),
         },
-        "macs": network.macs(*PHOTO),
-        "bops": network.bops(*PHOTO),
+        "macs": macs,
+        "bops": bops,
         "rd": models.measured(name),
         "fp32": None
         if parent is None

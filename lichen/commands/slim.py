@@ -124,7 +124,8 @@ def command(
     with _options.quant_extra("slimming"):
         import torch
 
-        from lichen.quant.float.checkpoint import ARCHS, load_checkpoint, stated_lambda
+        from lichen.quant.float.architectures import ARCHS
+        from lichen.quant.float.checkpoint import load_checkpoint, stated_lambda
         from lichen.quant.slim import slim
         from lichen.quant.training.data import CropSource
     from lichen.models import calibration_photographs

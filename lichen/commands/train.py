@@ -48,7 +48,7 @@ def _import_quant() -> Any:
 )  # fmt: skip
 @click.option(
     "--precision", default="auto", show_default=True,
-    help="bfloat16, float32, or auto: bfloat16 where the processor multiplies matrices of it.",
+    help="bfloat16, float32, or auto: bfloat16 where the processor multiplies it.",
 )  # fmt: skip
 @click.option(
     "--compile", is_flag=True,
@@ -113,12 +113,8 @@ def command(
     quant = _import_quant()
     import torch
 
-    from lichen.quant.float.checkpoint import (
-        build_model,
-        load_checkpoint,
-        other_widths,
-        stated_lambda,
-    )
+    from lichen.quant.float.architectures import build_model, other_widths
+    from lichen.quant.float.checkpoint import load_checkpoint, stated_lambda
     from lichen.quant.training.evaluate import evaluate_fp32
     from lichen.sim.images import list_images
 

@@ -127,10 +127,11 @@ def mse_clip(
     for ratio in np.geomspace(1.0, 0.1, steps):
         scale = (top * ratio / levels).astype(np.float32)
         error = np.clip(np.rint(values / scale), -levels, levels) * scale - values
-        error *= error
-        if weights is not None:
-            error *= weights
-        loss = error.mean(axis=0, dtype=np.float64)
+        with np.errstate(over="ignore"):  # an infinite loss is never the least
+            error *= error
+            if weights is not None:
+                error *= weights
+            loss = error.mean(axis=0, dtype=np.float64)
         better = loss < best
         best = np.where(better, loss, best)
         clip = np.where(better, top * ratio, clip)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lichen.errors import UserError
 from lichen.network.description import EntropyTables, Format
 
 FloatArray = npt.NDArray[np.float64]
@@ -29,6 +30,9 @@ TAIL_MASS = 1e-9
 LIKELIHOOD_MIN = 1e-9
 """The lower bound of CompressAI's likelihoods."""
 
+
+SYMBOL_MAX = (1 << 13) - 1
+"""The greatest magnitude of a symbol that tables go to: counts of 16 bits cannot tell more."""
 
 SCALE_MIN, SCALE_MAX, SCALE_LEVELS = 0.11, 256.0, 64
 """The Gaussians of CompressAI's scale table."""
@@ -302,11 +306,12 @@ def fit_tables(
     symbols : sequence of int array (h, w, C)
         Of the calibration images.
     latent : Format
-        What the integer network can make: nothing outside of it gets a probability.
+        What the integer network can make: nothing outside of it gets a probability, nor beyond
+        `SYMBOL_MAX`, where symbols take the escape.
     refit : bool
         Refine the prior with the symbols' histogram as far as that helps unseen images.
     """
-    lo, hi = latent.lo, latent.hi
+    lo, hi = max(latent.lo, -SYMBOL_MAX), min(latent.hi, SYMBOL_MAX)
     parts = min(FOLDS, len(symbols))
     folds = [histogram(symbols[i::parts], lo, hi) for i in range(parts)]
     if bottleneck is None:
@@ -318,7 +323,13 @@ def fit_tables(
         logits = bottleneck.logits(np.broadcast_to(edges, (bottleneck.channels, 2)))
         prior[:, 0] += _sigmoid(logits[:, 0])
         prior[:, -1] += _sigmoid(-logits[:, 1])
-        prior /= prior.sum(axis=1, keepdims=True)
+        total = prior.sum(axis=1, keepdims=True)
+        if not (np.isfinite(total).all() and (total > 0).all()):
+            raise UserError(
+                "the entropy bottleneck of the FP32 network gives symbols no probabilities; "
+                "the checkpoint is damaged, or its training diverged."
+            )
+        prior /= total
     return _fit(prior, np.zeros(len(prior)), folds, lo, refit)
 
 
@@ -347,6 +358,7 @@ def fit_gaussian_tables(
     refit : bool
         Refine the Gaussians with the symbols' histogram as far as that helps unseen images.
     """
+    lo, hi = max(lo, -SYMBOL_MAX), min(hi, SYMBOL_MAX)
     prior = gaussian_probabilities(scales[:, None], np.arange(lo, hi + 1)[None])
     below, above = _normal_cdf((lo - 0.5) / scales), _normal_cdf((-hi - 0.5) / scales)
     outside = below + above
@@ -363,10 +375,12 @@ def fit_gaussian_tables(
 
 def float_bits(bottleneck: Bottleneck, symbols: npt.NDArray) -> float:
     """Bits that the FP32 entropy model gives integer symbols (h, w, C), as CompressAI counts."""
-    lo, hi = int(symbols.min()), int(symbols.max())
-    inside, _ = bottleneck.probabilities(lo, hi)
-    counts = histogram([symbols], lo, hi)
-    return float(-(counts * np.log2(np.maximum(inside, LIKELIHOOD_MIN))).sum())
+    # at the symbols themselves: a table of their range could have millions of entries
+    values = symbols.reshape(-1, symbols.shape[-1]).T
+    inside = _difference_of_sigmoids(
+        bottleneck.logits(values - 0.5), bottleneck.logits(values + 0.5)
+    )
+    return float(-np.log2(np.maximum(inside, LIKELIHOOD_MIN)).sum())
 
 
 def gaussian_bits(scales: FloatArray, symbols: npt.NDArray) -> float:

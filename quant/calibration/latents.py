@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lichen.errors import UserError
 from lichen.quant.calibration import calibrate
-from lichen.quant.float.network import FloatNetwork, FloatTransform
+from lichen.quant.float.network import FloatNetwork
 
 
 def fit_latent_range(
@@ -59,8 +59,8 @@ def scale_latents(network: FloatNetwork, factor: npt.NDArray[np.float64]) -> Flo
     last = replace(last, weight=last.weight * factor[:, None, None, None], bias=last.bias * factor)
     first = replace(first, weight=first.weight / factor[None, :, None, None])
     transforms = {
-        "g_a": FloatTransform([*g_a.stages[:-1], last], g_a.absolute_input),
-        "g_s": FloatTransform([first, *g_s.stages[1:]], g_s.absolute_input),
+        "g_a": replace(g_a, stages=[*g_a.stages[:-1], last]),
+        "g_s": replace(g_s, stages=[first, *g_s.stages[1:]]),
     }
     bottlenecks = dict(network.bottlenecks)
     if "y" in bottlenecks:

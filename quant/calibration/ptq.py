@@ -524,8 +524,7 @@ class TransformQuantizer:
         x_max, x_min, y_max = (np.zeros(stage.out_channels) for _ in range(3))
         for ints, floats in zip(self.ints, self.floats, strict=True):
             with torch.no_grad():
-                before = stage.convolve(floats)
-                after = stage.activate(before)
+                before, after = stage.run(floats, self.name)
             outputs.append(after)
             x, y = (t[0].permute(1, 2, 0).numpy() for t in (before, after))
             x_max = np.maximum(x_max, np.abs(x).max(axis=(0, 1)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from lichen.codec.evaluate import PSNR_EXACT
 from lichen.errors import UserError
@@ -18,6 +19,7 @@ from lichen.quant.calibration.calibrate import CalibrationImages, crop_image
 from lichen.quant.calibration.constants import symmetric, unsigned
 from lichen.quant.calibration.entropy import (
     SCALE_MAX,
+    SYMBOL_MAX,
     Bottleneck,
     TableFit,
     fit_gaussian_tables,
@@ -189,6 +191,16 @@ def check_supported(network: FloatNetwork) -> None:
         raise UserError(f"the network has no {' and no '.join(missing)}; it cannot be quantized.")
 
 
+def check_latents(name: str, latents: Sequence[Tensor]) -> None:
+    """Raise UserError when FP32 latents are far beyond what entropy tables go to."""
+    greatest = max(float(latent.abs().max()) for latent in latents)
+    if greatest > SYMBOL_MAX:
+        raise UserError(
+            f"the latents {name} of the calibration images reach {greatest:.3g}, and symbols end "
+            f"at {SYMBOL_MAX}; the checkpoint is damaged, or was trained without a rate."
+        )
+
+
 def steps(network: FloatNetwork) -> int:
     """How often `quantize` calls its ``progress``."""
     return sum(len(transform.stages) for transform in network.transforms.values()) + 1
@@ -354,6 +366,8 @@ def quantize(
             key, network.transforms[key], options=options, progress=progress, **arguments
         )
         transforms[key] = quantizer.run()
+        if key in ("g_a", "h_a"):
+            check_latents("y" if key == "g_a" else "z", quantizer.floats)
         reports.extend(quantizer.reports)
         return quantizer
 

@@ -345,6 +345,6 @@ def split_channels(
         stages = list(network.transforms[key].stages)
         for i in range(len(stages) - 1):
             stages[i], stages[i + 1] = repeat(stages[i], stages[i + 1], tensors[key, i].copies)
-        transforms[key] = FloatTransform(stages, network.transforms[key].absolute_input)
+        transforms[key] = replace(network.transforms[key], stages=stages)
     provenance = network.provenance | {"split_channels": channels}
     return replace(network, transforms=transforms, provenance=provenance)

@@ -33,6 +33,8 @@ class _Reader:
             raise UserError(f"{path} is not a file of float32 values; it may be truncated.")
         self.path = path
         self.values = np.frombuffer(self.bytes, "<f4").astype(np.float64)
+        if not np.isfinite(self.values).all():
+            raise UserError(f"{path} holds values that are not finite; it may be damaged.")
 
     def take(self, *shape: int) -> np.ndarray:
         count = int(np.prod(shape))
@@ -103,6 +105,6 @@ def load_bls2017(folder: str | Path) -> FloatNetwork:
         architecture="custom",
         n=c,
         m=c,
-        transforms={"g_a": FloatTransform(g_a), "g_s": FloatTransform(g_s)},
+        transforms={"g_a": FloatTransform(g_a, name="g_a"), "g_s": FloatTransform(g_s, name="g_s")},
         provenance={"source": {"sha256": digest, "paper": "bls2017", "lmbda": 0.125}},
     )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lichen.network.arithmetic import convolution_macs, norm_macs
 from lichen.network.description import PHOTO
-from lichen.quant.float.checkpoint import ARCHS, TRANSFORMS, Layer, layers_of
+from lichen.quant.float.architectures import ARCHS, TRANSFORMS, Layer, layers_of
 
 LATENTS = "latents"
 """The kind of groups whose channels are symbols; those of others are their transform's name."""
@@ -155,7 +155,7 @@ def macs(
 ) -> dict[str, int]:
     """Multiplications of each transform for one image of `PHOTO`, normalizations included.
 
-    ``widths`` are the output channels of all layers (`lichen.quant.float.checkpoint.widths_of`).
+    ``widths`` are the output channels of all layers (`lichen.quant.float.architectures.widths_of`).
     The same as `lichen.network.description.Transform.macs` of the integer network.
     """
     last = {layer.transform: widths[layer.name] for layer in layers_of(arch)}

@@ -168,6 +168,22 @@ class FloatStage:
             return functional.leaky_relu(x, self.negative_slope)
         return x
 
+    def run(self, x: Tensor, transform: str) -> tuple[Tensor, Tensor]:
+        """What the convolution and then the activation make of (B, in, H, W).
+
+        Raises UserError, naming the stage of ``transform``, when either isn't finite.
+        """
+        before = self.convolve(x)
+        after = self.activate(before)
+        if not (torch.isfinite(before).all() and torch.isfinite(after).all()):
+            most = float(np.abs(self.weight).max())
+            raise UserError(
+                f"{transform}.{self.name} of the FP32 network makes values that are not finite "
+                f"(its weights reach {most:.3g}); the checkpoint is damaged, or its training "
+                "diverged."
+            )
+        return before, after
+
 
 Observer = Callable[[FloatStage, Tensor, Tensor], None]
 """Called with a stage, its convolution's output and its activation's output."""
@@ -182,10 +198,13 @@ class FloatTransform:
     stages : list of FloatStage
     absolute_input : bool
         The transform reads the magnitude of its input (h_a of scale hyperpriors).
+    name : str
+        For errors: ``g_a``.
     """
 
     stages: list[FloatStage]
     absolute_input: bool = False
+    name: str = ""
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -212,12 +231,14 @@ class FloatTransform:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, observe: Observer | None = None) -> Tensor:
-        """Run (B, in, H, W); ``observe`` sees every stage's two results."""
+        """Run (B, in, H, W); ``observe`` sees every stage's two results.
+
+        Raises UserError when a stage makes values that are not finite.
+        """
         if self.absolute_input:
             x = x.abs()
         for stage in self.stages:
-            before = stage.convolve(x)
-            x = stage.activate(before)
+            before, x = stage.run(x, self.name)
             if observe is not None:
                 observe(stage, before, x)
         return x
@@ -416,7 +437,7 @@ def transform_from_modules(modules: nn.Sequential, where: str) -> FloatTransform
         else:
             parts[-1].update(_activation_of(module, name))
     try:
-        return FloatTransform([FloatStage(**part) for part in parts])
+        return FloatTransform([FloatStage(**part) for part in parts], name=where)
     except ValueError as error:
         raise UserError(f"{where} cannot be used: {error}.") from None
 
@@ -456,7 +477,7 @@ def from_compressai(
                 else stage
                 for stage in transform.stages
             ]
-            transforms[key] = FloatTransform(stages, absolute_input=absolute)
+            transforms[key] = replace(transform, stages=stages, absolute_input=absolute)
     bottlenecks = {}
     bottleneck = getattr(model, "entropy_bottleneck", None)
     if bottleneck is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lichen.quant.float.architectures import build_model
 from lichen.quant.float.bls2017 import FILES, load_bls2017
-from lichen.quant.float.checkpoint import build_model, load_checkpoint
+from lichen.quant.float.checkpoint import load_checkpoint
 from lichen.quant.float.network import FloatNetwork, from_compressai
 
 

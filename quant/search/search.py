@@ -60,8 +60,8 @@ from lichen.quant.calibration.ptq import (
 from lichen.quant.calibration.quantize import Quantized, check_supported, quantize
 from lichen.quant.draq.draq import bottleneck_of, coded_key, measured, real_network, tuned_network
 from lichen.quant.draq.refine import refine_output
-from lichen.quant.float.checkpoint import save_atomically
 from lichen.quant.float.network import FloatNetwork, FloatStage, FloatTransform
+from lichen.quant.float.tensors import save_tensors
 from lichen.quant.training import finetune, rate
 from lichen.quant.training.data import CropSource
 from lichen.quant.training.fake import FakeTransform
@@ -609,7 +609,7 @@ def without_floor(real: FloatNetwork, network: Network) -> FloatNetwork:
     step = network.transforms["g_a"].stages[-1].scales["output"]
     last = replace(g_a.stages[-1], bias=g_a.stages[-1].bias + 0.5 * step)
     transforms = dict(real.transforms)
-    transforms["g_a"] = FloatTransform([*g_a.stages[:-1], last], g_a.absolute_input)
+    transforms["g_a"] = replace(g_a, stages=[*g_a.stages[:-1], last])
     return replace(real, transforms=transforms)
 
 
@@ -628,7 +628,7 @@ def float_network(network: Network, parent: FloatNetwork | None = None) -> Float
                     f"stage {key}.{stage.name} does not say its scales; search from a checkpoint."
                 )
         absolute = key == "h_a" and not transform.input.signed
-        skeleton = FloatTransform([float_stage(s) for s in transform.stages], absolute)
+        skeleton = FloatTransform([float_stage(s) for s in transform.stages], absolute, key)
         transforms[key] = FakeTransform(transform).to_float(skeleton)
     provenance = {k: v for k, v in network.provenance.items() if k == "source"}
     result = FloatNetwork(
@@ -1338,7 +1338,7 @@ class Search:
         }
         for name in _PLAIN:
             values[name] = getattr(s, name)
-        save_atomically(tensors, self.path, {STATE_HEADER: json.dumps(values)})
+        save_tensors(tensors, self.path, {STATE_HEADER: json.dumps(values)})
 
     def _load(self) -> _State:
         path = self.path
@@ -1426,7 +1426,7 @@ def _with_arrays(network: FloatNetwork, arrays: Mapping[str, npt.NDArray]) -> Fl
                 if getattr(stage, name) is not None
             }
             stages.append(replace(stage, **changed))
-        transforms[key] = FloatTransform(stages, transform.absolute_input)
+        transforms[key] = replace(transform, stages=stages)
     return replace(network, transforms=transforms)
 
 

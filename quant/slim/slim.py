@@ -30,21 +30,19 @@ from tqdm import tqdm
 from lichen.errors import UserError
 from lichen.files import write_atomically
 from lichen.quant.calibration.calibrate import CalibrationImages
-from lichen.quant.float.channels import KINDS, LATENTS, Group, groups_of, macs, take, without
-from lichen.quant.float.checkpoint import (
+from lichen.quant.float.architectures import (
     ARCHS,
     TRANSFORMS,
-    Checkpoint,
     Layer,
     build_model,
-    infer_architecture,
     layers_of,
-    load_checkpoint,
     other_widths,
     parameters_of,
-    save_checkpoint,
     widths_of,
 )
+from lichen.quant.float.channels import KINDS, LATENTS, Group, groups_of, macs, take, without
+from lichen.quant.float.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from lichen.quant.float.state_dict import infer_architecture
 from lichen.quant.training.data import CropSource
 from lichen.quant.training.evaluate import integer_grid
 from lichen.quant.training.train import (

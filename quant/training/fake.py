@@ -18,7 +18,7 @@ quantization", 2020).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -880,7 +880,7 @@ class FakeTransform(nn.Module):
                 self.stages, real.stages, self.log_inputs(), strict=True
             )
         ]
-        return FloatTransform(stages, absolute_input=real.absolute_input)
+        return replace(real, stages=stages)
 
 
 def mismatch_rate(transform: FakeTransform, inputs: Sequence[npt.NDArray]) -> list[float]:

@@ -30,8 +30,8 @@ from lichen.network.file import dumps, load
 from lichen.processes import Interrupted
 from lichen.quant.calibration.quantize import scale_step
 from lichen.quant.draq import outliers
-from lichen.quant.float.checkpoint import save_atomically
 from lichen.quant.float.network import FloatNetwork
+from lichen.quant.float.tensors import save_tensors
 from lichen.quant.training import rate
 from lichen.quant.training.data import CropSource
 from lichen.quant.training.fake import BIN_MARGIN, FakeTransform
@@ -522,7 +522,7 @@ def save_state(tuner: FineTuner, path: Path, extra: dict[str, Any]) -> None:
     """Write a phase's state atomically, with further JSON values and the starting network."""
     tensors, info = tuner.state()
     tensors["start"] = torch.frombuffer(bytearray(dumps(tuner.start)), dtype=torch.uint8)
-    save_atomically(tensors, path, {STATE_HEADER: json.dumps(info | {"extra": extra})})
+    save_tensors(tensors, path, {STATE_HEADER: json.dumps(info | {"extra": extra})})
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Network]:

@@ -40,16 +40,10 @@ from tqdm import tqdm
 
 from lichen.errors import UserError
 from lichen.processes import SIGNALS, Interrupted
+from lichen.quant.float.architectures import ARCHS, build_model, new_model, parameters_of
 from lichen.quant.float.channels import SCALE, add_scales, fold_scales
-from lichen.quant.float.checkpoint import (
-    ARCHS,
-    Checkpoint,
-    build_model,
-    new_model,
-    parameters_of,
-    save_atomically,
-    save_checkpoint,
-)
+from lichen.quant.float.checkpoint import Checkpoint, save_checkpoint
+from lichen.quant.float.tensors import save_tensors
 from lichen.quant.training.data import CropSource
 from lichen.quant.training.evaluate import integer_grid
 from lichen.sim.images import list_images
@@ -85,10 +79,10 @@ class TrainConfig:
     starts after `warmup` steps and ends at `lr_end` times the peak. `ema` is the decay of the
     averaged weights that get saved (0 saves the raw ones: with the cosine down to 1 % an
     average gained nothing, and halfway through it lags behind). `precision` auto is bfloat16
-    where the processor multiplies matrices of it, and float32 elsewhere. `widths` are those of
-    layers that don't have N (or M) channels (`lichen.quant.float.checkpoint.new_model`). `sparsity`
-    gives the layers it names a factor before each output channel, whose magnitude adds to the
-    loss with the layer's weight; they are folded away in what is saved.
+    where it pays (`bfloat16_pays`), and float32 elsewhere. `widths` are those of
+    layers that don't have N (or M) channels (`lichen.quant.float.architectures.new_model`).
+    `sparsity` gives the layers it names a factor before each output channel, whose magnitude adds
+    to the loss with the layer's weight; they are folded away in what is saved.
     """
 
     arch: str = "bmshj2018-factorized"
@@ -223,10 +217,19 @@ def rd_loss(out: dict[str, Any], x: Tensor, lmbda: float) -> tuple[Tensor, Tenso
     return lmbda * 255**2 * mse + bpp, bpp, mse
 
 
-def _bfloat16_pays(device: torch.device) -> bool:
+def bfloat16_pays(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 faster than float32.
+
+    oneDNN does where the processor has tiles (AMX) or dot products (avx512_bf16) of it; elsewhere
+    it would convert.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()
+    # which the oldest torch allowed does not have
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.backends.mkldnn.is_available() and any(
+        known.get(name, False) for name in ("amx_tile", "avx512_bf16")
+    )
 
 
 def _device(name: str, local_rank: int) -> torch.device:
@@ -301,7 +304,7 @@ class Trainer:
         # Channels last is a sixth faster on CPUs.
         self.model.train().to(self.device, memory_format=torch.channels_last)
         self.bfloat16 = config.precision == "bfloat16" or (
-            config.precision == "auto" and _bfloat16_pays(self.device)
+            config.precision == "auto" and bfloat16_pays(self.device)
         )
         self.transforms = Transforms(self.model, bfloat16=self.bfloat16, compiled=config.compile)
         # CompressAI's quantiles belong to its coder: they are solved for when a run is saved.
@@ -599,7 +602,7 @@ def save_run(trainer: Trainer, output: Path, half: bool = False) -> None:
     if trainer.processes.rank:
         return
     tensors, info = trainer.state()
-    save_atomically(tensors, state_path(output), {"lichen-train": json.dumps(info)})
+    save_tensors(tensors, state_path(output), {"lichen-train": json.dumps(info)})
     c = trainer.config
     average = fold_scales({k: v.cpu() for k, v in trainer.average.items()}, c.arch)
     model = integer_grid(build_model(c.arch, c.n, c.m, average))

@@ -18,7 +18,8 @@ from lichen.network.file import save  # noqa: E402
 from lichen.quant.calibration.calibrate import CalibrationImages  # noqa: E402
 from lichen.quant.calibration.ptq import Options  # noqa: E402
 from lichen.quant.calibration.quantize import quantize  # noqa: E402
-from lichen.quant.float.checkpoint import new_model, parameters_of, save_checkpoint  # noqa: E402
+from lichen.quant.float.architectures import new_model, parameters_of  # noqa: E402
+from lichen.quant.float.checkpoint import save_checkpoint  # noqa: E402
 from lichen.quant.float.network import from_compressai  # noqa: E402
 from lichen.sim.images import read_image  # noqa: E402
 

@@ -31,7 +31,8 @@ from lichen.quant.calibration.quantize import Quantized, quantize  # noqa: E402
 from lichen.quant.draq import draq as draq_module  # noqa: E402
 from lichen.quant.draq import outliers  # noqa: E402
 from lichen.quant.draq.draq import DraqOptions, choose_clips, draq, tuned_network  # noqa: E402
-from lichen.quant.float.checkpoint import new_model, parameters_of, save_checkpoint  # noqa: E402
+from lichen.quant.float.architectures import new_model, parameters_of  # noqa: E402
+from lichen.quant.float.checkpoint import save_checkpoint  # noqa: E402
 from lichen.quant.float.network import convolve  # noqa: E402
 from lichen.quant.float.source import load_float_network  # noqa: E402
 from lichen.quant.training import kernels, rate  # noqa: E402

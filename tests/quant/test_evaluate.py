@@ -16,7 +16,8 @@ from lichen import models  # noqa: E402
 from lichen.commands.evaluate import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.network.file import load  # noqa: E402
-from lichen.quant.float.checkpoint import new_model, parameters_of, save_checkpoint  # noqa: E402
+from lichen.quant.float.architectures import new_model, parameters_of  # noqa: E402
+from lichen.quant.float.checkpoint import save_checkpoint  # noqa: E402
 from lichen.quant.training.evaluate import MS_SSIM_MIN, ms_ssim  # noqa: E402
 
 

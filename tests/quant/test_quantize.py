@@ -30,7 +30,8 @@ from lichen.quant.calibration.quantize import (  # noqa: E402
     measure_float,
     quantize,
 )
-from lichen.quant.float.checkpoint import build_model, load_checkpoint  # noqa: E402
+from lichen.quant.float.architectures import build_model  # noqa: E402
+from lichen.quant.float.checkpoint import load_checkpoint  # noqa: E402
 from lichen.quant.float.network import FloatNetwork, from_compressai  # noqa: E402
 from lichen.sim.golden import analysis, estimate_bits  # noqa: E402
 from lichen.sim.images import crop_middle, read_image  # noqa: E402

@@ -28,7 +28,8 @@ from lichen.quant.calibration.quantize import (  # noqa: E402
     quantize,
     steps,
 )
-from lichen.quant.float.checkpoint import ARCHS, new_model, parameters_of, save_checkpoint  # noqa: E402
+from lichen.quant.float.architectures import ARCHS, new_model, parameters_of  # noqa: E402
+from lichen.quant.float.checkpoint import save_checkpoint  # noqa: E402
 from lichen.quant.float.network import FloatNetwork, from_compressai  # noqa: E402
 from lichen.quant.training.evaluate import integer_grid  # noqa: E402
 from lichen.sim import golden  # noqa: E402

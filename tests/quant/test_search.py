@@ -28,7 +28,7 @@ from lichen.network.random import random_factorized, random_hyperprior  # noqa: 
 from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
 from lichen.quant.calibration.ptq import Options, Widths, bits_of  # noqa: E402
 from lichen.quant.calibration.quantize import quantize  # noqa: E402
-from lichen.quant.float.checkpoint import new_model  # noqa: E402
+from lichen.quant.float.architectures import new_model  # noqa: E402
 from lichen.quant.float.network import FloatNetwork, from_compressai  # noqa: E402
 from lichen.quant.float.source import load_float_network  # noqa: E402
 from lichen.quant.search import search  # noqa: E402

@@ -20,18 +20,16 @@ from lichen.errors import UserError  # noqa: E402
 from lichen.network.description import PHOTO  # noqa: E402
 from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
 from lichen.quant.float import channels  # noqa: E402
-from lichen.quant.float.checkpoint import (  # noqa: E402
+from lichen.quant.float.architectures import (  # noqa: E402
     ARCHS,
-    Checkpoint,
     build_model,
-    infer_architecture,
-    load_checkpoint,
     new_model,
     other_widths,
     parameters_of,
-    save_checkpoint,
     widths_of,
 )
+from lichen.quant.float.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
+from lichen.quant.float.state_dict import infer_architecture  # noqa: E402
 from lichen.quant.slim import slim  # noqa: E402
 from lichen.quant.training.data import CropSource  # noqa: E402
 from lichen.quant.training.train import TrainConfig, forward_train, train  # noqa: E402

@@ -5,11 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import pickle
-import re
 import subprocess
 import sys
-from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,20 +21,15 @@ pytest.importorskip("compressai")
 from lichen import models  # noqa: E402
 from lichen.commands.train import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
-from lichen.quant.float.checkpoint import (  # noqa: E402
-    ARCHS,
-    build_model,
-    load_checkpoint,
-    new_model,
-    parameters_of,
-    save_checkpoint,
-)
+from lichen.quant.float.architectures import ARCHS, build_model, new_model, parameters_of  # noqa: E402
+from lichen.quant.float.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from lichen.quant.training.data import CropSource, load_rgb  # noqa: E402
 from lichen.quant.training.evaluate import evaluate_fp32, integer_grid  # noqa: E402
 from lichen.quant.training.train import (  # noqa: E402
     TrainConfig,
     Trainer,
     Transforms,
+    bfloat16_pays,
     flatten,
     flushed_denormals,
     forward_train,
@@ -200,6 +192,24 @@ torch.save((losses, weights), f"{sys.argv[2]}/{trainer.processes.rank}.pt")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("known", "pays"),
+    [
+        ({"avx512_bf16": True, "amx_tile": False}, True),
+        ({"avx512_bf16": False, "amx_tile": True}, True),
+        ({"avx512_f": True, "avx512_bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_bfloat16_where_the_processor_has_it(known, pays, images, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert bfloat16_pays(torch.device("cpu")) is pays
+    source = CropSource(list_images(images), patch=64)
+    assert Trainer(TrainConfig(steps=2, **SMALL), source).bfloat16 is pays
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not bfloat16_pays(torch.device("cpu"))
+
+
 def test_processes_train_together(images, tmp_path):
     """Under torchrun: the same weights everywhere, and not those of one process alone."""
     script = tmp_path / "together.py"
@@ -430,161 +440,7 @@ def test_unusable_images(tmp_path):
         CropSource([tmp_path / "narrow.png"], patch=64)
 
 
-# Checkpoints
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-def test_architectures_are_recognised(arch, tmp_path):
-    torch.manual_seed(1)
-    model = new_model(arch, 5, 7)
-    model.update()
-    torch.save(
-        {"state_dict": model.state_dict(), "epoch": 3, "loss": torch.tensor(1.0)}, tmp_path / "a"
-    )
-    loaded = load_checkpoint(tmp_path / "a")
-    assert loaded[:3] == (arch, 5, 7)
-    assert loaded.metadata["epoch"] == 3
-    assert len(loaded.metadata["sha256"]) == 64
-    x = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = model.eval()(x)["x_hat"]
-        assert torch.equal(build_model(*loaded[:4])(x)["x_hat"], expected)
-
-
-def test_wrappings_load_to_the_same_model(model, tmp_path):
-    bare = model.state_dict()
-    model.update()
-    with_tables = model.state_dict()
-
-    def renamed(pattern: str) -> OrderedDict:
-        one = {"matrices": "matrix", "biases": "bias", "factors": "factor"}
-        out = OrderedDict()
-        for key, value in bare.items():
-            head, _, tail = key.partition("entropy_bottleneck.")
-            name, _, index = tail.partition(".")
-            if not head and name in one:
-                key = "entropy_bottleneck." + pattern.format(many=name, one=one[name], i=index)
-            out[key] = value
-        return out
-
-    wrappings = {
-        "bare": bare,
-        "tables": with_tables,
-        "network": {"network": bare, "step": 4},
-        "state_dict": {"state_dict": bare, "optimizer": {"state": {}, "param_groups": []}},
-        "model_state_dict": {"model_state_dict": bare},
-        "model": {"model": with_tables},
-        "nested": {"model": {"state_dict": bare}},
-        "parallel": {"state_dict": {f"module.{k}": v for k, v in bare.items()}},
-        "compiled": {f"_orig_mod.module.{k}": v for k, v in bare.items()},
-        "old": renamed("_{one}{i}"),
-        "older": {"state_dict": renamed("_{many}.{i}")},
-        "double": OrderedDict((k, v.double()) for k, v in bare.items()),
-    }
-    expected = parameters_of(model)
-    for name, content in wrappings.items():
-        for legacy in (False, True):
-            path = tmp_path / f"{name}{legacy}.pth.tar"
-            torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-            loaded = load_checkpoint(path)
-            assert loaded[:3] == ("bmshj2018-factorized", 4, 6), name
-            assert loaded.state_dict.keys() == expected.keys()
-            for key, value in loaded.state_dict.items():
-                assert value.dtype == torch.float32
-                assert torch.equal(value, expected[key]), (name, key)
-    save_checkpoint(tmp_path / "own.safetensors", "bmshj2018-factorized", 4, 6, expected, {"x": 1})
-    own = load_checkpoint(tmp_path / "own.safetensors")
-    assert all(torch.equal(v, expected[k]) for k, v in own.state_dict.items())
-    assert own.metadata["x"] == 1
-
-
-class Code:
-    """An object whose unpickling would create a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_bad_files_get_one_sentence(model, tmp_path):
-    state = model.state_dict()
-    good, own = tmp_path / "good.pth", tmp_path / "good.safetensors"
-    torch.save(state, good)
-    save_checkpoint(own, "bmshj2018-factorized", 4, 6, parameters_of(model), {})
-    legacy = tmp_path / "legacy.pth"
-    torch.save(state, legacy, _use_new_zipfile_serialization=False)
-    trap = tmp_path / "trapped"
-
-    def without(key: str) -> dict:
-        return {k: v for k, v in state.items() if k != key}
-
-    joint = {**state, "context_prediction.weight": torch.zeros(12, 6, 5, 5)}
-    cases = {
-        "empty": (b"", "is empty"),
-        "cut.pth": (good.read_bytes()[:3000], "cut.pth"),
-        "cut-legacy.pth": (legacy.read_bytes()[:3000], "cut-legacy.pth"),
-        "cut.safetensors": (own.read_bytes()[:3000], "cut.safetensors"),
-        "short.safetensors": (b"\x01", "short.safetensors"),
-        "header.safetensors": (own.read_bytes()[:20], "header.safetensors"),
-        "text.pth": (b"hello, world\n", "neither"),
-        "image.pth": (b"\x89PNG\r\n\x1a\n", "neither"),
-        "code.pth": ({"state_dict": state, "x": Code(trap)}, "runs code"),
-        "code.pkl": (pickle.dumps(Code(trap)), "code.pkl"),
-        "list.pth": ([1, 2], "list"),
-        "tensor.pth": (torch.zeros(3), "Tensor"),
-        "none.pth": ({}, "no state dict"),
-        "scalar.pth": ({"g_a.0.weight": 3}, "g_a.0.weight"),
-        "other.pth": ({"conv1.weight": torch.zeros(1)}, "conv1.weight"),
-        "cheng.pth": ({"g_a.0.conv1.weight": torch.zeros(1)}, "g_a.0.conv1.weight"),
-        "joint.pth": (joint, "context_prediction.weight"),
-        "missing.pth": (without("g_s.3.gamma"), "g_s.3.gamma"),
-        "shape.pth": ({**state, "g_a.2.bias": torch.zeros(3)}, "g_a.2.bias"),
-        "flat.pth": ({**state, "g_a.6.weight": torch.zeros(3)}, "g_a.6.weight"),
-        "nan.pth": ({**state, "g_a.2.bias": torch.full((4,), torch.nan)}, "g_a.2.bias"),
-        "int.pth": ({**state, "g_a.2.bias": torch.zeros(4, dtype=torch.int64)}, "int64"),
-        "extra.pth": ({**state, "g_a.7.weight": torch.zeros(3)}, "g_a.7.weight"),
-    }
-    for name, (content, word) in cases.items():
-        path = tmp_path / name
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            torch.save(content, path)
-        with pytest.raises(UserError) as error:
-            load_checkpoint(path)
-        assert word in one_sentence(error), name
-        assert name in str(error.value)
-    assert not trap.exists()
-    for path, word in ((tmp_path / "nothing", "neither a file"), (tmp_path, "not a file")):
-        with pytest.raises(UserError, match=word):
-            load_checkpoint(path)
-
-
-def test_zoo_names(monkeypatch, model, tmp_path):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(
-        torch.hub, "download_url_to_file", lambda url, dst, **_: torch.save(model.state_dict(), dst)
-    )
-    for name in ("bmshj2018-factorized-3", "bmshj2018-factorized:4"):
-        assert load_checkpoint(name)[:3] == ("bmshj2018-factorized", 4, 6)
-    with pytest.raises(UserError, match="qualities 1 to 8"):
-        load_checkpoint("bmshj2018-factorized-q9")
-
-    def offline(*_: object, **__: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(UserError, match="no network"):
-        load_checkpoint("mbt2018-mean-1")
-    with pytest.raises(UserError) as error:
-        load_checkpoint("bmshj2018-hyperprior:3")
-    assert re.search(
-        rf"fetch https://\S+/(bmshj2018-hyperprior-3-\w+\.pth\.tar) .* "
-        rf"put it at {re.escape(str(tmp_path))}/checkpoints/\1\.$",
-        one_sentence(error),
-    )
+# Checkpoints of runs
 
 
 def test_half_precision_checkpoints(images, tmp_path):
