@@ -36,6 +36,7 @@ COMMANDS = {
     "flash": "Program a board.",
     "report": "Write one page about a network, a build, or two of them.",
     "demo": "Walk the whole path on a shipped network and photograph.",
+    "doctor": "Say what is installed, what is missing, and what mends it.",
 }
 
 
@@ -56,7 +57,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"lichen.commands.{cmd_name}").command
+        command = importlib.import_module(f"lichen.commands.{cmd_name}").command
+        command.name = cmd_name
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

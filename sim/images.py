@@ -204,8 +204,8 @@ def crop_middle(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.ND
     rows, columns = image.shape[:2]
     if height > rows or width > columns:
         raise UserError(
-            f"a crop of {height}x{width} does not fit an image of {rows}x{columns} "
-            "(rows x columns)."
+            f"a crop of {width}x{height} does not fit an image of {columns}x{rows} "
+            "(width x height)."
         )
     y, x = (rows - height) // 2, (columns - width) // 2
     return image[y : y + height, x : x + width]

@@ -447,10 +447,9 @@ def _lane_seed(seed: int, purpose: int) -> int:
     return int(np.random.SeedSequence([seed, purpose]).generate_state(1)[0]) | 1
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    """Environment of a simulator that embeds this Python."""
+def python_library() -> str:
+    """The shared library of this Python, which the simulator embeds; UserError without one."""
     import find_libpython
-    from cocotb_tools.config import pygpi_entry_point
 
     library = find_libpython.find_libpython()
     if library is None:
@@ -459,9 +458,16 @@ def _environment(folder: Path) -> dict[str, str]:
             "the shared library of Python is not installed; "
             f"on Debian or Ubuntu: sudo apt-get install libpython{version}"
         )
+    return str(library)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Environment of a simulator that embeds this Python."""
+    from cocotb_tools.config import pygpi_entry_point
+
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("COCOTB_", "GPI_"))}
     return inherited | {
-        "GPI_USERS": f"{library};{pygpi_entry_point()}",
+        "GPI_USERS": f"{python_library()};{pygpi_entry_point()}",
         "PYGPI_PYTHON_BIN": sys.executable,
         # the simulator runs elsewhere; an empty entry is where this process was started
         "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path),

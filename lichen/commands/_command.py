@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from lichen import files
+from lichen.commands import _config
 from lichen.errors import UserError
 
 EXTRA_RESULTS = ("json_file", "plot_file", "log_file", "outlier_plot")
@@ -18,14 +19,79 @@ EXTRA_RESULTS = ("json_file", "plot_file", "log_file", "outlier_plot")
 RESULTS = ("output", "latents", *EXTRA_RESULTS)
 """Parameters that name a file or folder to write; whatever else names files names what is read."""
 
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Results": (*RESULTS, "tensorboard", "name", "half", "evaluate", "waves", "quiet"),
+    "Gateware": (
+        "board_name", "transform_name", "max_width", "multipliers", "folding_file", "clock",
+    ),
+    "Bits": (
+        "weight_bits", "activation_bits", "gamma_bits", "u_bits", "gdn_input_bits", "latent_bits",
+        "latent_fraction", "bits_from", "least_bits",
+    ),
+    "Calibration": (
+        "calibrate", "max_images", "clip", "percentile", "clip_factor", "split",
+        "latent_gain", "equations", "rounding", "refit", "samples", "held_out",
+    ),
+    "Training": (
+        "train_folder", "steps", "minutes", "steps_per_round", "tune_every", "final_steps",
+        "regularize_steps", "regularize_lr", "lmbda", "lr", "lr_adam", "lr_scales", "warmup", "ema",
+        "round_from", "downscale", "batch", "patch", "optimizer", "precision", "compile",
+        "distortion", "distill", "penalty", "sigmas", "init", "validate",
+    ),
+    "Running": (
+        "threads", "device", "scheduler", "build_dir", "resume", "overwrite", "save_every",
+        "stop_after", "config",
+    ),
+}  # fmt: skip
+"""Headings of the help, and the parameters under them; what is in none comes first."""
+
 
 class Command(click.Command):
-    """A command that refuses, before it begins, to write over what it reads or writes."""
+    """A command that reads options from a file and says beside its result which ones it had.
+
+    Before it begins it refuses to write over what it reads or writes.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        # where none is given, click makes one of the function's name, which is `command`
+        self.params.append(
+            click.Option(
+                ["--config"], metavar="FILE", type=click.Path(path_type=Path), is_eager=True,
+                expose_value=False, callback=_read_config,
+                help="Take options from a TOML file, such as lies beside every result; those "
+                "given here go before.",
+            )
+        )  # fmt: skip
 
     def invoke(self, ctx: click.Context) -> Any:
         files.forget_written()
         check_paths(self, ctx.params)
-        return super().invoke(ctx)
+        try:
+            answer = super().invoke(ctx)
+        except (click.exceptions.Exit, SystemExit):  # there may be a result all the same
+            _config.write_beside(self, ctx.params, ("output", *EXTRA_RESULTS))
+            raise
+        _config.write_beside(self, ctx.params, ("output", *EXTRA_RESULTS))
+        return answer
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the headings of `GROUPS`."""
+        heading = {name: group for group, names in GROUPS.items() for name in names}
+        found: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                found.setdefault(heading.get(str(parameter.name), "Options"), []).append(record)
+        for group in ("Options", *GROUPS):
+            if found.get(group):
+                with formatter.section(group):
+                    formatter.write_dl(found[group])
+
+
+def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    if path is not None and not ctx.resilient_parsing:
+        ctx.default_map = _config.read(path, ctx.command)
 
 
 def check_paths(command: click.Command, values: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import click
 
 from lichen.commands import _options
 from lichen.commands._command import Command
+from lichen.commands._config import Size
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ WIDTH = 768
     help="golden, or verilator: the analysis transform in simulated gateware, the rest in the "
     "golden model. The file is the same.",
 )  # fmt: skip
-@click.option("--size", metavar="WxH", help="Of the image that symbols (.npy) belong to.")
+@click.option(
+    "--size", type=Size(), metavar="WxH", help="Of the image that symbols (.npy) belong to."
+)
 @click.option(
     "--check/--no-check", default=True, show_default=True,
     help="Decode the file again, and measure its PSNR.",
@@ -48,7 +51,7 @@ def command(
     output: Path,
     net: str | None,
     engine: str,
-    size: str | None,
+    size: tuple[int, int] | None,
     check: bool,
     threads: int | None,
     json_file: str | None,
@@ -98,7 +101,7 @@ def _encode(
     source: Path,
     target: Path,
     engine: str,
-    size: str | None,
+    size: tuple[int, int] | None,
     check: bool,
 ) -> dict[str, Any]:
     """The file of one image, under ``data``, and what is to be said of it."""
@@ -142,16 +145,13 @@ def _encode(
     return row
 
 
-def _symbols(container: Container, source: Path, size: str | None) -> Latents:
+def _symbols(container: Container, source: Path, size: tuple[int, int] | None) -> Latents:
     """Latents from .npy files."""
-    import re
-
     import numpy as np
 
     from lichen.network.description import IMAGE
 
-    match = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", size or "")
-    if match is None:
+    if size is None:
         raise UserError(f"{source} holds symbols; give their image's size, as --size 768x512.")
     symbols = {}
     files = {
@@ -166,7 +166,7 @@ def _symbols(container: Container, source: Path, size: str | None) -> Latents:
             raise UserError(f"{file} does not exist; it should hold the symbols {key}.") from None
         except (OSError, ValueError, EOFError, MemoryError) as error:
             raise UserError(f"{file} cannot be read as an array ({error}).") from None
-    return container.from_symbols(symbols, int(match[2]), int(match[1]))
+    return container.from_symbols(symbols, size[1], size[0])
 
 
 def _gateware(container: Container, name: str, picture: Picture) -> Latents:

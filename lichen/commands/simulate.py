@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lichen.commands import _options
 from lichen.commands._command import Command
+from lichen.commands._config import Size
 from lichen.errors import UserError
 
-
-class _Size(click.ParamType):
-    """``HxW`` in pixels."""
-
-    name = "HxW"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", value)
-        if match is None:
-            self.fail(f"{value!r} is not a size such as 64x96.", param, ctx)
-        return int(match[1]), int(match[2])
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @click.command(cls=Command)
@@ -35,7 +24,9 @@ class _Size(click.ParamType):
     "--image", required=True, metavar="IMAGE", type=click.Path(path_type=Path),
     help="Any PNG, JPEG or WebP.",
 )  # fmt: skip
-@click.option("--crop", type=_Size(), help="Take so many rows and columns from the middle.")
+@click.option(
+    "--crop", type=Size(), metavar="WxH", help="Take so many columns and rows from the middle."
+)
 @_options.transform
 @click.option(
     "--simulator", type=click.Choice(["verilator", "icarus"]), default="verilator",
@@ -92,7 +83,7 @@ def command(
     ones (without --backpressure); 1 otherwise; 2 for unusable arguments.
     """
     from lichen.boards import board as boards
-    from lichen.sim.images import crop_middle, load_image, pad_image
+    from lichen.sim.images import load_image, pad_image
     from lichen.sim.transform import Pauses, efficiency, simulate_transform
 
     if transform_name != "g_a":
@@ -107,14 +98,16 @@ def command(
     for note in notes:
         click.echo(f"{image}: {note}", err=True)
     if crop is not None:
-        pixels = crop_middle(pixels, *crop)
+        pixels = _cropped(pixels, crop)
     height, width, channels = pixels.shape
     if channels != transform.in_channels:
         raise UserError(
             f"{transform_name} of {design.name} takes {transform.in_channels} channels, "
             f"but {image} has {channels}."
         )
-    stem = re.sub(r"[^\w.-]+", "_", f"{Path(net).stem}_{transform_name}")
+    # short enough for any suffix
+    name = re.sub(r"[^\w.-]+", "_", Path(net).stem, flags=re.ASCII)[:200]
+    stem = f"{name}_{transform_name}"
     pauses = None if pauses_seed is None else Pauses.from_seed(pauses_seed)
     try:
         run = simulate_transform(
@@ -169,6 +162,22 @@ def command(
         _print_table(report)
     _options.report(report, json_file, _verdict(report))
     context.exit(1 if run.faults else 0)
+
+
+def _cropped(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The middle of an image; UserError, too, for a size that was meant as it once was written."""
+    from lichen.sim.images import crop_middle
+
+    width, height = size
+    rows, columns = pixels.shape[:2]
+    if (width > columns or height > rows) and width <= rows and height <= columns:
+        raise UserError(
+            f"--crop takes width x height now, and {width}x{height} does not fit an image of "
+            f"{columns}x{rows}; for {height} columns and {width} rows, give {height}x{width}."
+        )
+    if width != height:
+        click.echo(f"crop: {width} columns, {height} rows (--crop takes width x height)", err=True)
+    return crop_middle(pixels, height, width)
 
 
 def _print_table(report: dict[str, Any]) -> None:

@@ -124,7 +124,8 @@ def command(
         torch.set_num_threads(threads)
 
     def given(name: str) -> bool:
-        return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        typed = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+        return ctx.get_parameter_source(name) in typed
 
     target = Path(output)
     start = None
