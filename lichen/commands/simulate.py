@@ -175,8 +175,6 @@ def _cropped(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArra
             f"--crop takes width x height now, and {width}x{height} does not fit an image of "
             f"{columns}x{rows}; for {height} columns and {width} rows, give {height}x{width}."
         )
-    if width != height:
-        click.echo(f"crop: {width} columns, {height} rows (--crop takes width x height)", err=True)
     return crop_middle(pixels, height, width)
 
 

@@ -325,7 +325,8 @@ def test_the_command_refuses_other_nonsense(
         ([net, "--image", image, "--transform", "g_s"], "g_s"),
         ([net, "--image", image, "--folding", folding, "--crop", "8x4"], "does not fit"),
         ([net, "--image", image, "--max-width", "30"], "multiple of 4"),
-        ([net, "--image", image, "--max-width", "4", "--crop", "7x5"], "too narrow"),
+        ([net, "--image", image, "--max-width", "4", "--crop", "5x7"], "too narrow"),
+        ([net, "--image", image, "--folding", folding, "--crop", "7x5"], "give 5x7"),
     ):
         status, said = exit_of(["simulate", *arguments])
         assert status == 2, (arguments, said)
