@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lichen.errors import UserError
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.ecp5 import ECP5
 
 if TYPE_CHECKING:
     from amaranth.build import Platform
@@ -18,38 +20,6 @@ if TYPE_CHECKING:
 
 LINK_LUTS = 2000
 """Set aside for the host link, which takes no multiplier and no block RAM."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """Device primitives a design may use.
-
-    Attributes
-    ----------
-    dsp : int
-        18x18 multipliers (ECP5 MULT18X18D).
-    bram : int
-        18-kbit block RAMs (ECP5 DP16KD).
-    lut : int
-        4-input lookup tables.
-    """
-
-    dsp: int
-    bram: int
-    lut: int
-
-    def overruns(self, needed: object) -> list[str]:
-        """What does not fit, and by how much: one phrase per primitive, none if all fits.
-
-        ``needed`` has the attributes ``dsp``, ``bram`` and ``lut``.
-        """
-        names = {"dsp": "multipliers", "bram": "block RAMs", "lut": "LUTs"}
-        found = []
-        for field in fields(self):
-            need, have = getattr(needed, field.name), getattr(self, field.name)
-            if need > have:
-                found.append(f"{need - have} {names[field.name]} too many ({need} of {have})")
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +63,9 @@ class Board:
         What people call it.
     device, package, speed : str
         The FPGA, in the vendor's terms.
-    budget : Budget
+    family : Device
+        What costs are asked of.
+    budget : Resources
         All of the device.
     lut_share : float
         How much of the lookup tables a design may plan with: beyond it, routes get long and
@@ -116,7 +88,8 @@ class Board:
     device: str
     package: str
     speed: str
-    budget: Budget
+    family: Device
+    budget: Resources
     lut_share: float
     oscillator_hz: int
     clock_mhz: float
@@ -126,11 +99,11 @@ class Board:
     entry: str
 
     @property
-    def pipeline_budget(self) -> Budget:
+    def pipeline_budget(self) -> Resources:
         """What a design may plan with, less what the host link takes at most."""
         have = self.budget
         lut = int(have.lut * self.lut_share) - LINK_LUTS
-        return Budget(dsp=have.dsp, bram=have.bram, lut=lut)
+        return replace(have, lut=lut)
 
     def pll(self, clock_mhz: float | None = None) -> PLL:
         """The PLL setting of the fastest clock that is no faster than ``clock_mhz``.
@@ -171,7 +144,8 @@ ULX3S_85F = Board(
     device="LFE5U-85F",
     package="CABGA381",
     speed="6",
-    budget=Budget(dsp=156, bram=208, lut=83640),
+    family=ECP5,
+    budget=Resources(dsp=156, bram=208, lut=83640),
     lut_share=0.65,
     oscillator_hz=25_000_000,
     clock_mhz=50.0,

@@ -16,7 +16,7 @@ from lichen.boards.ecp5.pll import PLL
 from lichen.boards.link.uart import phase_step
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
-from lichen.hw.device.unit import Resources
+from lichen.hw.device.device import Resources
 from lichen.hw.plan import planner
 from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.kinds import check_folding
@@ -71,6 +71,7 @@ def fold(
     found = planner.plan(
         transform,
         board.pipeline_budget,
+        device=board.family,
         max_width=max_width,
         multipliers=multipliers,
         frame=network.frames(*PHOTO)[transform_name],

@@ -11,7 +11,8 @@ from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link.device import RESET_CYCLES, Link
 from lichen.boards.link.uart import Receiver, Transmitter
-from lichen.hw.device.unit import Resources, Unit
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit
 
 TIMEOUT_SECONDS = 2
 """How long nothing may move while a frame is in flight."""
@@ -115,16 +116,16 @@ class UARTTop(Unit):
         wiring.connect(m, pipeline.o, link.latents)
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         """The link's share and the pipeline's."""
-        return self.link_resources() + self.pipeline_resources()
+        return self.link_resources(device) + self.pipeline_resources(device)
 
-    def link_resources(self) -> Resources:
+    def link_resources(self, device: Device) -> Resources:
         """What the top adds to the pipeline: no multiplier and no block RAM."""
         parts = (self._receiver, self._transmitter, self._link)
-        return Resources.total(part.resources() for part in parts)
+        return Resources.total(part.resources(device) for part in parts)
 
-    def pipeline_resources(self) -> Resources:
+    def pipeline_resources(self, device: Device) -> Resources:
         """The pipeline's own answer."""
-        own = self.pipeline.resources()
+        own = self.pipeline.resources(device)
         return Resources(dsp=own.dsp, bram=own.bram, lut=own.lut)

@@ -13,7 +13,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lichen.boards.board import Board, Budget
+    from lichen.boards.board import Board
+    from lichen.hw.device.device import Resources
 
 FILE = "achieved.json"
 
@@ -53,7 +54,7 @@ class Achieved:
             **{metric: report[metric] for metric in METRICS},
         )
 
-    def fill(self, budget: Budget) -> float:
+    def fill(self, budget: Resources) -> float:
         """How full the device was: the share of what was used most."""
         return fill(self, budget)
 
@@ -79,7 +80,7 @@ def part(board: Board) -> str:
     return f"{board.device}-{board.speed}"
 
 
-def fill(used: Any, budget: Budget) -> float:
+def fill(used: Any, budget: Resources) -> float:
     """The largest share of anything that is used."""
     return max(getattr(used, metric) / getattr(budget, metric) for metric in METRICS)
 

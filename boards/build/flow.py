@@ -210,7 +210,7 @@ def build(
         planned; the files are kept beside ``folder``.
     """
     progress = progress or Progress()
-    check_fits(top.resources(), board)
+    check_fits(top.resources(board.family), board)
     programs = {tool.name: tool.find() for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK)}
     with complete_folder(
         folder, marker=REPORT, field="device", keep_after=(BuildFailedError,)
@@ -254,7 +254,7 @@ def _build(
     details: dict[str, Any] | None,
     progress: Progress,
 ) -> Report:
-    planned = top.resources()
+    planned = top.resources(board.family)
     if placer is None:
         placer = "static" if planned.lut > CROWDED * board.budget.lut else "heap"
     aim_hz = TIMING_MARGIN * max(pll.output_hz, board.aim_mhz * 1e6 if any_clock else 0)

@@ -113,11 +113,11 @@ def build_unit(
     """
     progress = progress or Progress()
     pipeline = design.pipeline()
-    names = list(pipeline.stage_resources())
+    names = list(pipeline.stage_resources(board.family))
     if unit not in names:
         raise UserError(f"there is no unit {unit!r}; this pipeline has {', '.join(names)}.")
     part = pipeline.units[names.index(unit)]
-    planned = part.resources()
+    planned = part.resources(board.family)
     programs = {tool.name: tool.find() for tool in (YOSYS, NEXTPNR_ECP5)}
     device = DEVICES[board.device]
     fold = next(

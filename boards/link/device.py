@@ -13,7 +13,8 @@ from lichen.boards.link.packer import PixelPacker
 from lichen.boards.link.protocol import Error, State, Stuck
 from lichen.boards.link.sender import PacketSender
 from lichen.boards.link.serializer import LatentSerializer
-from lichen.hw.device.unit import Resources, Unit, check_positive
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit, check_positive
 
 RESET_CYCLES = 256
 """How long a reset lasts: until what is on its way through free-running registers is gone."""
@@ -358,6 +359,6 @@ class Link(Unit):
         )
         return failure
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         parts = (self._received, self._outgoing, self._packer, self._serializer, self._sender)
-        return Resources.total(part.resources() for part in parts) + Resources(lut=450)
+        return Resources.total(part.resources(device) for part in parts) + Resources(lut=450)

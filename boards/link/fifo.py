@@ -7,7 +7,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.device.unit import Resources, Unit
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit
 
 
 class Fifo(Unit):
@@ -80,7 +81,7 @@ class Fifo(Unit):
             m.d.sync += self.o.payload.eq(read.data)
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         cells = -(-self.depth // 16) * -(-self._width // 4)
         # A memory cell takes 6 lookup tables; choosing among them one per 2 and bit.
         return Resources(lut=6 * cells + self._width * self.depth // 32 + 50)

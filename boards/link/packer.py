@@ -6,7 +6,8 @@ from amaranth.hdl import Module, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.device.unit import Resources, Unit, check_positive
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit, check_positive
 
 
 class PixelPacker(Unit):
@@ -63,5 +64,5 @@ class PixelPacker(Unit):
                 m.d.sync += channel.eq(0)
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return Resources(lut=8 + 4 * self.lanes)

@@ -7,7 +7,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link import protocol
-from lichen.hw.device.unit import Resources, Unit
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit
 
 
 class PacketSender(Unit):
@@ -113,5 +114,5 @@ class PacketSender(Unit):
                         m.next = "IDLE"
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return Resources(lut=145)

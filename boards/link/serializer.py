@@ -7,7 +7,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link.protocol import latent_bytes
-from lichen.hw.device.unit import Resources, Unit, check_positive
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit, check_positive
 
 
 class LatentSerializer(Unit):
@@ -77,6 +78,6 @@ class LatentSerializer(Unit):
                 m.d.sync += [left.eq(full), beat.eq(beat + 1)]
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         bits = 8 * self.lanes * latent_bytes(self.shape.width)
         return Resources(lut=12 if bits == 8 else 4 * bits)

@@ -12,7 +12,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.device.unit import Resources, Unit
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit
 
 PHASE_BITS = 18
 """Width of the phase accumulators: the increment is then right to 2**-18 of a symbol."""
@@ -140,7 +141,7 @@ class Receiver(Unit):
                 m.d.sync += [self.o.payload.eq(shift), self.o.valid.eq(1)]
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return Resources(lut=80)
 
 
@@ -187,5 +188,5 @@ class Transmitter(Unit):
             m.d.sync += [self.tx.eq(shift[0]), shift.eq(Cat(shift[1:], 1)), left.eq(left - 1)]
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return Resources(lut=45)

@@ -8,9 +8,17 @@ together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Value
+
+from lichen.hw.device.device import (
+    BlockCell,
+    BlockWrite,
+    Cells,
+    Device,
+    MultiplierCell,
+    SmallRam,
+)
 
 MULTIPLIER_BITS = 18
 """Width of MULT18X18D's operands."""
@@ -25,12 +33,7 @@ class Target:
     device = "LFE5U"
 
 
-def on_ecp5(platform: object) -> bool:
-    """Whether ``elaborate(platform)`` is to make ECP5 cells."""
-    return str(getattr(platform, "device", "")).startswith("LFE5U")
-
-
-def multiply(m: Module, name: str, a: Value, b: Value, p: Signal) -> None:
+def _multiply(m: Module, name: str, a: Value, b: Value, p: Signal) -> None:
     """``p`` is ``a * b`` `MULTIPLIER_LATENCY` cycles later, in one MULT18X18D.
 
     Operands stand at the top of the cell's inputs with zeros below: so no sign has to be spread
@@ -63,21 +66,12 @@ def multiply(m: Module, name: str, a: Value, b: Value, p: Signal) -> None:
     m.d.comb += p.eq(product[low:])
 
 
-def and_add(
-    m: Module, platform: object, name: str, lanes: list[tuple[Value, Value]], signed: bool
-) -> Value:
-    """``sum(Mux(bit, value, 0))`` of one or two (bit, value) lanes, combinational.
+def _and_add(m: Module, name: str, lanes: Sequence[tuple[Value, Value]], signed: bool) -> Value:
+    """``sum(Mux(bit, value, 0))`` of two (bit, value) lanes, combinational.
 
-    With two lanes on the ECP5 both ANDs and the addition share one carry chain, a lookup table
-    a bit (CCU2C; the lookup tables compute AB xor CD, and AB where the carry needs an operand).
+    Both ANDs and the addition share one carry chain, a lookup table a bit (CCU2C; the lookup
+    tables compute AB xor CD, and AB where the carry needs an operand).
     """
-    if len(lanes) == 1 or not on_ecp5(platform):
-        total = None
-        for bit, value in lanes:
-            gated = Mux(bit, value, 0)
-            total = gated if total is None else total + gated
-        assert total is not None
-        return total
     (bit0, value0), (bit1, value1) = lanes
     width = len(value0) + 1
     extend = [
@@ -122,16 +116,7 @@ BLOCK_LATENCY = 2
 """Cycles from address to data through DP16KD's input and output registers."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BlockWrite:
-    """A write port of `block_ram`: one bit, an address, a word."""
-
-    enable: Value
-    address: Value
-    data: Value
-
-
-def block_ram(
+def _block_ram(
     m: Module,
     name: str,
     *,
@@ -223,3 +208,45 @@ def _block_rows(init: Sequence[int], width: int) -> list[int]:
             value |= (bits >> ((row * 16 + i) * 18) & 0x3FFFF) << (20 * i)
         rows.append(value)
     return rows
+
+
+class ECP5Cells(Cells):
+    """MULT18X18D, DP16KD and CCU2C, made explicitly."""
+
+    def multiply(self, m: Module, name: str, a: Value, b: Value, p: Signal) -> None:
+        _multiply(m, name, a, b, p)
+
+    def block_ram(
+        self,
+        m: Module,
+        name: str,
+        *,
+        width: int,
+        init: Sequence[int],
+        address: Value,
+        data: Signal,
+        write: BlockWrite | None = None,
+    ) -> None:
+        _block_ram(m, name, width=width, init=init, address=address, data=data, write=write)
+
+    def and_add(
+        self, m: Module, name: str, lanes: Sequence[tuple[Value, Value]], signed: bool
+    ) -> Value:
+        return _and_add(m, name, lanes, signed)
+
+
+ECP5 = Device(
+    name="ecp5",
+    parts="LFE5U",
+    multiplier=MultiplierCell(bits=MULTIPLIER_BITS, latency=MULTIPLIER_LATENCY),
+    block=BlockCell(
+        # DP16KD, the first as PDPW16KD
+        shapes=((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1)),
+        latency=BLOCK_LATENCY,
+        luts=400,
+    ),
+    small=SmallRam(depth=16, width=4, luts=6),  # TRELLIS_DPR16X4
+    chain_ends=4,
+    cells=ECP5Cells(),
+)
+"""LFE5U and LFE5UM: MULT18X18D, DP16KD, TRELLIS_DPR16X4 and CCU2C."""

@@ -20,16 +20,14 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2
 
-from lichen.hw.device import ecp5
-from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, delays
+from lichen.hw.device.device import BlockWrite, Device, Resources
+from lichen.hw.device.ecp5 import ECP5
+from lichen.hw.device.families import device_of
+from lichen.hw.device.unit import Unit, check_positive, delayed, delays
 from lichen.network.arithmetic import ceil_div
 
-BLOCK_SHAPES = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
-"""Depth and width of one DP16KD (the first as PDPW16KD)."""
-
-BLOCK_LUTS = 400
-"""Lookup tables a block RAM is worth: an LFE5U has that many for each of its blocks. Below
-this price a memory, or what is left of one beside whole blocks, is made of lookup tables."""
+BLOCK_LATENCY = 2
+"""Cycles from address to data of a memory in blocks, on every device."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +54,16 @@ class Piece:
         """Whether the words are in block RAM."""
         return self.width > 0
 
-    def resources(self, width: int, *, writable: bool) -> Resources:
+    def resources(self, device: Device, width: int, *, writable: bool) -> Resources:
         """What it takes to store words of ``width`` bits here."""
         if self.block:
             return Resources(bram=ceil_div(width, self.width))
         sixteenths = ceil_div(self.words, 16)
         if not writable:
             return Resources(lut=sixteenths * width)
-        # A TRELLIS_DPR16X4 takes 6 lookup tables; a multiplexer chooses among several.
+        # A multiplexer chooses among several.
         mux = ceil_div(sixteenths, 2) * width if sixteenths > 1 else 0
-        return Resources(lut=sixteenths * ceil_div(width, 4) * 6 + mux + sixteenths)
+        return Resources(lut=device.small_ram_luts(self.words, width) + mux + sixteenths)
 
 
 _Best = tuple[int, int, Piece | None, tuple[int, int]]
@@ -73,7 +71,7 @@ _Best = tuple[int, int, Piece | None, tuple[int, int]]
 
 
 @lru_cache(maxsize=4096)
-def pieces(depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
+def pieces(device: Device, depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
     """How ``depth`` words of ``width`` bits are stored for least, deepest blocks first.
 
     Blocks are filled one depth after the other, for few depths fit one block shape: 1600 words
@@ -82,14 +80,14 @@ def pieces(depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
     """
 
     def cost(piece: Piece) -> int:
-        own = piece.resources(width, writable=writable)
-        return BLOCK_LUTS * own.bram + own.lut
+        own = piece.resources(device, width, writable=writable)
+        return device.block.luts * own.bram + own.lut
 
     # The best way to store the words from a start in blocks at most so deep, by those two. Found
     # from the end, for there may be thousands of blocks.
     nothing: _Best = (0, 0, None, (0, 0))
     best: dict[tuple[int, int], _Best] = {}
-    whole = {d: cost(Piece(0, d, d, w)) for d, w in BLOCK_SHAPES}
+    whole = {d: cost(Piece(0, d, d, w)) for d, w in device.block.shapes}
     least = min(whole)
     for start in range((depth - 1) // least * least, -1, -least):
         left = depth - start
@@ -97,7 +95,7 @@ def pieces(depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
         if left <= DISTRIBUTED_DEPTH_MAX:
             rest = Piece(start, left, 1 << ceil_log2(left), 0)
             options.append((cost(rest), 1, rest, (depth, 0)))
-        for block_depth, block_width in BLOCK_SHAPES:
+        for block_depth, block_width in device.block.shapes:
             if start % block_depth:
                 break
             piece = Piece(start, min(left, block_depth), block_depth, block_width)
@@ -109,7 +107,7 @@ def pieces(depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
             options.append((price, count + 1, piece, others))
             best[start, block_depth] = min(options, key=lambda o: o[:2])
     found: list[Piece] = []
-    state = 0, BLOCK_SHAPES[-1][0]
+    state = 0, device.block.shapes[-1][0]
     while (entry := best.get(state, nothing))[2] is not None:
         found.append(entry[2])
         state = entry[3]
@@ -161,7 +159,7 @@ class Ram(Unit):
     r_data : Out
     """
 
-    latency = ecp5.BLOCK_LATENCY
+    latency = BLOCK_LATENCY
 
     def __init__(
         self,
@@ -182,10 +180,9 @@ class Ram(Unit):
             ports |= {"w_en": In(1), "w_addr": In(address), "w_data": In(unsigned(width))}
         super().__init__(wiring.Signature(ports))
 
-    @property
-    def pieces(self) -> tuple[Piece, ...]:
-        """How the words are stored."""
-        return pieces(self.depth, self.width, self.writable)
+    def pieces(self, device: Device = ECP5) -> tuple[Piece, ...]:
+        """How the words are stored. The behavioural twin stores them as the ECP5 does."""
+        return pieces(device, self.depth, self.width, self.writable)
 
     @property
     def _fields(self) -> list[Field]:
@@ -194,6 +191,8 @@ class Ram(Unit):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        device = device_of(platform)
+        stored = self.pieces(device)
         initial = self._init() if callable(self._init) else self._init or []
         if len(initial) > self.depth:
             raise ValueError(f"init must have at most {self.depth} words, not {len(initial)}")
@@ -201,12 +200,12 @@ class Ram(Unit):
         latest = max(field.late for field in fields)
         chosen = [
             delays(m, self._selected(self.r_addr, piece), self.latency + latest, f"chosen_{i}")
-            for i, piece in enumerate(self.pieces)
+            for i, piece in enumerate(stored)
         ]
         outputs: list[list[Value]] = []
-        for i, piece in enumerate(self.pieces):
+        for i, piece in enumerate(stored):
             words = list(initial[piece.start : piece.start + piece.words])
-            early = self.latency - ecp5.BLOCK_LATENCY if piece.block else 1
+            early = self.latency - BLOCK_LATENCY if piece.block else 1
             address = self.r_addr[: ceil_log2(piece.depth)]
             addresses = delays(m, address, early + latest, f"address_{i}")[early:]
             parts: list[list[Value]] = [[] for _ in fields]
@@ -219,7 +218,7 @@ class Ram(Unit):
                 first = min(field.late for _, field in inside)
                 data = self._slice(
                     m,
-                    platform,
+                    device,
                     f"{i}_{j}",
                     piece,
                     (start, stop),
@@ -247,7 +246,7 @@ class Ram(Unit):
     def _slice(
         self,
         m: Module,
-        platform: object,
+        device: Device,
         name: str,
         piece: Piece,
         place: tuple[int, int],
@@ -255,23 +254,23 @@ class Ram(Unit):
         address: Value,
     ) -> Value:
         """One memory, bits ``place`` of a piece's words; what it reads follows ``address``."""
-        if not piece.block and self.latency > ecp5.BLOCK_LATENCY:
+        if not piece.block and self.latency > BLOCK_LATENCY:
             return self._logic(m, f"piece_{name}", place[1] - place[0], init, address)
         bits = place[1] - place[0]
         low_bits = ceil_log2(piece.depth)
         write_enable: Value = Const(0, 1)
         if self.writable:
             write_enable = self.w_en & self._selected(self.w_addr, piece)
-        if piece.block and ecp5.on_ecp5(platform):
+        if piece.block and device.cells is not None:
             data = Signal(bits, name=f"read_{name}")
-            ecp5.block_ram(
+            device.cells.block_ram(
                 m,
                 f"piece_{name}",
                 width=piece.width,
                 init=init,
                 address=address,
                 data=data,
-                write=ecp5.BlockWrite(
+                write=BlockWrite(
                     enable=write_enable,
                     address=self.w_addr[:low_bits],
                     data=self.w_data[place[0] : place[1]],
@@ -279,7 +278,8 @@ class Ram(Unit):
                 if self.writable
                 else None,
             )
-            return data
+            missing = BLOCK_LATENCY - device.block.latency
+            return delayed(m, data, missing, f"read_{name}") if missing else data
         memory = Memory(
             shape=unsigned(bits),
             depth=piece.words,
@@ -327,13 +327,13 @@ class Ram(Unit):
 
     def _selected(self, address: Value, piece: Piece) -> Value:
         """Whether an address lies in a piece."""
-        if len(self.pieces) == 1:
+        if piece.words == self.depth:
             return Const(1, 1)
         low_bits = ceil_log2(piece.depth)
         return address[low_bits:] == piece.start >> low_bits
 
-    def resources(self) -> Resources:
-        return ram_resources(self.depth, self.width, writable=self.writable)
+    def resources(self, device: Device) -> Resources:
+        return ram_resources(device, self.depth, self.width, writable=self.writable)
 
 
 def _select(selects: Sequence[Value], values: Sequence[Value]) -> Value:
@@ -368,7 +368,7 @@ class FastRom(Ram):
     r_data : Out
     """
 
-    latency = ecp5.BLOCK_LATENCY + 1
+    latency = BLOCK_LATENCY + 1
 
     def __init__(
         self,
@@ -394,21 +394,27 @@ class FastRom(Ram):
                 fields.append(Field(k * width, (k + 1) * width, late))
         return fields
 
-    def resources(self) -> Resources:
-        return ram_resources(self.depth, self.width, writable=False, fast=True)
+    def resources(self, device: Device) -> Resources:
+        return ram_resources(device, self.depth, self.width, writable=False, fast=True)
 
 
 @cache
 def ram_resources(
-    depth: int, width: int, *, writable: bool, information: float = 1.0, fast: bool = False
+    device: Device,
+    depth: int,
+    width: int,
+    *,
+    writable: bool,
+    information: float = 1.0,
+    fast: bool = False,
 ) -> Resources:
     """What a `Ram` takes, or a `FastRom` if ``fast``.
 
     ``information`` is how much a bit of a ROM tells, 0 .. 1: see `bit_information`.
     """
     parts = []
-    for piece in pieces(depth, width, writable):
-        part = piece.resources(width, writable=writable)
+    for piece in pieces(device, depth, width, writable):
+        part = piece.resources(device, width, writable=writable)
         if not piece.block and not writable:
             # A table for every LOGIC_DEPTH words and a choice among them, or one table for all.
             most = LOGIC_DEPTH if fast else piece.words
@@ -526,10 +532,10 @@ class CreditFifo(Unit):
         ]
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         width = Shape.cast(self.shape).width
         pointer = bits_for(self.depth)
-        return Resources(lut=ceil_div(self.depth, 16) * ceil_div(width, 4) * 6 + 8 * pointer)
+        return Resources(lut=device.small_ram_luts(self.depth, width) + 8 * pointer)
 
 
 def fifo_depth(latency: int) -> int:
@@ -538,7 +544,6 @@ def fifo_depth(latency: int) -> int:
 
 
 __all__ = [
-    "BLOCK_SHAPES",
     "CreditFifo",
     "FastRom",
     "Piece",

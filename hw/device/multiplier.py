@@ -6,10 +6,13 @@ from amaranth.hdl import Module, Shape, Signal, signed, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.device import ecp5
-from lichen.hw.device.unit import Resources, Unit
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.families import device_of
+from lichen.hw.device.unit import Unit, delayed
+from lichen.network.arithmetic import SATURATION_BITS, ceil_div
 
-OPERAND_BITS_MAX = ecp5.MULTIPLIER_BITS
+OPERAND_BITS_MAX = SATURATION_BITS
+"""Bits of the widest signed operand: what the arithmetic was made for."""
 
 
 class Multiplier(Unit):
@@ -29,7 +32,8 @@ class Multiplier(Unit):
     p : Out
     """
 
-    latency = ecp5.MULTIPLIER_LATENCY
+    latency = 3
+    """On every device: registers before, inside and behind the product."""
 
     def __init__(self, *, a_shape: Shape, b_shape: Shape, portable: bool = False):
         self.a_shape, self.b_shape = Shape.cast(a_shape), Shape.cast(b_shape)
@@ -56,8 +60,14 @@ class Multiplier(Unit):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        if ecp5.on_ecp5(platform) and not self.portable:
-            ecp5.multiply(m, "cell", self.a, self.b, self.p)
+        device = device_of(platform)
+        single = self.resources(device).dsp == 1
+        if device.cells is not None and single and not self.portable:
+            missing = self.latency - device.multiplier.latency
+            product = Signal.like(self.p) if missing else self.p
+            device.cells.multiply(m, "cell", self.a, self.b, product)
+            if missing:
+                m.d.comb += self.p.eq(delayed(m, product, missing, "product"))
             return m
         a = Signal.like(self.a, reset_less=True)
         b = Signal.like(self.b, reset_less=True)
@@ -67,5 +77,19 @@ class Multiplier(Unit):
         m.d.comb += self.p.eq(product)
         return m
 
-    def resources(self) -> Resources:
-        return Resources(dsp=1)
+    def resources(self, device: Device) -> Resources:
+        return multiplier_resources(device, self.a_shape, self.b_shape)
+
+
+WIDEST = signed(OPERAND_BITS_MAX)
+"""Either operand of the arithmetic's 18x18 multiplications."""
+
+
+def multiplier_resources(device: Device, a_shape: Shape, b_shape: Shape) -> Resources:
+    """What a `Multiplier` of these operands takes: several where the device's are narrower."""
+    mixed = a_shape.signed != b_shape.signed
+    across = [
+        ceil_div(shape.width + (mixed and not shape.signed), device.multiplier.bits)
+        for shape in (a_shape, b_shape)
+    ]
+    return Resources(dsp=across[0] * across[1])

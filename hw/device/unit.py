@@ -3,46 +3,11 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
 
 from amaranth.hdl import Module, Shape, Signal, ValueLike, signed, unsigned
 from amaranth.lib import data, wiring
 
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """A count of device primitives.
-
-    Attributes
-    ----------
-    dsp : int
-        18x18 multipliers (ECP5 MULT18X18D).
-    bram : int
-        18-kbit block RAMs (ECP5 DP16KD).
-    lut : int
-        4-input lookup tables; an estimate, where ``dsp`` and ``bram`` are exact.
-    """
-
-    dsp: int = 0
-    bram: int = 0
-    lut: int = 0
-
-    def __add__(self, other: Resources) -> Resources:
-        return Resources(
-            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        )
-
-    def __mul__(self, count: int) -> Resources:
-        return Resources(**{f.name: getattr(self, f.name) * count for f in fields(self)})
-
-    @staticmethod
-    def total(parts: Iterable[Resources]) -> Resources:
-        """The sum of all parts."""
-        result = Resources()
-        for part in parts:
-            result = result + part
-        return result
+from lichen.hw.device.device import Device, Resources
 
 
 class Unit(wiring.Component, abc.ABC):
@@ -52,8 +17,8 @@ class Unit(wiring.Component, abc.ABC):
     """
 
     @abc.abstractmethod
-    def resources(self) -> Resources:
-        """What the unit takes on the device, everything inside it included."""
+    def resources(self, device: Device) -> Resources:
+        """What the unit takes on a device, everything inside it included."""
 
 
 def delays(m: Module, value: ValueLike, cycles: int, name: str) -> list[ValueLike]:

@@ -7,8 +7,9 @@ from amaranth.hdl import Module, Mux, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of
-from lichen.hw.engine.element import ELEMENTS, Backend, Element, chain_luts
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
+from lichen.hw.engine.element import ELEMENTS, Backend, Element
 
 
 class SystolicArray(Unit):
@@ -183,8 +184,9 @@ class SystolicArray(Unit):
             m.d.comb += self.o_valid[p].eq(left != 0)
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return array_resources(
+            device,
             self.element,
             pixels=self.pixels,
             chains=self.chains,
@@ -194,17 +196,17 @@ class SystolicArray(Unit):
 
 
 def array_resources(
-    element: Element, *, pixels: int, chains: int, chain_length: int, bits: int
+    device: Device, element: Element, *, pixels: int, chains: int, chain_length: int, bits: int
 ) -> Resources:
     """What a `SystolicArray` of such elements and ``bits`` of accumulator takes."""
     elements = chain_length // element.ways
     # Per channel an accumulator, the gate that clears it, and the drain's multiplexer.
-    channel = Resources(lut=chain_luts(bits) + 2 * bits)
+    channel = Resources(lut=device.chain_luts(bits) + 2 * bits)
     flags = Resources(lut=6 * pixels * elements)
     # The first channel of a chain has nobody behind it to choose from.
     first = Resources(lut=-bits)
     return (
-        element.resources() * (pixels * chains * elements)
+        element.resources(device) * (pixels * chains * elements)
         + channel * (pixels * chains * chain_length)
         + first * (pixels * chains)
         + flags

@@ -12,8 +12,9 @@ from amaranth.hdl import Array, Const, Module, Mux, Shape, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import FastRom, Ram, bit_information, ram_resources
-from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of
+from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
 from lichen.hw.engine.array import SystolicArray, array_resources
 from lichen.hw.engine.element import Backend, Element
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Phases
@@ -414,8 +415,9 @@ class Core(Unit):
                 m.d.sync += [served.eq(0), column.eq(0), word.eq(0), pixel.eq(0)]
         return word_now
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return core_resources(
+            device,
             self.shape,
             self.array.element,
             accumulator_bits=self.accumulator_shape.width,
@@ -424,19 +426,21 @@ class Core(Unit):
 
 
 def core_resources(
-    shape: CoreShape, element: Element, *, accumulator_bits: int, information: float
+    device: Device, shape: CoreShape, element: Element, *, accumulator_bits: int, information: float
 ) -> Resources:
     """What a `Core` of this shape takes; ``information`` is `bit_information` of its weights."""
     bits = shape.chains * accumulator_bits
     rom = ram_resources(
+        device,
         shape.rom_depth,
         shape.chains * shape.chain_length * element.lanes * element.w_shape.width,
         writable=False,
         information=information,
         fast=True,
     )
-    drain = ram_resources(shape.drain_depth, bits, writable=True)
+    drain = ram_resources(device, shape.drain_depth, bits, writable=True)
     array = array_resources(
+        device,
         element,
         pixels=shape.pixels,
         chains=shape.chains,

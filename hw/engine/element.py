@@ -12,15 +12,16 @@ import enum
 
 import numpy as np
 import numpy.typing as npt
-from amaranth.hdl import Cat, Module, Shape, Signal, Value, signed, unsigned
+from amaranth.hdl import Cat, Module, Mux, Shape, Signal, Value, signed, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from lichen.hw.device import ecp5
-from lichen.hw.device.multiplier import Multiplier
-from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of
-from lichen.network.arithmetic import ceil_div
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.families import device_of
+from lichen.hw.device.multiplier import WIDEST, Multiplier, multiplier_resources
+from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
+from lichen.network.arithmetic import SATURATION_BITS, ceil_div
 
 
 class Backend(enum.StrEnum):
@@ -106,9 +107,11 @@ class MultiplierElement(Element):
         m.d.comb += self.total[0].eq(_tree(m, "sum", products))
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         product = self.a_shape.width + self.w_shape.width
-        return Resources(dsp=self.lanes, lut=_tree_luts([product] * self.lanes))
+        luts = _tree_luts(device, [product] * self.lanes)
+        own = multiplier_resources(device, self.a_shape, self.w_shape)
+        return own * self.lanes + Resources(lut=luts)
 
 
 class PortableElement(MultiplierElement):
@@ -133,7 +136,7 @@ class PackedElement(Element):
             raise ValueError(
                 f"two products of {self.w_shape!r} and {self.a_shape!r} do not fit one multiplier"
             )
-        self.shift = ecp5.MULTIPLIER_BITS - self.w_shape.width
+        self.shift = SATURATION_BITS - self.w_shape.width
 
     @property
     def latency(self) -> int:
@@ -152,7 +155,7 @@ class PackedElement(Element):
         high: list[Value] = []
         borrows: list[Value] = []
         for s in range(self.lanes):
-            multiplier = Multiplier(a_shape=self.a_shape, b_shape=signed(ecp5.MULTIPLIER_BITS))
+            multiplier = Multiplier(a_shape=self.a_shape, b_shape=signed(SATURATION_BITS))
             m.submodules[f"mul_{s}"] = multiplier
             w0, w1 = self.w[0][s].as_unsigned(), self.w[1][s].as_unsigned()
             sign = w0[bits - 1]
@@ -179,10 +182,11 @@ class PackedElement(Element):
         m.d.comb += self.total[1].eq(_tree(m, "high", high, borrows))
         return m
 
-    def resources(self) -> Resources:
-        low = _tree_luts([self.shift + 1] * self.lanes)
-        high = _tree_luts([self.a_shape.width + self.w_shape.width + 1] * self.lanes)
-        return Resources(dsp=self.lanes, lut=low + high + 2 * self.lanes)
+    def resources(self, device: Device) -> Resources:
+        low = _tree_luts(device, [self.shift + 1] * self.lanes)
+        high = _tree_luts(device, [self.a_shape.width + self.w_shape.width + 1] * self.lanes)
+        own = multiplier_resources(device, self.a_shape, WIDEST)
+        return own * self.lanes + Resources(lut=low + high + 2 * self.lanes)
 
 
 def packs(a_shape: Shape, w_shape: Shape) -> bool:
@@ -192,8 +196,8 @@ def packs(a_shape: Shape, w_shape: Shape) -> bool:
     w = (1 << (w_shape.width - 1)) - 1
     a = 1 << (a_shape.width - 1) if a_shape.signed else (1 << a_shape.width) - 1
     # MULT18X18D takes the activation in the other operand, signed.
-    fits = a_shape.width + (not a_shape.signed) <= ecp5.MULTIPLIER_BITS
-    return fits and w * a < 1 << (ecp5.MULTIPLIER_BITS - w_shape.width)
+    fits = a_shape.width + (not a_shape.signed) <= SATURATION_BITS
+    return fits and w * a < 1 << (SATURATION_BITS - w_shape.width)
 
 
 class LUTElement(Element):
@@ -218,7 +222,7 @@ class LUTElement(Element):
                     (self.w[0][t].as_unsigned()[j], self.a[t])
                     for t in range(s, min(s + 2, self.lanes))
                 ]
-                gated = ecp5.and_add(m, platform, f"plane_{j}_{s}", lanes, self.a_shape.signed)
+                gated = _and_add(m, platform, f"plane_{j}_{s}", lanes, self.a_shape.signed)
                 sums.append(delayed(m, gated, 1, f"plane_{j}_{s}"))
             planes.append(_tree(m, f"plane_{j}", sums))
         shift, level = 1, 0
@@ -251,17 +255,17 @@ class LUTElement(Element):
         m.d.comb += self.total[0].eq(-value if negative else value)
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         pairs, odd = divmod(self.lanes, 2)
         a = self.a_shape.width
         planes = self.w_shape.width
         # A single lane is gated by the reset of its registers.
-        luts = planes * (pairs * chain_luts(a + 1) + odd)
+        luts = planes * (pairs * device.chain_luts(a + 1) + odd)
         widths = [a + 1] * pairs + [a] * odd
-        luts += planes * _tree_luts(widths)
+        luts += planes * _tree_luts(device, widths)
         width, shift = a + ceil_log2(self.lanes), 1
         while planes > 1:
-            luts += planes // 2 * chain_luts(width + 1)
+            luts += planes // 2 * device.chain_luts(width + 1)
             width, shift, planes = width + shift, 2 * shift, ceil_div(planes, 2)
         return Resources(lut=luts)
 
@@ -272,6 +276,21 @@ ELEMENTS: dict[Backend, type[Element]] = {
     Backend.PACKED: PackedElement,
     Backend.LUT: LUTElement,
 }
+
+
+def _and_add(
+    m: Module, platform: object, name: str, lanes: list[tuple[Value, Value]], signed: bool
+) -> Value:
+    """``sum(Mux(bit, value, 0))`` of one or two (bit, value) lanes, combinational."""
+    cells = device_of(platform).cells
+    if len(lanes) > 1 and cells is not None:
+        return cells.and_add(m, name, lanes, signed)
+    total = None
+    for bit, value in lanes:
+        gated = Mux(bit, value, 0)
+        total = gated if total is None else total + gated
+    assert total is not None
+    return total
 
 
 def _tree(m: Module, name: str, values: list[Value], carries: list[Value] | None = None) -> Value:
@@ -307,16 +326,11 @@ def _add_with_carry(a: Value, b: Value, carry: Value) -> Value:
     return total[1:].as_signed()
 
 
-def chain_luts(width: int) -> int:
-    """Lookup tables of a carry chain: two bits a cell, and four to lead it in and out."""
-    return 2 * ceil_div(width, 2) + 4
-
-
-def _tree_luts(widths: list[int]) -> int:
+def _tree_luts(device: Device, widths: list[int]) -> int:
     """Lookup tables of `_tree` over values of these widths."""
     total = 0
     while len(widths) > 1:
         sums = [max(pair) + 1 for pair in zip(widths[::2], widths[1::2], strict=False)]
-        total += sum(chain_luts(width) for width in sums)
+        total += sum(device.chain_luts(width) for width in sums)
         widths = sums + widths[len(widths) & ~1 :]
     return total

@@ -7,7 +7,8 @@ from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.device.unit import Resources, Unit, check_positive
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit, check_positive
 from lichen.hw.engine.window import SIZE_BITS
 
 GATE_RESOURCES = Resources(lut=150)
@@ -137,7 +138,7 @@ class FrameGate(Unit):
                     m.d.sync += row.eq(Mux(row_last, 1, row + 1))
         return beat_last & column_last & row_last
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return GATE_RESOURCES
 
 

@@ -7,8 +7,9 @@ from amaranth.hdl import Array, Module, Mux, Shape, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import Ram, ram_resources
-from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of
+from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
 from lichen.hw.engine import cycles
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Sequencer
 from lichen.hw.engine.window import SIZE_BITS
@@ -154,14 +155,18 @@ class PixelBuffer(Unit):
             "width": width,
         }
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return pixel_buffer_resources(
-            self.channels, lanes=self.lanes, bits=self.shape.width, pixels=self.pixels
+            device, self.channels, lanes=self.lanes, bits=self.shape.width, pixels=self.pixels
         )
 
 
-def pixel_buffer_resources(channels: int, *, lanes: int, bits: int, pixels: int) -> Resources:
+def pixel_buffer_resources(
+    device: Device, channels: int, *, lanes: int, bits: int, pixels: int
+) -> Resources:
     """What a `PixelBuffer` takes."""
     word = lanes * bits
     depth = PixelBuffer.banks * ceil_div(channels, lanes)
-    return ram_resources(depth, word, writable=True) * pixels + Resources(lut=50 + pixels * word)
+    return ram_resources(device, depth, word, writable=True) * pixels + Resources(
+        lut=50 + pixels * word
+    )

@@ -6,7 +6,8 @@ from amaranth.hdl import Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.device.unit import Resources, Unit, check_positive, lanes_of
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit, check_positive, lanes_of
 from lichen.hw.engine import cycles
 from lichen.network.arithmetic import ceil_div
 
@@ -129,7 +130,7 @@ class Regroup(Unit):
             "regroup_beats": self.i_beats if collects else self.o_beats,
         }
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return regroup_resources(self.i_lanes, self.o_lanes)
 
 

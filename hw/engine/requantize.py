@@ -9,8 +9,10 @@ from amaranth.hdl import Module, Mux, Shape, Signal, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import Ram
-from lichen.hw.device.unit import Resources, Unit, lanes_of, shape_of
+from lichen.hw.device.multiplier import WIDEST, multiplier_resources
+from lichen.hw.device.unit import Unit, lanes_of, shape_of
 from lichen.hw.engine.pipe import PIPE_MULTIPLY, Pipe
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Normalization, Requantizer
@@ -169,8 +171,9 @@ class Requantize(Unit):
         assert pipe.latency == self.latency
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         squares = self.normalization is not None and self.normalization.kind.squares
         bits = self.accumulator_shape.width
-        lane = Resources(dsp=1 + squares, lut=3 * bits + 80)
-        return lane * self.lanes + self.rom.resources()
+        products = multiplier_resources(device, WIDEST, WIDEST) * (1 + squares)
+        lane = products + Resources(lut=3 * bits + 80)
+        return lane * self.lanes + self.rom.resources(device)

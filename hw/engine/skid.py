@@ -6,7 +6,8 @@ from amaranth.hdl import Module, Mux, Shape, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.device.unit import Resources, Unit
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit
 
 
 class Skid(Unit):
@@ -58,7 +59,7 @@ class Skid(Unit):
             m.d.sync += back.eq(item)
         return m
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return skid_resources(Shape.cast(self.shape).width)
 
 

@@ -18,8 +18,9 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import Ram, ram_resources
-from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of
+from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
 from lichen.hw.engine import cycles
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Phases, PhaseSequencer
 from lichen.hw.engine.window import SIZE_BITS, WRITE_DELAY
@@ -514,8 +515,9 @@ class TransposedWindow(Unit):
             "skip": up.skip,
         }
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return transposed_window_resources(
+            device,
             self.upsampling,
             self.rows * self.row_words,
             lanes=self.lanes,
@@ -530,13 +532,13 @@ def transposed_row_words(*, max_width: int, groups: int, pixels: int) -> int:
 
 
 def transposed_window_resources(
-    upsampling: Upsampling, bank_words: int, *, lanes: int, bits: int, pixels: int
+    device: Device, upsampling: Upsampling, bank_words: int, *, lanes: int, bits: int, pixels: int
 ) -> Resources:
     """What a `TransposedWindow` takes whose banks have so many words of ``lanes`` values."""
     word = lanes * bits
     control = Resources(lut=880 + 170 * ceil_log2(pixels + 1))
     rotate = Resources(lut=pixels * word * (1 + ceil_log2(pixels)))
-    return ram_resources(bank_words, word, writable=True) * pixels + control + rotate
+    return ram_resources(device, bank_words, word, writable=True) * pixels + control + rotate
 
 
 def _times(value: Value, factor: int) -> Value:

@@ -8,8 +8,9 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import Ram, ram_resources
-from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of
+from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
 from lichen.hw.engine import cycles
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Sequencer
 from lichen.network.arithmetic import ceil_div
@@ -462,18 +463,24 @@ class Window(Unit):
             "column_phases": 1,
         }
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         return window_resources(
-            self.rows * self.row_words, lanes=self.lanes, bits=self.shape.width, pixels=self.pixels
+            device,
+            self.rows * self.row_words,
+            lanes=self.lanes,
+            bits=self.shape.width,
+            pixels=self.pixels,
         )
 
 
-def window_resources(bank_words: int, *, lanes: int, bits: int, pixels: int) -> Resources:
+def window_resources(
+    device: Device, bank_words: int, *, lanes: int, bits: int, pixels: int
+) -> Resources:
     """What a `Window` takes whose banks have so many words of ``lanes`` values."""
     word = lanes * bits
     control = Resources(lut=880 + 170 * ceil_log2(pixels + 1))
     rotate = Resources(lut=pixels * word * (1 + ceil_log2(pixels)))
-    return ram_resources(bank_words, word, writable=True) * pixels + control + rotate
+    return ram_resources(device, bank_words, word, writable=True) * pixels + control + rotate
 
 
 def window_rows(kernel: int, stride: int) -> int:

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Hashable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lichen.errors import UserError
-from lichen.hw.device.unit import Resources
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.ecp5 import ECP5
 from lichen.hw.engine.element import ELEMENTS, Backend, packs
 from lichen.hw.engine.gate import GATE_RESOURCES
 from lichen.hw.engine.regroup import regroup_resources
@@ -54,19 +55,6 @@ LEADS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.25)
 """By how much the stages behind the first few are tried to be faster than the slowest."""
 
 
-class Budget(Protocol):
-    """What the pipeline may use; `lichen.boards.board.Budget` is one."""
-
-    @property
-    def dsp(self) -> int: ...
-
-    @property
-    def bram(self) -> int: ...
-
-    @property
-    def lut(self) -> int: ...
-
-
 def frame_cycles(pipeline: Pipeline, height: int, width: int) -> int:
     """Cycles of a frame, exact, all tiles and their halos included."""
     cut = tiles(pipeline.transform, width, pipeline.folding.max_width)
@@ -91,6 +79,8 @@ class _Array:
         Of the unit's input.
     backends : tuple of Backend
         To choose from.
+    device : Device
+        Of which costs are asked.
     """
 
     def __init__(
@@ -99,7 +89,9 @@ class _Array:
         size: tuple[int, int],
         max_width: int,
         backends: tuple[Backend, ...],
+        device: Device,
     ):
+        self.device = device
         self.kind, self.size, self.max_width = kind, size, max_width
         packable = packs(*kind.operands)
         self.backends = [b for b in backends if b is not Backend.PACKED or packable]
@@ -146,7 +138,9 @@ class _Array:
         """What the array takes with its buffers; a convolution's regrouping left out."""
         key = (folding, chains)
         if key not in self._costs:
-            self._costs[key] = self.kind.array_resources(folding, chains, self.max_width)
+            self._costs[key] = self.kind.array_resources(
+                self.device, folding, chains, self.max_width
+            )
         return self._costs[key]
 
 
@@ -175,8 +169,11 @@ class _Search:
         backends: tuple[Backend, ...],
         known: Known | None = None,
         frame: tuple[int, int] = PHOTO,
+        *,
+        device: Device,
     ):
         self.transform, self.max_width, self.frame = transform, max_width, frame
+        self.device = device
         sizes = transform.sizes(frame[0], max_width)
         self.arrays: list[list[_Array]] = []
         self._keeps_tables = known is not None
@@ -185,10 +182,11 @@ class _Search:
         for stage, source, before, size in zip(
             transform.stages, transform.sources, sizes, sizes[1:], strict=False
         ):
-            key = (signature(stage, source), size, before[1], backends)
+            key = (signature(stage, source), size, before[1], backends, device)
             if key not in known.stages:
                 known.stages[key] = [
-                    _Array(kind, size, before[1], backends) for kind in units_of(stage, source)
+                    _Array(kind, size, before[1], backends, device)
+                    for kind in units_of(stage, source)
                 ]
             self._signatures.append(key)
             self.arrays.append(known.stages[key])
@@ -200,7 +198,7 @@ class _Search:
         key = (self._signatures[number], chains)
         if key not in self._posts:
             self._posts[key] = Resources.total(
-                array.kind.output_resources(chains) for array in self.arrays[number]
+                array.kind.output_resources(self.device, chains) for array in self.arrays[number]
             )
         return self._posts[key]
 
@@ -357,7 +355,7 @@ class Prices:
     lut: float
 
     @classmethod
-    def start(cls, budget: Budget) -> Prices:
+    def start(cls, budget: Resources) -> Prices:
         """All of every kind of primitive is worth the same."""
         # Except multipliers: what they take off the lookup tables makes routes shorter.
         return cls(DSP_PRICE / max(1, budget.dsp), 1 / max(1, budget.bram), 1 / max(1, budget.lut))
@@ -366,7 +364,7 @@ class Prices:
         """The price of resources."""
         return resources.dsp * self.dsp + resources.bram * self.bram + resources.lut * self.lut
 
-    def adjusted(self, used: Resources, budget: Budget) -> Prices:
+    def adjusted(self, used: Resources, budget: Resources) -> Prices:
         """What is overdrawn gets dearer, what is left over cheaper."""
 
         def change(need: int, have: int) -> float:
@@ -392,12 +390,15 @@ class Plan:
         Of one frame, tiles and halos included.
     frame : (int, int)
         Height and width of what the transform reads of the image that frames are counted in.
+    device : Device
+        What was asked for the costs.
     """
 
     pipeline: Pipeline
     resources: Resources
     cycles_per_frame: int
     frame: tuple[int, int] = PHOTO
+    device: Device = ECP5
 
     @property
     def folding(self) -> Folding:
@@ -430,7 +431,7 @@ class Plan:
         """Per unit: array, resources, and how busy it is over an untiled frame."""
         width = min(self.frame[1], self.folding.max_width)
         total, spent = timing.simulate(self.pipeline, self.frame[0], width)
-        units = self.pipeline.stage_resources().items()
+        units = self.pipeline.stage_resources(self.device).items()
         rows = []
         for unit, (name, cost), use in zip(self.pipeline.units, units, spent, strict=True):
             shape = unit.core.shape
@@ -447,14 +448,14 @@ class Plan:
                     "stall_drain": use["stall_drain"] / total,
                     "dsp": cost.dsp,
                     "bram": cost.bram,
-                    "bram_weights": unit.core.rom.resources().bram,
-                    "bram_lines": unit.line_resources.bram,
+                    "bram_weights": unit.core.rom.resources(self.device).bram,
+                    "bram_lines": unit.line_resources(self.device).bram,
                     "lut": cost.lut,
                 }
             )
         return rows
 
-    def bounds(self, budget: Budget) -> list[str]:
+    def bounds(self, budget: Resources) -> list[str]:
         """What holds the plan back: a phrase for every primitive that is used up."""
         rows = self.stages()
         weights = sum(row["bram_weights"] for row in rows)
@@ -473,17 +474,19 @@ class Plan:
         ]
 
 
-def fits(resources: Resources, budget: Budget) -> bool:
+def fits(resources: Resources, budget: Resources) -> bool:
     """Whether a budget holds the resources."""
-    return (
-        resources.dsp <= budget.dsp
-        and resources.bram <= budget.bram
-        and resources.lut <= budget.lut
-    )
+    return not budget.overruns(resources)
 
 
-def evaluate(transform: Transform, folding: Folding, frame: tuple[int, int] = PHOTO) -> Plan:
-    """The plan of a given folding, for frames of this height and width.
+def evaluate(
+    transform: Transform,
+    folding: Folding,
+    frame: tuple[int, int] = PHOTO,
+    *,
+    device: Device = ECP5,
+) -> Plan:
+    """The plan of a given folding on a device, for frames of this height and width.
 
     Raises UserError when the folding is not one of the transform.
     """
@@ -491,13 +494,15 @@ def evaluate(transform: Transform, folding: Folding, frame: tuple[int, int] = PH
         pipeline = Pipeline(transform, folding)
     except ValueError as error:
         raise UserError(f"this folding does not suit the network: {error}.") from None
-    return Plan(pipeline, pipeline.resources(), frame_cycles(pipeline, *frame), frame)
+    resources = pipeline.resources(device)
+    return Plan(pipeline, resources, frame_cycles(pipeline, *frame), frame, device)
 
 
 def plan(
     transform: Transform,
-    budget: Budget,
+    budget: Resources,
     *,
+    device: Device = ECP5,
     max_width: int | None = None,
     multipliers: int | None = None,
     frame: tuple[int, int] = PHOTO,
@@ -507,8 +512,10 @@ def plan(
     Parameters
     ----------
     transform : Transform
-    budget : Budget
+    budget : Resources
         What the pipeline may use; whatever surrounds it must have been taken off.
+    device : Device
+        Of which costs are asked.
     max_width : int or None
         Widest frame, or tile, in columns of the input; None chooses the one that is fastest.
     multipliers : int or None
@@ -528,11 +535,10 @@ def plan(
         widths = [max_width]
     else:
         widths = tile_widths(transform, frame=frame)
-    have = Resources(
-        dsp=budget.dsp if multipliers is None else min(budget.dsp, multipliers),
-        bram=budget.bram,
-        lut=budget.lut,
-    )
+    have = budget
+    if multipliers is not None:
+        have = replace(budget, dsp=min(budget.dsp, multipliers))
+    backends = BACKENDS if multipliers is None else BACKENDS[:2]
     best: Plan | None = None
     searches = []
     for width in widths:
@@ -541,9 +547,7 @@ def plan(
             tiles(transform, frame[1], width)
         except ValueError as error:
             raise UserError(f"{error}.") from None
-        search = _Search(
-            transform, width, BACKENDS if multipliers is None else BACKENDS[:2], frame=frame
-        )
+        search = _Search(transform, width, backends, frame=frame, device=device)
         searches.append(search)
         found = _fastest(search, have, best)
         if found is not None and (best is None or found.cycles_per_frame < best.cycles_per_frame):
@@ -551,9 +555,7 @@ def plan(
     if best is None and max_width is None:
         # Narrow tiles waste much of the work on halos, but their rows need little memory.
         for width in tile_widths(transform, TILE_COUNTS_MOST, frame)[TILE_COUNTS:]:
-            search = _Search(
-                transform, width, BACKENDS if multipliers is None else BACKENDS[:2], frame=frame
-            )
+            search = _Search(transform, width, backends, frame=frame, device=device)
             searches.append(search)
             found = _fastest(search, have, best)
             if found is not None and (
@@ -562,18 +564,14 @@ def plan(
                 best = found
             elif best is not None:  # memory no longer counts for more than halos
                 break
-    return best or evaluate(transform, _nearest(searches[-1], have), frame)
+    return best or evaluate(transform, _nearest(searches[-1], have), frame, device=device)
 
 
 def _nearest(search: _Search, budget: Resources) -> Folding:
     """Where nothing fits: what would, with a little more of everything, else the smallest."""
     slow = [search.most_cycles()] * len(search.arrays)
     for percent in EXCESS:
-        more = Resources(
-            dsp=budget.dsp * percent // 100,
-            bram=budget.bram * percent // 100,
-            lut=budget.lut * percent // 100,
-        )
+        more = budget.percent(percent)
         found = search.reach(slow, more)
         if found is not None:
             return found
@@ -626,8 +624,11 @@ def _fastest(search: _Search, budget: Resources, best: Plan | None) -> Plan | No
         staggered = search.reach(limits, budget, thorough=True)
         if staggered is not None and staggered not in options:
             options.append(staggered)
-    plans = [evaluate(search.transform, folding, search.frame) for folding in options]
+    plans = [
+        evaluate(search.transform, folding, search.frame, device=search.device)
+        for folding in options
+    ]
     return min(plans, key=lambda plan: plan.cycles_per_frame)
 
 
-__all__ = ["PHOTO", "Budget", "Plan", "evaluate", "fits", "frame_cycles", "plan", "tile_widths"]
+__all__ = ["PHOTO", "Plan", "evaluate", "fits", "frame_cycles", "plan", "tile_widths"]

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lichen.errors import UserError
-from lichen.hw.device.unit import Resources
-from lichen.hw.plan.planner import BACKENDS, PHOTO, PRICE_ROUNDS, Budget, Known, Prices, _Search
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.ecp5 import ECP5
+from lichen.hw.plan.planner import BACKENDS, PHOTO, PRICE_ROUNDS, Known, Prices, _Search
 from lichen.hw.plan.tiling import tiles
 from lichen.hw.stage.folding import Folding
 from lichen.network.description import Format, Stage, Transform
@@ -117,7 +118,7 @@ class Pace:
 
     Attributes
     ----------
-    budget : Budget
+    budget : Resources
         What the pipeline may use.
     max_width : int
         Widest image, or tile, in pixels.
@@ -125,12 +126,14 @@ class Pace:
         At most, tiles and halos included.
     frame : (int, int)
         Height and width of what the transform reads of an image (`Network.frames`).
+    device : Device
     """
 
-    budget: Budget
+    budget: Resources
     max_width: int
     cycles_per_frame: int
     frame: tuple[int, int] = PHOTO
+    device: Device = ECP5
     _known: Known = field(default_factory=Known, compare=False, repr=False)
 
     def _search(self, transform: Transform) -> tuple[_Search, list[int]]:
@@ -144,14 +147,14 @@ class Pace:
             raise UserError(f"{error}.") from None
         share = sum(tile.stop - tile.start for tile in cut) / self.max_width
         limit = int(self.cycles_per_frame / share * (1 - LATENCY))
-        search = _Search(transform, self.max_width, BACKENDS, self._known, self.frame)
+        search = _Search(
+            transform, self.max_width, BACKENDS, self._known, self.frame, device=self.device
+        )
         return search, [limit] * len(search.arrays)
 
     def normalized(self, prices: Prices) -> Prices:
         """The same prices in other units: the whole board costs 1."""
-        whole = prices.of(
-            Resources(dsp=self.budget.dsp, bram=self.budget.bram, lut=self.budget.lut)
-        )
+        whole = prices.of(self.budget)
         return Prices(prices.dsp / whole, prices.bram / whole, prices.lut / whole)
 
     def need(self, transform: Transform, prices: Prices) -> Resources:
@@ -190,7 +193,4 @@ class Pace:
     def reach(self, transform: Transform) -> Folding | None:
         """A folding that keeps the pace within the budget, by the cycles of its arrays alone."""
         search, limits = self._search(transform)
-        return search.reach(limits, Resources(**{k: getattr(self.budget, k) for k in KINDS}))
-
-
-KINDS = ("dsp", "bram", "lut")
+        return search.reach(limits, self.budget)

@@ -13,8 +13,9 @@ from amaranth.hdl import Module, Shape, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
+from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import CreditFifo, fifo_depth
-from lichen.hw.device.unit import Resources, delayed, lanes_of, shape_of
+from lichen.hw.device.unit import delayed, lanes_of, shape_of
 from lichen.hw.engine.core import Core
 from lichen.hw.engine.element import Backend
 from lichen.hw.engine.feed import Phases
@@ -236,9 +237,8 @@ class ConvUnit(StageUnit):
     def latency(self) -> int:
         return Core.latency + self.post.latency
 
-    @property
-    def line_resources(self) -> Resources:
-        return Resources.total(bank.resources() for bank in self.window.banks)
+    def line_resources(self, device: Device) -> Resources:
+        return Resources.total(bank.resources(device) for bank in self.window.banks)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         conv = self.stage.convolution
@@ -256,9 +256,9 @@ class ConvUnit(StageUnit):
             "fifo_depth": self.fifo.depth,
         }
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         parts = (self.regroup, self.skid, self.window, self.core, self.post, self.fifo)
-        return Resources.total(part.resources() for part in parts)
+        return Resources.total(part.resources(device) for part in parts)
 
 
 class Convolution(UnitKind):
@@ -292,16 +292,18 @@ class Convolution(UnitKind):
             return f"lanes must divide or be divided by the {before} channels per beat before it"
         return super().problem(folding, chains, before)
 
-    def array_resources(self, folding: ArrayFolding, chains: int, max_width: int) -> Resources:
+    def array_resources(
+        self, device: Device, folding: ArrayFolding, chains: int, max_width: int
+    ) -> Resources:
         skid = skid_resources(folding.lanes * self.operands[0].width)
-        window = self.window_resources(folding, max_width)
-        return self.core_resources(folding, chains) + skid + window
+        window = self.window_resources(device, folding, max_width)
+        return self.core_resources(device, folding, chains) + skid + window
 
     @abstractmethod
-    def window_resources(self, folding: ArrayFolding, max_width: int) -> Resources:
+    def window_resources(self, device: Device, folding: ArrayFolding, max_width: int) -> Resources:
         """What the window buffer takes."""
 
-    def output_resources(self, chains: int) -> Resources:
+    def output_resources(self, device: Device, chains: int) -> Resources:
         stage = self.stage
         post = Requantize(
             bias=[int(b) for b in stage.convolution.bias],
@@ -312,7 +314,7 @@ class Convolution(UnitKind):
         )
         depth = fifo_depth(Core.latency + post.latency)
         fifo = CreditFifo(shape=output_payload(post, chains), depth=depth)
-        return post.resources() + fifo.resources()
+        return post.resources(device) + fifo.resources(device)
 
     unit: ClassVar[type[ConvUnit]]
     """The gateware."""
@@ -345,7 +347,7 @@ class PlainConvolution(Convolution):
     def phases(self, lanes: int) -> Phases:
         return plain_phases(self.stage.convolution, lanes)
 
-    def window_resources(self, folding: ArrayFolding, max_width: int) -> Resources:
+    def window_resources(self, device: Device, folding: ArrayFolding, max_width: int) -> Resources:
         conv = self.stage.convolution
         row = window_row_words(
             max_width=max_width,
@@ -355,6 +357,7 @@ class PlainConvolution(Convolution):
             pixels=folding.pixels,
         )
         return window_resources(
+            device,
             window_rows(conv.kernel, conv.stride) * row,
             lanes=folding.lanes,
             bits=self.operands[0].width,

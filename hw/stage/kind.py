@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """What a unit of a stage is, before it is folded: the one interface of all kinds of units.
 
 The planner, the cycle model, the pipeline and the builds of single units iterate over kinds
@@ -14,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from amaranth.hdl import Shape
 
+from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import bit_information
-from lichen.hw.device.unit import Resources, Unit
+from lichen.hw.device.unit import Unit
 from lichen.hw.engine.array import array_latency
 from lichen.hw.engine.core import Core, CoreShape, core_resources
 from lichen.hw.engine.element import ELEMENTS, Backend, Element, packs
@@ -48,9 +50,8 @@ class StageUnit(Unit):
     def latency(self) -> int:
         """Cycles from a beat's leaving its drain bank to its reaching the output queue."""
 
-    @property
     @abstractmethod
-    def line_resources(self) -> Resources:
+    def line_resources(self, device: Device) -> Resources:
         """What the memories that hold pixels for the array take."""
 
     @abstractmethod
@@ -169,9 +170,10 @@ class UnitKind(ABC):
     def _information(self) -> float:
         return bit_information(self.weights, self.operands[1].width)
 
-    def core_resources(self, folding: ArrayFolding, chains: int) -> Resources:
+    def core_resources(self, device: Device, folding: ArrayFolding, chains: int) -> Resources:
         """What its core takes."""
         return core_resources(
+            device,
             self.shape(folding, chains),
             _element(folding.backend, *self.operands, folding.lanes),
             accumulator_bits=self.accumulator_bits,
@@ -179,11 +181,13 @@ class UnitKind(ABC):
         )
 
     @abstractmethod
-    def array_resources(self, folding: ArrayFolding, chains: int, max_width: int) -> Resources:
+    def array_resources(
+        self, device: Device, folding: ArrayFolding, chains: int, max_width: int
+    ) -> Resources:
         """What its core takes with its buffers; regrouping of the stage's input left out."""
 
     @abstractmethod
-    def output_resources(self, chains: int) -> Resources:
+    def output_resources(self, device: Device, chains: int) -> Resources:
         """What stands behind the array."""
 
     @abstractmethod

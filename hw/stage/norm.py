@@ -11,8 +11,10 @@ from amaranth.hdl import Const, Module, Mux, Shape, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
+from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import CreditFifo, Ram, fifo_depth, ram_resources
-from lichen.hw.device.unit import Resources, Unit, check_positive, delayed, lanes_of, shape_of
+from lichen.hw.device.multiplier import WIDEST, multiplier_resources
+from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of, shape_of
 from lichen.hw.engine.core import Core, CoreShape
 from lichen.hw.engine.element import Backend
 from lichen.hw.engine.feed import Phases
@@ -138,10 +140,10 @@ class Normalize(Unit):
             assert pipe.latency == self.latency
         return m
 
-    def resources(self) -> Resources:
-        lane = Resources(dsp=3, lut=530)
-        tables = Resources.total(table.resources() for table in self.tables)
-        return lane * self.lanes + tables + self.rom.resources()
+    def resources(self, device: Device) -> Resources:
+        lane = multiplier_resources(device, WIDEST, WIDEST) * 3 + Resources(lut=530)
+        tables = Resources.total(table.resources(device) for table in self.tables)
+        return lane * self.lanes + tables + self.rom.resources(device)
 
 
 def waiting_depth(shape: CoreShape, lanes: int) -> int:
@@ -295,9 +297,8 @@ class NormUnit(StageUnit):
     def latency(self) -> int:
         return Core.latency + self.post.latency
 
-    @property
-    def line_resources(self) -> Resources:
-        return Resources.total(ram.resources() for ram in self.buffer.rams)
+    def line_resources(self, device: Device) -> Resources:
+        return Resources.total(ram.resources(device) for ram in self.buffer.rams)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         return height, width
@@ -311,9 +312,9 @@ class NormUnit(StageUnit):
             "fifo_depth": self.fifo.depth,
         }
 
-    def resources(self) -> Resources:
+    def resources(self, device: Device) -> Resources:
         parts = (self.core, self.buffer, self.regroup, self.post, self.fifo, self.x_ram)
-        return Resources.total(part.resources() for part in parts) + NORM_CONTROL
+        return Resources.total(part.resources(device) for part in parts) + NORM_CONTROL
 
 
 NORM_CONTROL = Resources(lut=40)
@@ -364,29 +365,35 @@ class DivisiveNormalization(UnitKind):
             return f"lanes of the normalization must divide or be divided by the {chains} chains"
         return super().problem(folding, chains, before)
 
-    def array_resources(self, folding: ArrayFolding, chains: int, max_width: int) -> Resources:
+    def array_resources(
+        self, device: Device, folding: ArrayFolding, chains: int, max_width: int
+    ) -> Resources:
         x = self.stage.requantizer.output
         waiting = ram_resources(
+            device,
             waiting_depth(self.shape(folding, chains), folding.lanes),
             chains * shape_of(x.lo, x.hi).width,
             writable=True,
         )
         buffer = pixel_buffer_resources(
+            device,
             self.channels,
             lanes=folding.lanes,
             bits=self.operands[0].width,
             pixels=folding.pixels,
         )
         regroup = regroup_resources(chains, folding.lanes)
-        return self.core_resources(folding, chains) + waiting + buffer + regroup + NORM_CONTROL
+        return (
+            self.core_resources(device, folding, chains) + waiting + buffer + regroup + NORM_CONTROL
+        )
 
-    def output_resources(self, chains: int) -> Resources:
+    def output_resources(self, device: Device, chains: int) -> Resources:
         post = Normalize(
             normalization=self._norm, source=self.stage.requantizer.output, lanes=chains
         )
         depth = fifo_depth(Core.latency + post.latency)
         fifo = CreditFifo(shape=lanes_of(post.y_shape, chains), depth=depth)
-        return post.resources() + fifo.resources()
+        return post.resources(device) + fifo.resources(device)
 
     def component(
         self, folding: ArrayFolding, *, chains: int, i_lanes: int, max_width: int

@@ -7,7 +7,8 @@ from amaranth.hdl import Module, ResetInserter, Shape, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
-from lichen.hw.device.unit import Resources, Unit, lanes_of
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.unit import Unit, lanes_of
 from lichen.hw.engine.feed import FEED_LATENCY
 from lichen.hw.engine.gate import FrameGate
 from lichen.hw.engine.window import SIZE_BITS, SIZE_LATENCY
@@ -170,12 +171,14 @@ class Pipeline(Unit):
         longest = max(FEED_LATENCY + unit.core.array.latency + unit.latency for unit in self.units)
         return longest + len(self.units)
 
-    def resources(self) -> Resources:
-        return Resources.total(part.resources() for part in (self.gate, *self.units))
+    def resources(self, device: Device) -> Resources:
+        return Resources.total(part.resources(device) for part in (self.gate, *self.units))
 
-    def stage_resources(self) -> dict[str, Resources]:
+    def stage_resources(self, device: Device) -> dict[str, Resources]:
         """What each unit takes, by its name."""
-        return {name: unit.resources() for name, unit in zip(self.names, self.units, strict=True)}
+        return {
+            name: unit.resources(device) for name, unit in zip(self.names, self.units, strict=True)
+        }
 
     def multipliers(self) -> dict[str, int]:
         """Products a cycle of each unit's array, by its name."""

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from amaranth.hdl import Shape
 
-from lichen.hw.device.unit import Resources
+from lichen.hw.device.device import Device, Resources
 from lichen.hw.engine.feed import Phases
 from lichen.hw.engine.transposed_window import (
     TransposedWindow,
@@ -92,11 +92,12 @@ class TransposedConvolution(Convolution):
     def phases(self, lanes: int) -> Phases:
         return transposed_phases(self.stage, lanes)
 
-    def window_resources(self, folding: ArrayFolding, max_width: int) -> Resources:
+    def window_resources(self, device: Device, folding: ArrayFolding, max_width: int) -> Resources:
         groups = ceil_div(self.in_channels, folding.lanes)
         row = transposed_row_words(max_width=max_width, groups=groups, pixels=folding.pixels)
         upsampling = upsampling_of(self.stage)
         return transposed_window_resources(
+            device,
             upsampling,
             upsampling.rows * row,
             lanes=folding.lanes,

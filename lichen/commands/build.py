@@ -100,7 +100,9 @@ def command(
     board = boards.find(board_name)
     asked = None if clock is None else board.pll(clock)
     design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
-    pll = asked or board.pll_below(expected_clock(board, design.pipeline().resources()).limit_mhz)
+    pll = asked or board.pll_below(
+        expected_clock(board, design.pipeline().resources(board.family)).limit_mhz
+    )
     if unit is not None:
         _build_unit(design, unit, board, pll.output_mhz, output, seed, baseline, json_file)
         return

@@ -58,7 +58,7 @@ def command(
         check_kind(plot_file)
     asked = None if clock is None else board.pll(clock)
     design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
-    plan = evaluate(design.transform, design.folding, design.frame)
+    plan = evaluate(design.transform, design.folding, design.frame, device=board.family)
     overruns = board.pipeline_budget.overruns(plan.resources)
     bounds = plan.bounds(board.pipeline_budget)
     if asked is None:

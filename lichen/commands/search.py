@@ -277,6 +277,7 @@ def command(
 
         pace = Pace(
             budget=board.pipeline_budget,
+            device=board.family,
             max_width=width,
             cycles_per_frame=int(clock_mhz * 1e6 / fps),
             frame=start.frames(*PHOTO).get(transform_name, PHOTO),

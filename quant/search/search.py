@@ -211,7 +211,7 @@ class HardwareCost:
         transform, pace = network.transforms[self.transforms[0]], self.pace
         if cost > 1 or pace.reach(transform) is None:
             return None
-        plan = planner.plan(transform, pace.budget, max_width=pace.max_width)
+        plan = planner.plan(transform, pace.budget, device=pace.device, max_width=pace.max_width)
         if plan.cycles_per_frame > pace.cycles_per_frame or not planner.fits(
             plan.resources, pace.budget
         ):

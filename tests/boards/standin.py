@@ -10,9 +10,9 @@ from amaranth.hdl import Cat, Module, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import Ram
 from lichen.hw.device.multiplier import Multiplier
-from lichen.hw.device.unit import Resources
 
 ROM_WORDS = 1024
 SLOTS = 8  # ROM words per pixel
@@ -63,8 +63,8 @@ class Standin(wiring.Component):
         half = 1 << (self.bits - 1)
         return (sums + half) % (2 * half) - half
 
-    def resources(self) -> Resources:
-        bram = self._make_rom().resources().bram
+    def resources(self, device: Device) -> Resources:
+        bram = self._make_rom().resources(device).bram
         return Resources(dsp=self.transform.in_channels, bram=bram, lut=80)
 
     def predicted_cycles(self, height: int, width: int) -> int:

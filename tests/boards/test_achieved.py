@@ -10,7 +10,7 @@ import pytest
 from lichen.boards.board import ULX3S_85F
 from lichen.boards.build import achieved
 from lichen.boards.build.achieved import Achieved, expected_clock
-from lichen.hw.device.unit import Resources
+from lichen.hw.device.device import Resources
 
 BUILDS = Path(__file__).parents[2] / "benchmarks" / "builds"
 

@@ -14,10 +14,10 @@ import pytest
 from amaranth.back import verilog
 from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal
 
-from lichen.boards.board import BOARDS, ULX3S_85F, Budget, find
+from lichen.boards.board import BOARDS, ULX3S_85F, find
 from lichen.boards.ecp5.pll import PLL, drive_clock, retune
 from lichen.errors import UserError
-from lichen.hw.device.unit import Resources
+from lichen.hw.device.device import Resources
 
 from . import fakes
 
@@ -32,7 +32,7 @@ def test_find_lists_what_there_is():
 
 
 def test_the_budget_is_the_device():
-    assert ULX3S_85F.budget == Budget(dsp=156, bram=208, lut=83640)
+    assert ULX3S_85F.budget == Resources(dsp=156, bram=208, lut=83640)
     assert ULX3S_85F.budget.overruns(Resources(dsp=156, bram=208, lut=83640)) == []
     assert ULX3S_85F.budget.overruns(Resources(dsp=160, bram=209)) == [
         "4 multipliers too many (160 of 156)",

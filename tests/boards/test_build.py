@@ -16,13 +16,14 @@ from lichen.boards.build.flow import BuildFailedError, Report, build
 from lichen.boards.design import check_fits
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
-from lichen.hw.device.unit import Resources
+from lichen.hw.device.device import Resources
+from lichen.hw.device.ecp5 import ECP5
 
 from . import fakes
 from .standin import Standin
 
 PLL = ULX3S_85F.pll()
-PLANNED = Standin().resources()
+PLANNED = Standin().resources(ECP5)
 
 
 def make_top(pipeline: Standin | None = None) -> UARTTop:
@@ -97,7 +98,7 @@ def test_of_several_seeds_the_fastest_is_kept(tmp_path, tools):
 )  # fmt: skip
 def test_crowded_designs_are_spread(tmp_path, tools, monkeypatch, asked, crowded, placer):
     budget = ULX3S_85F.budget.lut
-    share = make_top().resources().lut / budget
+    share = make_top().resources(ECP5).lut / budget
     monkeypatch.setattr("lichen.boards.build.flow.CROWDED", share * (0.99 if crowded else 1.01))
     body = fakes.NEXTPNR % {"dsp": PLANNED.dsp, "bram": PLANNED.bram, "fmax": 80}
     tools(nextpnr_ecp5=body + "pathlib.Path('logs/options').write_text(' '.join(sys.argv))\n")
@@ -251,7 +252,7 @@ def test_what_does_not_fit_is_said_before_anything_runs():
 
 def test_link_takes_what_is_set_aside_for_it():
     top = make_top(Standin(in_lanes=8, in_channels=8, out_channels=8, out_lanes=4, bits=16))
-    link, board = top.link_resources(), ULX3S_85F
+    link, board = top.link_resources(ECP5), ULX3S_85F
     assert (link.dsp, link.bram) == (0, 0)
     assert link.lut <= board.budget.lut - board.pipeline_budget.lut
 

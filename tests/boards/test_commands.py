@@ -16,7 +16,8 @@ from lichen.boards.build.report import lut_remark
 from lichen.boards.design import Design, read_folding
 from lichen.boards.generate import interface
 from lichen.cli import main
-from lichen.hw.device.unit import Resources
+from lichen.hw.device.device import Resources
+from lichen.hw.device.ecp5 import ECP5
 from lichen.hw.plan.occupancy import frame_occupancy
 from lichen.hw.plan.planner import evaluate
 from lichen.hw.plan.tiling import tiles
@@ -127,7 +128,7 @@ def light(monkeypatch):
 
 
 def planned(network: Network) -> Resources:
-    return Design.make(network, "g_a", SMALL).pipeline().resources()
+    return Design.make(network, "g_a", SMALL).pipeline().resources(ECP5)
 
 
 def test_plan_takes_its_clock_from_a_build(tmp_path, capsys, files, network, monkeypatch):
@@ -235,7 +236,7 @@ def test_estimates_worse_than_promised_are_told():
 
 def test_build_of_a_unit(tmp_path, monkeypatch, capsys, files, network):
     net, folding = files
-    plan = Design.make(network, "g_a", SMALL).pipeline().stage_resources()["conv1_norm"]
+    plan = Design.make(network, "g_a", SMALL).pipeline().stage_resources(ECP5)["conv1_norm"]
     arguments = ("build", net, "--board", "ulx3s-85f", "--folding", folding, "--unit")
     # Amaranth would ask the fake yosys to write Verilog.
     monkeypatch.setattr(

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from lichen.boards.build.report import LUT_PROMISE
+from lichen.hw.device.ecp5 import ECP5
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "units.py"
 
@@ -25,7 +26,7 @@ def benchmark() -> ModuleType:
 
 def test_plans_of_units_are_what_was_placed(benchmark: ModuleType) -> None:
     """Multipliers and block RAMs exactly, lookup tables as well as promised."""
-    planned = benchmark.design().pipeline().stage_resources()
+    planned = benchmark.design().pipeline().stage_resources(ECP5)
     for unit in benchmark.UNITS:
         placed = json.loads((benchmark.BASELINES / f"{unit}.json").read_text())
         assert (planned[unit].dsp, planned[unit].bram) == (placed["dsp"], placed["bram"]), unit

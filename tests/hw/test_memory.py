@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lichen.hw.device import ecp5, memory
-from lichen.hw.device.memory import BLOCK_SHAPES, FastRom, Ram, pieces
-from lichen.hw.device.unit import Resources
+from lichen.hw.device.device import Resources
+from lichen.hw.device.ecp5 import ECP5
+from lichen.hw.device.memory import FastRom, Ram, pieces
 from lichen.hw.plan import planner
 from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.hw.stage.pipeline import Pipeline
@@ -30,12 +31,12 @@ CELLS = Path(__file__).with_name("ecp5_cells.v")
 @given(st.integers(1, 40_000), st.integers(1, 800), st.booleans())
 def test_pieces_cover_every_word_once(depth, width, writable):
     position, before = 0, 1 << 20
-    for piece in pieces(depth, width, writable):
+    for piece in pieces(ECP5, depth, width, writable):
         assert piece.start == position
         # Low address bits select within a piece only if it starts at a multiple of its depth.
         assert piece.start % piece.depth == 0
         assert piece.words <= piece.depth <= before
-        assert not piece.block or (piece.depth, piece.width) in BLOCK_SHAPES
+        assert not piece.block or (piece.depth, piece.width) in ECP5.block.shapes
         position, before = position + piece.words, piece.depth
     assert position == depth
 
@@ -43,7 +44,7 @@ def test_pieces_cover_every_word_once(depth, width, writable):
 def test_weights_of_1600_words_fill_their_blocks():
     memory = Ram(depth=1600, width=384, init=[0], writable=False)
     # 1024 and 512 words in whole blocks; one shape for all takes 43.
-    assert memory.resources().bram == 33
+    assert memory.resources(ECP5).bram == 33
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_block_ram_cells_and_their_twin_read_the_same(depth, width, writable, tm
     def ram() -> Ram:
         return Ram(depth=depth, width=width, init=stored, writable=writable)
 
-    assert any(piece.block for piece in ram().pieces)
+    assert any(piece.block for piece in ram().pieces())
     now, steps, wanted = list(stored), [], []
     recent = rng.integers(0, depth, 8).tolist()
     for _ in range(3000):
@@ -222,7 +223,7 @@ def test_block_ram_cells_are_made_for_the_device_alone_and_use_their_registers()
 
 def test_deep_memories_take_no_deep_recursion():
     """The weights of a layer of 2048 channels fill thousands of blocks."""
-    found = pieces(4_200_000, 24, False)
+    found = pieces(ECP5, 4_200_000, 24, False)
     assert len(found) > 200 and sum(piece.words for piece in found) == 4_200_000
 
     class Choice(Elaboratable):
@@ -272,4 +273,4 @@ def test_2048_channels_between_layers_are_counted():
     stage = StageFolding(chains=1, convolution=ArrayFolding(chain_length=1, lanes=1))
     pipeline = Pipeline(transform, Folding(max_width=16, stages=[stage, stage]))
     bits = 2048 * 2048 * transform.stages[1].convolution.weight_bits
-    assert pipeline.resources().bram >= bits / (18 * 1024)
+    assert pipeline.resources(ECP5).bram >= bits / (18 * 1024)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lichen.hw.device.ecp5 import ECP5
 from lichen.hw.engine.element import Backend
 from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.hw.stage.pipeline import Pipeline
@@ -79,7 +80,7 @@ def check(result: SimulationResult, cells: Counter[str], pipeline: Pipeline) -> 
     assert result.ok, result.faults
     assert result.mismatches == 0
     assert result.frame_cycles == [pipeline.predicted_cycles(*size) for size in SIZES]
-    planned = pipeline.resources()
+    planned = pipeline.resources(ECP5)
     assert (cells["MULT18X18D"], cells["DP16KD"]) == (planned.dsp, planned.bram)
     assert all(cells[name] for name in ("CCU2C", "LUT4", "TRELLIS_FF", "TRELLIS_DPR16X4"))
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lichen import models
-from lichen.boards.board import Budget
 from lichen.errors import UserError
+from lichen.hw.device.device import Resources
 from lichen.hw.plan.planner import PHOTO, evaluate, fits, frame_cycles, plan, tile_widths
 from lichen.hw.plan.tiling import tiles
 from lichen.hw.stage.kinds import check_folding
@@ -16,7 +16,9 @@ from lichen.network.description import Activation, Transform
 from lichen.network.random import StageShape, random_factorized, random_transform
 from lichen.sim.transform import simulate_transform
 
-BUDGETS = [Budget(dsp=d, bram=b, lut=lut) for d, b, lut in ((156, 208, 60_000), (60, 100, 40_000))]
+BUDGETS = [
+    Resources(dsp=d, bram=b, lut=lut) for d, b, lut in ((156, 208, 60_000), (60, 100, 40_000))
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def small() -> Transform:
 
 
 @pytest.mark.parametrize(("budget", "width"), [(BUDGETS[0], 256), (BUDGETS[1], 768)])
-def test_a_plan_keeps_to_its_budget(budget: Budget, width: int) -> None:
+def test_a_plan_keeps_to_its_budget(budget: Resources, width: int) -> None:
     tiny = models.load_network("tiny").transforms["g_a"]
     found = plan(tiny, budget, max_width=width)
     assert found.folding.max_width == width
@@ -49,7 +51,7 @@ def test_more_of_the_budget_is_never_slower(small: Transform) -> None:
 
 def test_what_does_not_fit_is_said(small: Transform) -> None:
     """The smallest folding is returned, with what it needs: more than there is."""
-    budget = Budget(dsp=4, bram=3, lut=100)
+    budget = Resources(dsp=4, bram=3, lut=100)
     found = plan(small, budget, max_width=256)
     assert not fits(found.resources, budget)
     assert found.resources.dsp > budget.dsp and found.resources.lut > budget.lut
@@ -57,7 +59,7 @@ def test_what_does_not_fit_is_said(small: Transform) -> None:
 
 def test_narrow_tiles_where_memory_is_short(small: Transform) -> None:
     """Rows of wide tiles do not fit beside the weights, those of narrow ones do."""
-    budget = Budget(dsp=60, bram=7, lut=13_000)
+    budget = Resources(dsp=60, bram=7, lut=13_000)
     found = plan(small, budget)
     assert fits(found.resources, budget)
     assert found.folding.max_width < min(tile_widths(small))
@@ -71,7 +73,7 @@ def test_narrow_tiles_where_memory_is_short(small: Transform) -> None:
 
 
 def test_what_almost_fits_is_close_to_the_budget(small: Transform) -> None:
-    budget = Budget(dsp=60, bram=5, lut=13_000)
+    budget = Resources(dsp=60, bram=5, lut=13_000)
     found = plan(small, budget)
     assert not fits(found.resources, budget)
     assert found.resources.bram <= 7 and found.resources.lut <= 1.2 * budget.lut
@@ -107,7 +109,7 @@ def test_planned_cycles_are_simulated_cycles(width: int) -> None:
             StageShape(out_channels=4, kernel=3),
         ],
     )
-    found = plan(transform, Budget(dsp=40, bram=50, lut=20_000), max_width=16)
+    found = plan(transform, Resources(dsp=40, bram=50, lut=20_000), max_width=16)
     image = np.random.default_rng(2).integers(0, 256, (8, width, 3))
     simulation = simulate_transform(transform, found.folding, image, simulator="icarus")
     assert not simulation.faults, simulation.faults

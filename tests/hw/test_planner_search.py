@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lichen.hw.device.unit import Resources
+from lichen.hw.device.device import Resources
+from lichen.hw.device.ecp5 import ECP5
 from lichen.hw.engine.element import Backend
 from lichen.hw.plan.planner import BACKENDS, Prices, _Search, _undominated, fits, plan, tile_widths
 from lichen.hw.plan.tiling import tiles
@@ -33,9 +34,9 @@ def narrow() -> Transform:
     "prices", [Prices(dsp=1, bram=1, lut=1e-4), Prices(dsp=1e-3, bram=1, lut=1)]
 )
 def test_the_search_counts_what_the_pipeline_answers(narrow, limit, prices):
-    search = _Search(narrow, 288, BACKENDS)
+    search = _Search(narrow, 288, BACKENDS, device=ECP5)
     used, stages = search.fold([limit] * 4, prices)
-    assert Pipeline(narrow, Folding(max_width=288, stages=stages)).resources() == used
+    assert Pipeline(narrow, Folding(max_width=288, stages=stages)).resources(ECP5) == used
 
 
 def test_what_is_left_out_is_never_the_cheapest():

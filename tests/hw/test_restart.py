@@ -8,7 +8,7 @@ import pytest
 from amaranth.hdl import Elaboratable, Module
 from amaranth.sim import Simulator
 
-from lichen.hw.device.unit import Resources
+from lichen.hw.device.device import Resources
 from lichen.hw.plan import planner
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.description import Activation

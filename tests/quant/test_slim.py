@@ -406,7 +406,7 @@ def test_slimmed_networks_quantize_code_and_tune(arch, images, tmp_path):
 
 def test_slimmed_gateware_equals_golden(images):
     """Planned and simulated, with other numbers of channels in every layer."""
-    from lichen.boards.board import Budget
+    from lichen.hw.device.device import Resources
     from lichen.hw.plan.planner import plan
     from lichen.network.description import Network
     from lichen.quant.calibration.ptq import Options
@@ -423,7 +423,7 @@ def test_slimmed_gateware_equals_golden(images):
     network: Network = quantize(parent, CalibrationImages([image[:64, :64]]), options).network
     transform = network.transforms["g_a"]
     assert [stage.out_channels for stage in transform.stages] == [7, 6, 5, 11]
-    found = plan(transform, Budget(dsp=60, bram=80, lut=40_000), max_width=64)
+    found = plan(transform, Resources(dsp=60, bram=80, lut=40_000), max_width=64)
     simulation = simulate_transform(transform, found.folding, image[:16, :32], simulator="icarus")
     assert not simulation.faults, simulation.faults
     assert simulation.mismatches == 0 and simulation.compared == 1 * 2 * 11

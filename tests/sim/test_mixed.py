@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
 from lichen import models  # noqa: E402
-from lichen.boards.board import Budget, find  # noqa: E402
+from lichen.boards.board import find  # noqa: E402
+from lichen.hw.device.device import Resources  # noqa: E402
 from lichen.hw.plan.planner import fits, plan  # noqa: E402
 from lichen.hw.plan.price import Pace  # noqa: E402
 from lichen.hw.stage.folding import Folding  # noqa: E402
@@ -92,7 +93,7 @@ def test_odd_widths(slim, images) -> None:
     transform = network.transforms["g_a"]
     assert transform.stages[0].convolution.weight_bits == 3
     assert transform.sources[1].bits == 5 and transform.sources[3].bits == 16
-    budget = Budget(dsp=40, bram=60, lut=30_000)
+    budget = Resources(dsp=40, bram=60, lut=30_000)
     found = plan(transform, budget, max_width=64)
     assert fits(found.resources, budget)
     check(transform, found.folding, images.crops[0][16:32, :32])
