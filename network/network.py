@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 
 from lichen.network import arithmetic, validation
 from lichen.network.arithmetic import ceil_div
+from lichen.network.context import Contexts
 from lichen.network.fields import (
     CHANNELS_MAX,
     NAME_MAX,
@@ -54,6 +55,9 @@ class Network(Model):
     entropy : dict of str to EntropyTables
         ``y``: for factorized models one table per latent channel; for hyperprior models one
         per scale, rising. ``z`` (hyperprior models): one table per channel of h_a.
+    contexts : Contexts or None
+        What chooses tables of a bank of its own from decoded symbols, for version 2 of the
+        ``.lic`` file; ``entropy`` serves version 1.
     provenance : dict
         Source checkpoint digest, lambda, how it was quantized, measured rate-distortion.
 
@@ -73,7 +77,7 @@ class Network(Model):
     ``(symbol << f) + mu`` limited to its input format.
     """
 
-    OPTIONAL_PARTS: ClassVar[Mapping[str, int]] = {"means": 2}
+    OPTIONAL_PARTS: ClassVar[Mapping[str, int]] = {"means": 2, "contexts": 2}
     """Fields that format 1 of the file lacks, and the format that brings each; a file has them
     only where they say something (`optional_parts`)."""
 
@@ -86,6 +90,7 @@ class Network(Model):
     scale_thresholds: IntArray | None = None
     means: bool = False
     entropy: dict[str, EntropyTables] = Field(default_factory=dict)
+    contexts: Contexts | None = None
     provenance: JsonObject = Field(default_factory=dict)
 
     _file_sha256: str | None = PrivateAttr(default=None)
@@ -127,11 +132,6 @@ class Network(Model):
         return [
             part for part in self.OPTIONAL_PARTS if not silent.get(part, not getattr(self, part))
         ]
-
-    @property
-    def format(self) -> int:
-        """Of its file: the least that has all its parts."""
-        return max([1, *(self.OPTIONAL_PARTS[part] for part in self.optional_parts())])
 
     @property
     def title(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lichen.network.arithmetic import MULTIPLIER_MAX, ROOT_TABLES, NormKind, normalized_root
+from lichen.network.context import PHASES, ContextModel, Contexts
 from lichen.network.description import (
     IMAGE_FORMAT,
     Activation,
@@ -285,3 +286,33 @@ def random_hyperprior(
             "z": random_tables(rng, n, code),
         },
     )
+
+
+def random_contexts(seed: int, network: Network) -> Network:
+    """The network with random context models, every field of which says something."""
+    rng = np.random.default_rng(seed)
+    latents = {}
+    tables = 9
+    for latent in network.latents:
+        channels, levels = network.channels(latent) or 1, None
+        if network.inner(latent) is not None:
+            thresholds = network.thresholds(latent)
+            levels = 1 + (0 if thresholds is None else len(thresholds))
+        bins, phases, inner = int(rng.integers(2, 12)), int(rng.integers(1, 5)), 3
+        latents[latent.name] = ContextModel(
+            bias=rng.integers(0, 200, channels),
+            near=rng.integers(0, 32, (int(rng.choice([2, 4])), channels)),
+            slope=rng.integers(-32, 32, (int(rng.choice([0, 2, 4])), channels)),
+            inner=rng.integers(0, 32, (inner, channels)),
+            outer=rng.integers(0, 32, (inner, channels)),
+            spread=None if levels is None else rng.integers(0, 32, channels),
+            levels=None if levels is None else rng.integers(0, 2000, levels),
+            near_shift=int(rng.integers(0, 5)),
+            spread_shift=int(rng.integers(0, 4)),
+            shift=int(rng.integers(0, 6)),
+            edges=np.sort(rng.choice(3000, bins - 1, replace=False)) + 1,
+            phase=np.sort(rng.integers(0, phases, PHASES)),
+            choice=rng.integers(0, tables, (bins, phases)),
+        )
+    bank = random_tables(rng, tables, symmetric(6))
+    return network.model_copy(update={"contexts": Contexts(tables=bank, latents=latents)})

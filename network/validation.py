@@ -14,6 +14,7 @@ import numpy as np
 from lichen.network.fields import require, require_range
 from lichen.network.flow import IMAGE, LATENTS, TRANSFORMS, Latent
 from lichen.network.geometry import Affine
+from lichen.network.names import printable
 from lichen.network.transform import Transform
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def check_network(network: Network, *, any_picture: bool = False) -> None:
     _check_sizes(network)
     _check_thresholds(network)
     _check_entropy(network)
+    _check_contexts(network)
 
 
 def _check_names(network: Network) -> None:
@@ -229,3 +231,33 @@ def _check_entropy(network: Network) -> None:
             require(count == channels, f"{where} has {count} tables for {channels} channels")
         elif latent.source != IMAGE:
             require(False, f"{where} goes with a transform {latent.analysis} or {latent.synthesis}")
+
+
+def _check_contexts(network: Network) -> None:
+    """Context models are there for all latents or none, of as many channels and levels."""
+    if network.contexts is None:
+        return
+    models = network.contexts.latents
+    names = {latent.name for latent in network.latents}
+    require(
+        set(models) == names,
+        f"contexts must be there for {', '.join(sorted(names))}, "
+        f"not for {', '.join(map(printable, sorted(models))) or 'nothing'}",
+    )
+    for latent in network.latents:
+        model, where = models[latent.name], f"contexts.latents.{latent.name}"
+        channels = network.channels(latent)
+        require(
+            model.channels == channels,
+            f"{where}.bias has {model.channels} channels, but the latent {channels}",
+        )
+        levels = None if model.levels is None else len(model.levels)
+        thresholds = network.thresholds(latent)
+        expected = None
+        if network.inner(latent) is not None:
+            expected = 1 + (0 if thresholds is None else len(thresholds))
+        require(
+            levels == expected,
+            f"{where}.levels has {levels or 'no'} entries where scale_thresholds part "
+            f"{expected or 'nothing'}",
+        )

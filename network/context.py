@@ -1,0 +1,226 @@
+"""Context models: which table codes a symbol, from symbols that are decoded already.
+
+A `ContextModel` predicts two integers for every symbol, its scale and its mean, from four
+neighbours of the same channel and from what the channels before it hold at the same place; a
+table of the bank that all latents of a network share (`Contexts`) belongs to each pair. It is
+adaptive Golomb coding's idea (Weinberger, Seroussi and Sapiro, "The LOCO-I lossless image
+compression algorithm", 2000) on latents: contexts are few because magnitudes add up to a scale.
+
+The arithmetic, for the symbol of channel c at row i and column j (docs/contexts.md has it in
+full, `lichen.codec.context` computes it):
+
+- ``m(v) = min(|v|, MAGNITUDE_MAX)``; W, N, NW and NE are the neighbours (i, j-1), (i-1, j),
+  (i-1, j-1) and (i-1, j+1) of channel c. Where there is no row above, W stands for all; beyond
+  the left or right edge N; at the first place all are 0.
+- ``A[k] = sum over channels d < c of inner[k, d] m(symbol[i, j, d])``.
+- ``sum = (near[., c] . m(W, N, NW, NE) << near_shift) + outer[., c] . A`` and, beside a
+  hyperprior, ``+ (spread[c] levels[index] << spread_shift)``.
+- ``scale = min(bias[c] + (sum >> shift), SCALE_MAX)``; ``bin`` is how many edges it reaches.
+- ``mean = slope[., c] . (W, N, NW, NE)``, each limited to ``+-VALUE_MAX``, in 1/32;
+  ``whole = (mean + 16) >> 5``, ``part = mean - 32 whole``, -16 .. 15.
+- The table is ``choice[bin, phase[|part|]]``; it codes ``symbol - whole``, negated where part
+  is negative.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from lichen.network.fields import (
+    IntArray,
+    JsonObject,
+    Model,
+    require,
+    require_range,
+    require_shape,
+)
+from lichen.network.tables import EntropyTables
+
+NEIGHBOURS = ("W", "N", "NW", "NE")
+MAGNITUDE_MAX = 31
+"""What the magnitude of a neighbour counts as at most."""
+
+VALUE_MAX = (1 << 15) - 1
+"""What a neighbour counts as at most in the mean."""
+
+MEAN_BITS = 5
+"""Fractional bits of the mean."""
+
+PHASES = (1 << (MEAN_BITS - 1)) + 1
+"""Values of ``|part|``."""
+
+SCALE_MAX = (1 << 16) - 1
+BINS_MAX = 64
+TABLES_MAX = 128
+ENTRIES_MAX = 6000
+"""Most entries of 16 bits in the tables of a network."""
+
+BITS_MAX = 12000
+"""Most bits of weights and edges in a network."""
+
+SUM_MAX = (1 << 31) - 1
+
+_WEIGHT_BITS, _SLOPE_BITS, _BIAS_BITS, _LEVEL_BITS, _EDGE_BITS = 5, 6, 12, 16, 16
+_PHASE_BITS, _CHOICE_BITS = 3, 7
+
+
+class ContextModel(Model):
+    """How one latent chooses its tables.
+
+    Attributes
+    ----------
+    bias : int array (channels,)
+        0 .. 4095.
+    near : int array (4 or 2, channels)
+        0 .. 31, of the neighbours W, N, NW, NE; the last two may be left out.
+    slope : int array (4, 2 or 0, channels)
+        -32 .. 31, of the same neighbours.
+    inner, outer : int array (k, channels)
+        0 .. 31; k from 0 to 8.
+    spread : int array (channels,) or None
+        0 .. 31. Only for latents whose table number a hyperprior gives.
+    levels : int array (levels,) or None
+        0 .. 65535, one for each of these numbers.
+    near_shift, spread_shift, shift : int
+        0 .. 15.
+    edges : int array (bins - 1,)
+        1 .. 65535, rising; at most 63.
+    phase : int array (17,)
+        0 .. phases - 1, not falling; at most 8 phases.
+    choice : int array (bins, phases)
+        Number of a table of the bank.
+    """
+
+    bias: IntArray
+    near: IntArray
+    slope: IntArray
+    inner: IntArray
+    outer: IntArray
+    spread: IntArray | None = None
+    levels: IntArray | None = None
+    near_shift: int = Field(ge=0, le=15)
+    spread_shift: int = Field(default=0, ge=0, le=15)
+    shift: int = Field(ge=0, le=15)
+    edges: IntArray
+    phase: IntArray
+    choice: IntArray
+
+    @property
+    def channels(self) -> int:
+        return int(self.bias.shape[0])
+
+    @property
+    def bits(self) -> int:
+        """Of weights, edges and the choice of tables, as gateware would store them."""
+        weights = self.near.size + self.inner.size + self.outer.size
+        total = _WEIGHT_BITS * weights + _SLOPE_BITS * self.slope.size
+        total += _BIAS_BITS * self.bias.size + _EDGE_BITS * self.edges.size
+        total += _PHASE_BITS * self.phase.size + _CHOICE_BITS * self.choice.size
+        if self.spread is not None and self.levels is not None:
+            total += _WEIGHT_BITS * self.spread.size + _LEVEL_BITS * self.levels.size
+        return int(total)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require(self.bias.ndim == 1 and self.bias.size > 0, "bias must have one dimension")
+        c = self.channels
+        for name, counts in (("near", (2, 4)), ("slope", (0, 2, 4)), ("inner", range(9))):
+            array = getattr(self, name)
+            require(
+                array.ndim == 2 and array.shape[0] in counts and array.shape[1] == c,
+                f"{name} must have shape (n, {c}) with n one of "
+                f"{', '.join(map(str, counts))}, not {array.shape}",
+            )
+        require_shape("outer", self.outer, self.inner.shape)
+        require_range("bias", self.bias, 0, (1 << _BIAS_BITS) - 1)
+        for name in ("near", "inner", "outer"):
+            require_range(name, getattr(self, name), 0, (1 << _WEIGHT_BITS) - 1)
+        require_range("slope", self.slope, -(1 << (_SLOPE_BITS - 1)), (1 << (_SLOPE_BITS - 1)) - 1)
+        require(
+            (self.spread is None) == (self.levels is None), "spread and levels go with each other"
+        )
+        if self.spread is not None and self.levels is not None:
+            require_shape("spread", self.spread, (c,))
+            require_range("spread", self.spread, 0, (1 << _WEIGHT_BITS) - 1)
+            require(self.levels.ndim == 1, "levels must have one dimension")
+            require_range("levels", self.levels, 0, (1 << _LEVEL_BITS) - 1)
+        self._check_choice()
+        require(
+            self.greatest_sum() <= SUM_MAX,
+            f"the sum of a context may reach {self.greatest_sum()}, beyond 31 bits",
+        )
+        return self
+
+    def _check_choice(self) -> None:
+        require(self.edges.ndim == 1, "edges must have one dimension")
+        require(self.edges.size < BINS_MAX, f"edges must be fewer than {BINS_MAX}")
+        require_range("edges", self.edges, 1, SCALE_MAX)
+        require(bool(np.all(np.diff(self.edges.astype(np.int64)) > 0)), "edges must rise")
+        require_shape("phase", self.phase, (PHASES,))
+        require(self.choice.ndim == 2, "choice must have two dimensions")
+        phases = self.choice.shape[1]
+        require(1 <= phases <= 8, f"choice must have 1 to 8 phases, not {phases}")
+        require_shape("choice", self.choice, (self.edges.size + 1, phases))
+        require_range("phase", self.phase, 0, phases - 1)
+        require(bool(np.all(np.diff(self.phase.astype(np.int64)) >= 0)), "phase must not fall")
+        require_range("choice", self.choice, 0, TABLES_MAX - 1)
+
+    def greatest_sum(self) -> int:
+        """The most that anything in the scale's arithmetic can reach."""
+        near = int((self.near.astype(object).sum(axis=0) * MAGNITUDE_MAX).max()) << self.near_shift
+        reached = self.inner.astype(np.int64).sum(axis=1) * MAGNITUDE_MAX
+        across = 0
+        if len(self.outer):
+            across = int((self.outer.astype(object) * reached[:, None].astype(object)).sum(0).max())
+        spread = 0
+        if self.spread is not None and self.levels is not None:
+            level = int(self.levels.max()) if self.levels.size else 0
+            spread = int(self.spread.max()) * level << self.spread_shift
+        return near + across + spread + (1 << _BIAS_BITS)
+
+
+class Contexts(Model):
+    """The context models of a network and their tables.
+
+    Attributes
+    ----------
+    tables : EntropyTables
+        The bank.
+    latents : dict of str to ContextModel
+        ``y``, and for hyperprior models ``z``.
+    provenance : dict
+        What they were fitted to, and what they save.
+    """
+
+    tables: EntropyTables
+    latents: dict[str, ContextModel]
+    provenance: JsonObject = Field(default_factory=dict)
+
+    @property
+    def entries(self) -> int:
+        """Entries of 16 bits that the tables take; 0 and 65536 are known."""
+        return int((self.tables.lengths.astype(np.int64) - 1).sum())
+
+    @property
+    def bits(self) -> int:
+        return sum(model.bits for model in self.latents.values())
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        count = len(self.tables.lengths)
+        require(1 <= count <= TABLES_MAX, f"contexts take 1 to {TABLES_MAX} tables, not {count}")
+        for name, model in self.latents.items():
+            require_range(f"latents.{name}.choice", model.choice, 0, count - 1)
+        require_range("tables.offsets", self.tables.offsets, -VALUE_MAX, VALUE_MAX)
+        require(
+            self.entries <= ENTRIES_MAX,
+            f"the tables have {self.entries} entries, more than {ENTRIES_MAX}",
+        )
+        require(
+            self.bits <= BITS_MAX,
+            f"weights and edges take {self.bits} bits, more than {BITS_MAX}",
+        )
+        return self

@@ -1,0 +1,75 @@
+"""What files name a network by: digests of what a decoder reads.
+
+Version 1 of the ``.lic`` file names the whole network file. Version 2 names the decoding half
+alone: what g_a, h_a, names, scales for reports and provenance say changes no decoded pixel, so a
+better encoder or a corrected card leaves every file decodable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from lichen.network.file import digest
+from lichen.network.network import Network
+
+DIGEST_BYTES = 16
+
+_REPORTS = {"name", "scales", "provenance"}
+"""Fields of any record that inference does not read."""
+
+
+def static_digest(network: Network) -> str:
+    """SHA-256 (hexadecimal) that version 1 has: of the network's file as it is without contexts.
+
+    Fitting contexts to a network changes nothing in what version 1 reads of it.
+    """
+    if network.contexts is None:
+        return digest(network)
+    return digest(network.model_copy(update={"contexts": None}))
+
+
+def decoder_digest(network: Network) -> bytes:
+    """The first 16 bytes of the SHA-256 of what decoding reads.
+
+    Of transforms that synthesize, thresholds, fractions and contexts: names and values in order,
+    integers as decimal digits, tensors as shape and 64-bit little-endian integers.
+    """
+    state = hashlib.sha256()
+    halves = {latent.synthesis for latent in network.latents}
+    fields = {
+        "transforms": {key: value for key, value in network.transforms.items() if key in halves},
+        "latent_fraction": network.latent_fraction,
+        "scale_thresholds": network.scale_thresholds,
+        "means": network.means,
+        "contexts": network.contexts,
+    }
+    _feed(state, fields)
+    return state.digest()[:DIGEST_BYTES]
+
+
+def _feed(state: Any, value: Any) -> None:
+    """Hash a value without ambiguity: a mark of its kind and its length come first."""
+    if isinstance(value, BaseModel):
+        value = {key: item for key, item in value if key not in _REPORTS}
+    if isinstance(value, np.ndarray):
+        state.update(f"a{value.shape};".encode())
+        state.update(np.ascontiguousarray(value, "<i8").tobytes())
+    elif isinstance(value, dict):
+        present = {key: item for key, item in value.items() if item is not None}
+        state.update(f"d{len(present)};".encode())
+        for key in sorted(present):
+            state.update(f"{key};".encode())
+            _feed(state, present[key])
+    elif isinstance(value, (list, tuple)):
+        state.update(f"l{len(value)};".encode())
+        for item in value:
+            _feed(state, item)
+    elif isinstance(value, (int, str)):
+        text = str(int(value)) if isinstance(value, (bool, int)) else str(value)
+        state.update(f"s{len(text)};{text}".encode())
+    else:
+        raise TypeError(f"cannot hash a {type(value).__name__}")
