@@ -6,13 +6,22 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lichen.commands import _options
 from lichen.commands._command import Command
 from lichen.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from lichen.network.description import Network
+    from lichen.quant.contexts.fit import ContextFit
 
 
 def _import_quant() -> None:
@@ -200,6 +209,9 @@ TUNE = {
 @click.option("--overwrite", is_flag=True, help="draq: start anew though a state exists.")
 @click.option("--outlier-plot", metavar="FILE", type=click.Path(path_type=Path),
               help="draq: plot of the outlier ratios before and after.")  # fmt: skip
+@click.option("--contexts/--no-contexts", default=True, show_default=True,
+              help="Fit context models to the calibration images; lichen fit-tables does it "
+              "better on more.")  # fmt: skip
 @click.option("--name", help="Name of the network [default: of the file].")
 @click.option(
     "--evaluate", metavar="DIR",
@@ -252,6 +264,7 @@ def command(
     resume: bool,
     overwrite: bool,
     outlier_plot: Path | None,
+    contexts: bool,
     name: str | None,
     evaluate: str | None,
     threads: int,
@@ -398,12 +411,13 @@ def command(
         integer = result.network
         rd = None
         if evaluated:
-            coded = evaluate_codec(NetworkCodec(integer), evaluated, progress=progress)
+            # static tables, so that what differs from FP32 is what integers cost
+            coded = evaluate_codec(NetworkCodec(integer, 1), evaluated, progress=progress)
             before = measure_float(original, (read_image(file) for file in evaluated), integer)
             rd = {
                 "set": Path(str(evaluate)).resolve().name,
                 "images": len(coded.images),
-                "bpp": round(coded.bpp, 5),
+                "bpp": round(coded.bpp_streams or 0.0, 5),
                 "psnr": round(coded.psnr, 4),
                 "bits_from": "coded bytes",
                 "fp32": {
@@ -414,6 +428,9 @@ def command(
             }
             provenance = integer.provenance | {"rd": rd}
             integer = integer.model_copy(update={"provenance": provenance})
+    fitted = _contexts(integer, images.crops) if contexts else None
+    if fitted is not None:
+        integer = fitted.network
     data = dumps(integer)
     write_atomically(output, data)
     load(output)  # what was written is a valid network
@@ -440,6 +457,7 @@ def command(
             }
             for name, fit in result.tables.items()
         },
+        "contexts": None if fitted is None else fitted.json(),
         "clip_factor": options.clip_factor,
         "clip_factor_losses": factors,
         "draq": None if tuned is None else tuned.json(),
@@ -455,3 +473,14 @@ def command(
         f"{result.after.psnr:.2f} dB at {result.after.bpp:.3f} bpp in integers "
         f"({len(images.crops)} calibration crops, bits estimated)",
     )
+
+
+def _contexts(network: Network, crops: Sequence[npt.NDArray[np.uint8]]) -> ContextFit | None:
+    """Context models where they are possible and worth it."""
+    from lichen.quant.contexts.fit import add_contexts
+
+    try:
+        return add_contexts(network, crops)
+    except ValueError as error:
+        _options.note(f"no context models: {error}.")
+        return None

@@ -1,0 +1,281 @@
+"""Context models for the latents of a network, within what gateware has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lichen.codec.context import ContextCoder, predictions
+from lichen.codec.layout import Layout
+from lichen.codec.version2 import groups
+from lichen.network.context import BITS_MAX, ContextModel, Contexts
+from lichen.network.description import Network
+from lichen.quant.calibration.entropy import scale_table
+from lichen.quant.contexts import tables
+from lichen.quant.contexts.weights import Schedule, Shape, Symbols, integers, learn
+from lichen.sim.golden import analysis, channel_indices, symbol_bits
+
+SHAPES = (
+    Shape(4, 4, 4),
+    Shape(4, 4, 3),
+    Shape(4, 4, 2),
+    Shape(2, 2, 2),
+    Shape(2, 2, 1),
+    Shape(2, 2, 0),
+    Shape(2, 0, 0),
+)
+"""From the best to the smallest, for networks of ever more channels."""
+
+HYPER_SHAPE = Shape(2, 2, 0)
+"""Of z, of which there is little."""
+
+Z_TIMES = 5
+"""Passes over the few symbols of z for one over y."""
+
+OUTSIDES = (3e-5, 1e-4, 3e-4)
+"""Shares of symbols left to escapes, of which the best on images held out is taken."""
+
+HELD_SHARE = 8
+"""One in so many images is held out where nobody names others."""
+
+WEIGHT_IMAGES = 120
+"""As many images teach the weights; all fill the tables."""
+
+
+def _bits(shape: Shape, channels: int, levels: int) -> int:
+    """Of a model of this shape, its edges and choice at their most."""
+    a_channel = 12 + 5 * shape.near + 6 * shape.slope + 10 * shape.inner + (5 if levels else 0)
+    cells = tables.FINEST * (int(tables.PHASE.max()) + 1)
+    return channels * a_channel + 16 * levels + 16 * tables.FINEST + 51 + 7 * cells
+
+
+def choose_shapes(channels: Mapping[str, int], levels: int) -> dict[str, Shape]:
+    """The largest models that fit together; ``levels`` of y's hyperprior, 0 without."""
+    for shape in SHAPES:
+        chosen = {name: shape if name == "y" else HYPER_SHAPE for name in channels}
+        total = sum(
+            _bits(chosen[name], count, levels if name == "y" else 0)
+            for name, count in channels.items()
+        )
+        if total <= BITS_MAX:
+            return chosen
+    raise ValueError("no context model of so many channels fits")
+
+
+def _model(
+    images: Sequence[Symbols],
+    shape: Shape,
+    levels: npt.NDArray[np.float64] | None,
+    schedule: Schedule,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, Any], tables.Cells]:
+    """The fields of one latent's model but its choice of tables, and the cells it makes."""
+    layout = Layout()
+    step = max(1, len(images) // WEIGHT_IMAGES)
+    learner = learn(images[::step], shape, levels, layout.rows, schedule, progress)
+    fields = integers(learner)
+    phases = int(tables.PHASE.max()) + 1
+    draft = ContextModel(
+        **fields, edges=np.zeros(0, np.int32), phase=tables.PHASE,
+        choice=np.zeros((1, phases), np.int32),
+    )  # fmt: skip
+    scales, means = [], []
+    for one in images:
+        found = predictions(draft, one.values, one.indices, layout)
+        scales.append(found[0])
+        means.append(found[1])
+    progress("predictions")
+    return fields, tables.count(scales, means, [one.values for one in images])
+
+
+def fit_contexts(
+    images: Mapping[str, Sequence[Symbols]],
+    scales: npt.NDArray[np.float64] | None = None,
+    *,
+    schedule: Schedule | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> list[Contexts]:
+    """Context models for the latents of images, one for each of `OUTSIDES`.
+
+    Parameters
+    ----------
+    images : dict of str to sequence of Symbols
+        ``y``, and ``z`` of a hyperprior.
+    scales : float array or None
+        The standard deviation that each table of a hyperprior stands for.
+    schedule : Schedule or None
+    progress : callable
+        Called with the name of what was done.
+    """
+    schedule = Schedule() if schedule is None else schedule
+    channels = {name: symbols[0].values.shape[2] for name, symbols in images.items()}
+    shapes = choose_shapes(channels, 0 if scales is None else len(scales))
+    fields, cells = {}, {}
+    for name, symbols in images.items():
+        levels, plan = (scales, schedule) if name == "y" else (None, schedule.longer(Z_TIMES))
+        fields[name], cells[name] = _model(symbols, shapes[name], levels, plan, progress)
+    found = []
+    for outside in OUTSIDES:
+        bank, choices = tables.make(cells, outside=outside)
+        latents = {
+            name: ContextModel(
+                **fields[name], edges=cells[name].edges.astype(np.int32),
+                phase=cells[name].phase.astype(np.int32), choice=choices[name].astype(np.int32),
+            )
+            for name in images
+        }  # fmt: skip
+        found.append(Contexts(tables=bank, latents=latents))
+        progress("tables")
+    return found
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What a network makes of images, to fit and to measure on.
+
+    Attributes
+    ----------
+    symbols : dict of str to list of Symbols
+        ``y``, and ``z`` of a hyperprior, an entry an image.
+    pixels : int
+        Of all images.
+    """
+
+    symbols: dict[str, list[Symbols]]
+    pixels: int
+
+
+def collect(
+    network: Network, images: Iterable[npt.NDArray[np.uint8]],
+    progress: Callable[[str], None] = lambda step: None,
+) -> Latents:  # fmt: skip
+    """The latents of images (height, width, 3)."""
+    symbols: dict[str, list[Symbols]] = {latent.name: [] for latent in reversed(network.latents)}
+    pixels = 0
+    for image in images:
+        coded = analysis(network, image)
+        pixels += coded.height * coded.width
+        for latent in network.latents:
+            segment = coded[latent.name]
+            indices = None if network.inner(latent) is None else segment.indices
+            symbols[latent.name].append(Symbols(segment.symbols, indices))
+        progress("latents")
+    return Latents(symbols, pixels)
+
+
+def static_bits(network: Network, latents: Latents) -> dict[str, float]:
+    """Bits of each latent under the network's static tables."""
+    return {
+        name: sum(
+            symbol_bits(
+                network.entropy[name],
+                one.values,
+                channel_indices(one.values.shape) if one.indices is None else one.indices,
+            )
+            for one in images
+        )
+        for name, images in latents.symbols.items()
+    }
+
+
+def coded_bits(network: Network, contexts: Contexts, latents: Latents) -> dict[str, float]:
+    """Bits of each latent's streams."""
+    found = {}
+    for latent in network.latents:
+        coder, total = ContextCoder(contexts, latent.name), 0
+        for one in latents.symbols[latent.name]:
+            for group in groups(network, latent, Layout(), one.values.shape):
+                total += sum(len(coder.encode(one.values, one.indices, window)) for window in group)
+        found[latent.name] = 8.0 * total
+    return found
+
+
+@dataclass(frozen=True)
+class ContextFit:
+    """A network with context models, and what they save on images that they were not fitted to.
+
+    Attributes
+    ----------
+    network : Network
+    before, after : dict of str to float
+        Bits per pixel of each latent: under static tables, and of streams.
+    """
+
+    network: Network
+    before: dict[str, float]
+    after: dict[str, float]
+
+    def json(self) -> dict[str, Any]:
+        contexts = self.network.contexts
+        assert contexts is not None
+        return {
+            "tables": len(contexts.tables.lengths),
+            "entries": contexts.entries,
+            "bits": contexts.bits,
+            "before": {name: round(bits, 5) for name, bits in self.before.items()},
+            "after": {name: round(bits, 5) for name, bits in self.after.items()},
+            "saved": round(1 - sum(self.after.values()) / sum(self.before.values()), 5),
+        }
+
+
+def fit_network(
+    network: Network,
+    train: Latents,
+    held: Latents,
+    *,
+    schedule: Schedule | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> ContextFit:
+    """A network with context models fitted to some images and chosen on others.
+
+    Static tables stay what they are: files of version 1 name them.
+    """
+    scales = scale_table(_levels(network)) if network.hyper else None
+    drafts = fit_contexts(train.symbols, scales, schedule=schedule, progress=progress)
+    coded = [coded_bits(network, draft, held) for draft in drafts]
+    best = min(range(len(drafts)), key=lambda i: sum(coded[i].values()))
+    contexts = drafts[best].model_copy(update={"provenance": dict(provenance or {})})
+    before = static_bits(network, held)
+    return ContextFit(
+        network.model_copy(update={"contexts": contexts}),
+        {name: bits / held.pixels for name, bits in before.items()},
+        {name: bits / held.pixels for name, bits in coded[best].items()},
+    )
+
+
+def _levels(network: Network) -> int:
+    return 1 + (0 if network.scale_thresholds is None else len(network.scale_thresholds))
+
+
+STEPS = 400
+PASSES = (4, 30)
+"""Steps that few images are to make, and passes over them at least and at most."""
+
+
+def add_contexts(network: Network, crops: Sequence[npt.NDArray[np.uint8]]) -> ContextFit | None:
+    """Context models from the images that a network was calibrated on.
+
+    Every `HELD_SHARE`-th is held out. None where fewer than two are there, or where contexts
+    save nothing on those held out. Raises ValueError for networks of too many channels.
+    """
+    if len(crops) < 2:
+        return None
+    held = list(crops[::HELD_SHARE])
+    rest = [crop for i, crop in enumerate(crops) if i % HELD_SHARE]
+    low, high = PASSES
+    passes = min(max(STEPS // len(rest), low), high)
+    schedule = Schedule(passes=passes, rounded=passes // 3 + 1)
+    provenance = {"images": len(rest), "held": len(held), "passes": passes, "seed": schedule.seed}
+    fit = fit_network(
+        network,
+        collect(network, rest),
+        collect(network, held),
+        schedule=schedule,
+        provenance=provenance,
+    )
+    return fit if sum(fit.after.values()) < sum(fit.before.values()) else None
