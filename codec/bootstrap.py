@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lichen.codec.rd import PSNR, Curve, bd_rate
+from lichen.codec.rd import FILES, PSNR, Curve, bd_rate
 from lichen.errors import UserError
 
 DRAWS = 1000
@@ -73,8 +73,10 @@ class Interval:
     image_rates: dict[str, float]
 
 
-def read_images(sources: Sequence[str]) -> ImageCurves | None:
+def read_images(sources: Sequence[str], rate: str = FILES) -> ImageCurves | None:
     """The images' points in files of `lichen evaluate`; None where some file has none.
+
+    ``rate`` as for `read_curve`.
 
     Raises UserError when a file names the same image twice or the points are of other images.
     """
@@ -83,7 +85,10 @@ def read_images(sources: Sequence[str]) -> ImageCurves | None:
         try:
             content: Any = json.loads(Path(source).read_text(encoding="utf-8"))
             for point in content["points"]:
-                rows = [(i["name"], float(i["bpp"]), float(i[PSNR])) for i in point["images"]]
+                rows = [
+                    (i["name"], float(i.get(rate) or i[FILES]), float(i[PSNR]))
+                    for i in point["images"]
+                ]
                 images = {name: (bpp, psnr) for name, bpp, psnr in rows}
                 if len(images) != len(rows):
                     raise UserError(f"{source} has two images of one name.")

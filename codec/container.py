@@ -1,53 +1,75 @@
 """The ``.lic`` file: an image coded by an integer network, byte by byte as docs/container.md says.
 
-A header with a checksum names the network by its digest and lists the parts: entropy-coded
-segments of a bounded number of symbols, alpha, colour profile, each with a checksum of its own.
-So a damaged file is never decoded to something else in silence, damage stays in its segment, and
-segments are coded in parallel. No float takes part in decoding, nor does anything that depends
-on the machine.
+A header with a checksum names the network by its digest; entropy-coded segments, alpha, colour
+profile and metadata have a checksum each. So a damaged file is never decoded to something else in
+silence, damage stays in its segment (version 1) or the group of segments that its contexts reach
+(version 2), and segments or groups are coded in parallel. No float takes part in decoding, nor
+does anything that depends on the machine.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import IntEnum, IntFlag
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lichen.codec import version2
+from lichen.codec.context import ContextCoder
 from lichen.codec.entropy import EntropyCoder, EntropyError
+from lichen.codec.layout import Layout
+from lichen.codec.metadata import is_srgb, srgb_profile
+from lichen.codec.parts import MAGIC, SEGMENTS, ContainerError, Flags, Header, Kind, Part
 from lichen.codec.picture import Picture
+from lichen.codec.reader import (
+    CHECKSUM_FAILS,
+    PartReader,
+    influence,
+    parallel,
+    symbol_limits,
+)
+from lichen.codec.region import Region, decode_region, spans
 from lichen.errors import UserError
-from lichen.network.arithmetic import ceil_div, clamp
-from lichen.network.description import LATENTS, Convolution, Latent, Network, Transform
-from lichen.network.file import digest
+from lichen.network.arithmetic import ceil_div
+from lichen.network.description import LATENTS, Network
+from lichen.network.identity import decoder_digest, static_digest
 from lichen.sim import golden
 from lichen.sim.images import PIXELS_MAX
 
-MAGIC = b"\x8bLIC"
-VERSION = 1
+__all__ = [
+    "Container",
+    "ContainerError",
+    "Decoded",
+    "Flags",
+    "Header",
+    "Kind",
+    "Part",
+    "Region",
+    "check_network",
+    "decode",
+    "encode",
+    "influence",
+    "inspect",
+]
+
+VERSIONS = (1, 2)
+"""Of the file; the newest one that a network can write is the default."""
+
 SEGMENT_SYMBOLS = 1 << 16
-"""Most symbols of a segment."""
+"""Most symbols of a segment of version 1."""
 
 PARTS_MAX = 1 << 16
-"""Most parts of a file; images of `PIXELS_MAX` have a few thousand."""
+"""Most parts of a file of version 1; images of `PIXELS_MAX` have a few thousand."""
 
 PROFILE_BYTES_MAX = 1 << 24
-"""Largest ICC profile: what inflates to more is taken for an attack."""
-
-SALVAGE_PIXELS = 1 << 24
-SALVAGE_PIXELS_PER_BYTE = 1 << 12
-"""What is salvaged of a file, however little is intact, or by what is: a header alone may claim
-any size, and even images of one colour have at most 210 pixels a byte with the shipped networks."""
+"""Largest ICC profile, EXIF or XMP: what inflates to more is taken for an attack."""
 
 MARK = np.array([255, 0, 255], np.uint8)
 """Colour of what is lost."""
@@ -56,113 +78,7 @@ _FIXED = struct.Struct("<4sBBHII32sI")
 _PART = struct.Struct("<III")
 _CHECKSUM = struct.Struct("<I")
 
-_CHECKSUM_FAILS = "fails its checksum"
-
 _S = TypeVar("_S", bound=np.generic)
-_T = TypeVar("_T")
-_U = TypeVar("_U")
-
-
-class Kind(IntEnum):
-    """What a part holds."""
-
-    Z = 1
-    Y = 2
-    ALPHA = 3
-    ICC = 4
-
-
-SEGMENTS = tuple(Kind[latent.name.upper()] for latent in reversed(LATENTS))
-"""The kinds that hold symbols, in coding order."""
-
-
-class Flags(IntFlag):
-    """Of the header; all other bits are 0."""
-
-    GREY = 1
-
-
-class ContainerError(UserError):
-    """A file that is not, or no longer, a ``.lic`` file, or for another network."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One entry of the header's table.
-
-    Attributes
-    ----------
-    kind : Kind
-    number : int
-        Among those of its kind.
-    offset, length : int
-        In bytes, from the start of the file.
-    checksum : int
-        CRC-32 of the bytes.
-    """
-
-    kind: Kind
-    number: int
-    offset: int
-    length: int
-    checksum: int
-
-    @property
-    def name(self) -> str:
-        """For messages: ``y segment 3``, ``alpha``."""
-        if self.kind in SEGMENTS:
-            return f"{self.kind.name.lower()} segment {self.number}"
-        return "ICC profile" if self.kind is Kind.ICC else "alpha"
-
-
-@dataclass(frozen=True)
-class Header:
-    """All that can be known of a file without its network.
-
-    Attributes
-    ----------
-    version : int
-    flags : Flags
-    width, height : int
-        In pixels.
-    digest : str
-        SHA-256 of the network file, hexadecimal.
-    parts : tuple of Part
-    size : int
-        Of the file in bytes.
-    whole : bool
-        The file ends where its last part does.
-    """
-
-    version: int
-    flags: Flags
-    width: int
-    height: int
-    digest: str
-    parts: tuple[Part, ...]
-    size: int
-    whole: bool = True
-
-    def of_kind(self, kind: Kind) -> list[Part]:
-        return [part for part in self.parts if part.kind is kind]
-
-    def json(self) -> dict[str, Any]:
-        """For `lichen info`."""
-        return {
-            "version": self.version,
-            "width": self.width,
-            "height": self.height,
-            "grey": Flags.GREY in self.flags,
-            "alpha": bool(self.of_kind(Kind.ALPHA)),
-            "icc_bytes": sum(part.length for part in self.of_kind(Kind.ICC)),
-            "network_sha256": self.digest,
-            "bytes": self.size,
-            "bpp": 8 * self.size / (self.width * self.height),
-            "parts": [
-                {"name": part.name, "offset": part.offset, "bytes": part.length}
-                for part in self.parts
-            ],
-        }
 
 
 @dataclass(frozen=True)
@@ -205,15 +121,6 @@ def segment_bounds(symbols: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def _parallel(work: Callable[[_T], _U], items: Sequence[_T], threads: int | None) -> list[_U]:
-    """Map in order; the compiled loops of the entropy coder leave Python's lock alone."""
-    workers = min(len(items), os.cpu_count() or 1 if threads is None else threads)
-    if workers <= 1:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(work, items))
-
-
 def check_network(network: Network) -> None:
     """Raise UserError for a network that cannot code and decode images."""
     name = network.title
@@ -235,17 +142,56 @@ class Container:
     network : Network
     threads : int or None
         That code segments; None takes one per processor. Files don't depend on it.
+    version : int or None
+        Of the files that it writes; it reads all. None takes 2 where the network has contexts.
+    layout : Layout
+        How files of version 2 are cut.
 
-    Raises UserError for a network that codes no images.
+    Raises UserError for a network that codes no images, or none in this version.
     """
 
-    def __init__(self, network: Network, threads: int | None = None):
+    def __init__(
+        self,
+        network: Network,
+        threads: int | None = None,
+        *,
+        version: int | None = None,
+        layout: Layout | None = None,
+    ):
         check_network(network)
+        if version not in (None, *VERSIONS):
+            raise UserError(f"there is no version {version} of the file; use 1 or 2.")
+        if version == 2 and network.contexts is None:
+            raise UserError(
+                f"{network.title} has no context models, which version 2 of the file needs; make "
+                "them with `lichen fit-tables`, or write version 1."
+            )
         self.network = network
-        self.digest = digest(network)
         self.threads = threads
+        self.version = version or (1 if network.contexts is None else 2)
+        self.layout = Layout() if layout is None else layout
         self._latents = {latent.name: latent for latent in network.latents}
         self._coders = {name: EntropyCoder(tables) for name, tables in network.entropy.items()}
+        contexts = network.contexts
+        self._context_coders = (
+            {}
+            if contexts is None
+            else {name: ContextCoder(contexts, name) for name in contexts.latents}
+        )
+        self._digests: dict[int, str] = {}
+
+    @property
+    def digest(self) -> str:
+        """What the files that it writes name the network by, hexadecimal."""
+        return self.digest_of(self.version)
+
+    def digest_of(self, version: int) -> str:
+        """What files of a version name the network by, hexadecimal."""
+        if version not in self._digests:
+            self._digests[version] = (
+                static_digest(self.network) if version == 1 else decoder_digest(self.network).hex()
+            )
+        return self._digests[version]
 
     def encode(self, image: Picture | Image.Image | npt.NDArray[np.uint8]) -> bytes:
         """The file of an image; see `Picture.of` for what that may be."""
@@ -253,14 +199,33 @@ class Container:
         return self.pack(golden.analysis(self.network, picture.pixels), picture)
 
     def pack(self, latents: golden.Latents, picture: Picture | None = None) -> bytes:
-        """The file of latents, with the alpha, profile and greyness of a picture.
+        """The file of latents, with the alpha, profile, metadata and greyness of a picture.
 
         The latents may come from gateware; their indices must be those of this network.
 
-        Raises UserError for a profile that no decoder takes.
+        Raises UserError for a profile or metadata that no decoder takes.
         """
-        if picture is not None and len(picture.icc or b"") > PROFILE_BYTES_MAX:
-            raise UserError(f"the ICC profile has more than {PROFILE_BYTES_MAX} bytes.")
+        flags = Flags.GREY if picture is not None and picture.grey else Flags(0)
+        if self.version == 1:
+            return self._pack_1(latents, flags, _plain_parts(picture))
+        if picture is not None and is_srgb(picture.icc):
+            flags |= Flags.SRGB
+            picture = replace(picture, icc=None)
+        frame = version2.Frame(
+            flags, latents.width, latents.height, bytes.fromhex(self.digest_of(2)), self.layout
+        )
+        counts = version2.segment_counts(self.network, self.layout, latents.height, latents.width)
+        coded = version2.streams(
+            self.network, self._context_coders, latents, self.layout, self.threads
+        )
+        return version2.pack(
+            frame, list(counts.values()), _plain_parts(picture, metadata=True), coded
+        )
+
+    def _pack_1(
+        self, latents: golden.Latents, flags: Flags, others: list[tuple[Kind, bytes]]
+    ) -> bytes:
+        """A file of version 1."""
         tasks = [
             (segment, *bounds)
             for segment in latents.segments
@@ -273,27 +238,29 @@ class Container:
             symbols = segment.symbols.reshape(-1)[first:last]
             return coder.encode(symbols, segment.indices.reshape(-1)[first:last])
 
-        payloads = _parallel(code, tasks, self.threads)
-        kinds = [Kind[task[0].name.upper()] for task in tasks]
-        flags = Flags(0)
-        if picture is not None:
-            flags = Flags.GREY if picture.grey else flags
-            if picture.alpha is not None:
-                kinds.append(Kind.ALPHA)
-                payloads.append(_pack_alpha(picture.alpha))
-            if picture.icc is not None:
-                kinds.append(Kind.ICC)
-                payloads.append(zlib.compress(picture.icc, 9))
+        payloads = parallel(code, tasks, self.threads)
+        parts = [
+            (Kind[task[0].name.upper()], payload)
+            for task, payload in zip(tasks, payloads, strict=True)
+        ]
+        parts += others
         head = _FIXED.pack(
-            MAGIC, VERSION, flags, 0, latents.width, latents.height,
-            bytes.fromhex(self.digest), len(payloads),
+            MAGIC, 1, flags, 0, latents.width, latents.height,
+            bytes.fromhex(self.digest_of(1)), len(parts),
         )  # fmt: skip
-        for kind, payload in zip(kinds, payloads, strict=True):
+        for kind, payload in parts:
             head += _PART.pack(kind, len(payload), zlib.crc32(payload))
-        return b"".join([head, _CHECKSUM.pack(zlib.crc32(head)), *payloads])
+        return b"".join(
+            [head, _CHECKSUM.pack(zlib.crc32(head)), *(payload for _, payload in parts)]
+        )
 
     def decode(
-        self, data: bytes, *, salvage: bool = False, max_pixels: int = PIXELS_MAX
+        self,
+        data: bytes,
+        *,
+        salvage: bool = False,
+        max_pixels: int = PIXELS_MAX,
+        region: Region | None = None,
     ) -> Decoded:
         """The picture of a file.
 
@@ -305,24 +272,59 @@ class Container:
         max_pixels : int
             Larger images are refused. What counts is the padded image, which is what decoding
             takes time and memory for.
+        region : Region or None
+            Which rows and columns; only what they depend on is decoded (of version 1, all).
 
-        Raises ContainerError for damaged files, with the part that is, and for other networks.
+        Raises ContainerError for damaged files, with the part that is, and for other networks;
+        UserError for a region beyond the image.
         """
         header = self._header(data, max_pixels, salvage)
-        reader = _Reader(self, header, data, salvage)
-        pixels = golden.decode(self.network, header.height, header.width, reader.read)
+        height, width = header.height, header.width
+        if region is not None:
+            region.check(height, width)
+        reader = self._reader(header, data, salvage, region)
+        if region is None or header.version == 1:
+            pixels = golden.decode(self.network, height, width, reader.read)
+        else:
+            pixels = decode_region(self.network, (height, width), region, header.layout, reader)
+        damaged = reader.damaged()
         alpha = reader.plain(Kind.ALPHA, lambda raw: _unpack_alpha(raw, header))
-        icc = reader.plain(Kind.ICC, _unpack_profile)
-        picture = Picture(pixels, alpha, Flags.GREY in header.flags, icc)
-        return Decoded(picture, tuple(reader.lost), reader.damaged())
+        if region is not None:
+            part = region.slices
+            pixels = pixels[part] if header.version == 1 else pixels
+            alpha = None if alpha is None else alpha[part]
+            damaged = None if damaged is None or not damaged[part].any() else damaged[part]
+        srgb = Flags.SRGB in header.flags
+        icc = srgb_profile() if srgb else reader.plain(Kind.ICC, _unpack_profile)
+        exif, xmp = (reader.plain(kind, _unpack_profile) for kind in (Kind.EXIF, Kind.XMP))
+        picture = Picture(pixels, alpha, Flags.GREY in header.flags, icc, exif=exif, xmp=xmp)
+        return Decoded(picture, tuple(reader.lost), damaged)
 
     def latents(self, data: bytes, *, max_pixels: int = PIXELS_MAX) -> golden.Latents:
         """The symbols of a file, for looking at; errors as of `decode`."""
         header = self._header(data, max_pixels, False)
-        reader = _Reader(self, header, data, False)
+        reader = self._reader(header, data, False, None)
         decoded = golden.symbols_in_order(self.network, header.height, header.width, reader.read)
         segments = tuple(segment for segment, _ in decoded)
         return golden.Latents(header.height, header.width, segments)
+
+    def _reader(
+        self, header: Header, data: bytes, salvage: bool, region: Region | None
+    ) -> PartReader:
+        """What reads the symbols of a file of its version."""
+        if header.version == 1:
+            return _Reader(self, header, data, salvage)
+        wanted = None
+        if region is not None and header.layout is not None:
+            size = header.height, header.width
+            wanted = {
+                name: one.decoded
+                for name, one in spans(self.network, size, region, header.layout).items()
+            }
+        return version2.Reader(
+            self.network, header, data, salvage=salvage, coders=self._context_coders,
+            threads=self.threads, wanted=wanted,
+        )  # fmt: skip
 
     def from_symbols(
         self, symbols: Mapping[str, npt.NDArray[np.integer]], height: int, width: int
@@ -348,7 +350,10 @@ class Container:
                     f"the symbols {name} must be integers of shape {shape} for {width} x {height} "
                     f"pixels, not {found.dtype} {found.shape}."
                 )
-            lo, hi = self._limits(name) or (np.iinfo(np.int32).min, np.iinfo(np.int32).max)
+            lo, hi = symbol_limits(self.network, self._latents[name]) or (
+                np.iinfo(np.int32).min,
+                np.iinfo(np.int32).max,
+            )
             if found.min() < lo or found.max() > hi:
                 raise UserError(
                     f"the symbols {name} must lie in {lo} .. {hi}, but span "
@@ -359,21 +364,19 @@ class Container:
         decoded = golden.symbols_in_order(self.network, height, width, read)
         return golden.Latents(height, width, tuple(segment for segment, _ in decoded))
 
-    def _limits(self, name: str) -> tuple[int, int] | None:
-        """Least and greatest symbol that the decoder takes, None if it takes any."""
-        latent = self._latents[name]
-        if self.network.has_means(latent):
-            return None
-        source = self.network.transform(latent.synthesis).input
-        return source.lo, source.hi
-
     def _header(self, data: bytes, max_pixels: int, salvage: bool) -> Header:
         """The header, found to suit the network."""
         header = inspect(data, truncated=salvage)
-        if header.digest != self.digest:
+        if header.version == 2 and self.network.contexts is None:
+            raise ContainerError(
+                f"the file needs context models, which {self.network.title} lacks; name the "
+                f"network {header.digest[:16]}… that it was made with."
+            )
+        own = self.digest_of(header.version)
+        if header.digest != own:
             raise ContainerError(
                 f"the file was made with another network: it needs {header.digest[:16]}…, "
-                f"but {self.network.title} is {self.digest[:16]}…."
+                f"but {self.network.title} is {own[:16]}…."
             )
         rows, columns = self.network.padded(header.height, header.width)
         if rows * columns > max_pixels:
@@ -381,10 +384,8 @@ class Container:
                 f"the file claims {header.width} x {header.height} pixels, which takes decoding "
                 f"{columns} x {rows}, more than {max_pixels}."
             )
-        shapes = golden.latent_shapes(self.network, header.height, header.width)
-        for kind in SEGMENTS:
-            symbols = math.prod(shapes.get(kind.name.lower(), (0,)))
-            expected, found = len(segment_bounds(symbols)), len(header.of_kind(kind))
+        for kind, expected in self._segment_counts(header).items():
+            found = len(header.of_kind(kind))
             if found != expected:
                 raise ContainerError(
                     f"the file is damaged: it has {found} {kind.name.lower()} segments where "
@@ -392,131 +393,57 @@ class Container:
                 )
         return header
 
+    def _segment_counts(self, header: Header) -> dict[Kind, int]:
+        """How many segments of each kind belong into a file."""
+        if header.layout is not None:
+            return version2.segment_counts(self.network, header.layout, header.height, header.width)
+        shapes = golden.latent_shapes(self.network, header.height, header.width)
+        return {
+            kind: len(segment_bounds(math.prod(shapes.get(kind.name.lower(), (0,)))))
+            for kind in SEGMENTS
+        }
 
-class _Reader:
-    """Reads the parts of one file, and keeps account of what is lost."""
+
+class _Reader(PartReader):
+    """Reads the segments of a file of version 1."""
 
     def __init__(self, container: Container, header: Header, data: bytes, salvage: bool):
-        self.container, self.header, self.data, self.salvage = container, header, data, salvage
-        self.network = container.network
-        self.lost: list[str] = []
-        self._masks: dict[str, npt.NDArray[np.bool_]] = {}
-        # all of them before anything is decoded, so that damage is refused at once
-        self._intact = {part: self._is_intact(part) for part in header.parts}
-        if not salvage:
-            for part, intact in self._intact.items():
-                if not intact:
-                    self._lose(part, _CHECKSUM_FAILS)
-            return
-        there = sum(part.length for part, intact in self._intact.items() if intact)
-        most = max(SALVAGE_PIXELS, SALVAGE_PIXELS_PER_BYTE * there)
-        if math.prod(self.network.padded(header.height, header.width)) > most:
-            raise ContainerError(
-                f"the file claims {header.width} x {header.height} pixels, and {there} bytes of it "
-                f"are intact: too few to salvage more than {most} pixels."
-            )
-
-    def _lose(self, part: Part, reason: str) -> None:
-        if not self.salvage:
-            raise ContainerError(f"the file is damaged: {part.name} {reason}.")
-        self.lost.append(f"{part.name} {reason}")
-
-    def _is_intact(self, part: Part) -> bool:
-        payload = self._payload(part)
-        return len(payload) == part.length and zlib.crc32(payload) == part.checksum
-
-    def _payload(self, part: Part) -> bytes:
-        return self.data[part.offset : part.offset + part.length]
-
-    def plain(self, kind: Kind, unpack: Callable[[bytes], _T]) -> _T | None:
-        """What a part that no network is needed for holds; None without one."""
-        for part in self.header.of_kind(kind):
-            if not self._intact[part]:
-                self._lose(part, _CHECKSUM_FAILS)
-                continue
-            try:
-                return unpack(self._payload(part))
-            except (zlib.error, ValueError):
-                self._lose(part, "cannot be unpacked")
-        return None
+        super().__init__(container.network, header, data, salvage)
+        self.container = container
 
     def read(self, name: str, indices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """All symbols of z or y, 0 for those lost (see `golden.decode`)."""
         parts = self.header.of_kind(Kind[name.upper()])
         bounds = segment_bounds(indices.size)
         coder = self.container._coders[name]
-        limits = self.container._limits(name)
-        unsure = self._unsure(name, indices.shape)
+        limits = symbol_limits(self.network, self.latent(name))
+        places = self.unsure(name)
+        unsure = None if places is None else np.broadcast_to(places[:, :, None], indices.shape)
 
         def decode(task: tuple[Part, tuple[int, int]]) -> npt.NDArray[np.int32] | str:
             part, (first, last) = task
-            if not self._intact[part]:
-                return _CHECKSUM_FAILS
+            if not part.intact:
+                return CHECKSUM_FAILS
             if unsure is not None and _stretch(unsure, first, last).any():
                 return "cannot be decoded without a z segment that is lost"
             try:
-                symbols = coder.decode(self._payload(part), _stretch(indices, first, last))
+                symbols = coder.decode(self.payload(part), _stretch(indices, first, last))
             except EntropyError:
                 return "does not decode"
             if limits and (symbols.min() < limits[0] or symbols.max() > limits[1]):
                 return "holds symbols that the network cannot make"
             return symbols
 
-        found = _parallel(decode, list(zip(parts, bounds, strict=True)), self.container.threads)
-        neutral = 0 if limits is None else int(clamp(0, *limits))
-        symbols = np.full(indices.size, neutral, np.int32)
+        found = parallel(decode, list(zip(parts, bounds, strict=True)), self.container.threads)
+        symbols = np.full(indices.size, self.neutral(name), np.int32)
         mask = np.zeros(indices.size, bool)
         for part, (first, last), result in zip(parts, bounds, found, strict=True):
             if isinstance(result, str):
-                self._lose(part, result)
+                self.lose(part, result)
                 mask[first:last] = True
             else:
                 symbols[first:last] = result
-        self._masks[name] = mask.reshape(indices.shape).any(axis=2)
+        self.masks[name] = mask.reshape(indices.shape).any(axis=2)
         return symbols.reshape(indices.shape)
-
-    def _unsure(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
-        """Symbols whose tables or means depend on what is lost; None if there are none."""
-        inner = self.network.inner(self.container._latents[name])
-        if inner is None:
-            return None
-        reached = self._reached(inner)
-        return None if reached is None else np.broadcast_to(reached[:, :, None], shape)
-
-    def _reached(self, latent: Latent) -> npt.NDArray[np.bool_] | None:
-        """What the synthesis of a latent makes of lost symbols; None if none is lost.
-
-        Symbols whose tables or means depend on lost ones count as lost themselves.
-        """
-        lost = self._masks[latent.name]
-        return influence(self.network.transform(latent.synthesis), lost) if lost.any() else None
-
-    def damaged(self) -> npt.NDArray[np.bool_] | None:
-        """Pixels that depend on lost symbols, None if none is lost."""
-        pixels = self._reached(self.network.latents[0])
-        return None if pixels is None else pixels[: self.header.height, : self.header.width]
-
-
-def influence(transform: Transform, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which outputs of a transform depend on the marked positions (height, width) of its input."""
-    for stage in transform.stages:
-        for axis in (0, 1):
-            mask = _spread(mask, stage.convolution, axis)
-    return mask
-
-
-def _spread(mask: npt.NDArray[np.bool_], conv: Convolution, axis: int) -> npt.NDArray[np.bool_]:
-    """Where a convolution along one axis reads something marked; takes memory for two masks."""
-    size = mask.shape[axis]
-    first, last = conv.reach(np.arange(conv.output_size(size)))
-    shape = [1, 1]
-    shape[axis] = len(first)
-    found = np.zeros(np.where(np.arange(2) == axis, len(first), mask.shape), bool)
-    for tap in range(int((last - first).max()) + 1):
-        read = first + tap
-        inside = (read >= 0) & (read <= np.minimum(last, size - 1))
-        found |= mask.take(np.clip(read, 0, size - 1), axis) & inside.reshape(shape)
-    return found
 
 
 def _stretch(array: npt.NDArray[_S], first: int, last: int) -> npt.NDArray[_S]:
@@ -542,14 +469,24 @@ def inspect(data: bytes, *, truncated: bool = False) -> Header:
     """
     if data[:4] != MAGIC:
         raise ContainerError("this is not a .lic file.")
+    if len(data) < 6:
+        raise ContainerError("the file is damaged: it ends within its header.")
+    version = data[4]
+    if version not in VERSIONS:
+        raise ContainerError(
+            f"the file is of version {version}, which this Lichen does not know "
+            f"(it reads versions {' and '.join(map(str, VERSIONS))}), or it is damaged."
+        )
+    if version == 2:
+        return version2.inspect(data, truncated=truncated)
+    return _inspect_1(data, truncated)
+
+
+def _inspect_1(data: bytes, truncated: bool) -> Header:
+    """The header of a file of version 1."""
     if len(data) < _FIXED.size:
         raise ContainerError("the file is damaged: it ends within its header.")
     _, version, flags, reserved, width, height, sha, count = _FIXED.unpack_from(data)
-    if version != VERSION:
-        raise ContainerError(
-            f"the file is of version {version}, which this Lichen does not know "
-            f"(it reads version {VERSION}), or it is damaged."
-        )
     if count > PARTS_MAX:
         raise ContainerError(f"the file is damaged: it claims to have {count} parts.")
     end = _FIXED.size + count * _PART.size
@@ -557,7 +494,7 @@ def inspect(data: bytes, *, truncated: bool = False) -> Header:
         raise ContainerError("the file is damaged: it ends within its header.")
     if zlib.crc32(data[:end]) != _CHECKSUM.unpack_from(data, end)[0]:
         raise ContainerError("the file is damaged: its header fails its checksum.")
-    kinds = set(Kind)
+    kinds = (*SEGMENTS, Kind.ALPHA, Kind.ICC)
     if reserved or flags & ~int(Flags.GREY) or not width or not height:
         raise ContainerError("the file is damaged: its header makes no sense.")
     numbers = dict.fromkeys(kinds, 0)
@@ -566,7 +503,9 @@ def inspect(data: bytes, *, truncated: bool = False) -> Header:
     for kind, length, checksum in _entries(data, count):
         if kind not in kinds:
             raise ContainerError(f"the file is damaged: there is no part of kind {kind}.")
-        parts.append(Part(Kind(kind), numbers[Kind(kind)], offset, length, checksum))
+        payload = data[offset : offset + length]
+        intact = len(payload) == length and zlib.crc32(payload) == checksum
+        parts.append(Part(kind, numbers[Kind(kind)], offset, length, intact, _PART.size))
         numbers[Kind(kind)] += 1
         offset += length
     if max(numbers[Kind.ALPHA], numbers[Kind.ICC]) > 1:
@@ -576,20 +515,36 @@ def inspect(data: bytes, *, truncated: bool = False) -> Header:
             f"the file is damaged: it has {len(data)} bytes where {offset} belong."
         )
     return Header(
-        version,
-        Flags(flags),
-        width,
-        height,
-        sha.hex(),
-        tuple(parts),
-        len(data),
+        version, Flags(flags), width, height, sha.hex(), tuple(parts), len(data),
         offset == len(data),
-    )
+    )  # fmt: skip
 
 
 def _entries(data: bytes, count: int) -> Iterator[tuple[int, int, int]]:
     end = _FIXED.size + count * _PART.size
     yield from _PART.iter_unpack(data[_FIXED.size : end])
+
+
+def _plain_parts(picture: Picture | None, metadata: bool = False) -> list[tuple[Kind, bytes]]:
+    """The parts of a picture that no network is needed for.
+
+    Raises UserError where one is larger than a decoder takes.
+    """
+    if picture is None:
+        return []
+    found = []
+    if picture.alpha is not None:
+        found.append((Kind.ALPHA, _pack_alpha(picture.alpha)))
+    texts = {Kind.ICC: ("ICC profile", picture.icc)}
+    if metadata:
+        texts |= {Kind.EXIF: ("EXIF", picture.exif), Kind.XMP: ("XMP", picture.xmp)}
+    for kind, (title, payload) in texts.items():
+        if payload is None:
+            continue
+        if len(payload) > PROFILE_BYTES_MAX:
+            raise UserError(f"the {title} has more than {PROFILE_BYTES_MAX} bytes.")
+        found.append((kind, zlib.compress(payload, 9)))
+    return found
 
 
 def _pack_alpha(alpha: npt.NDArray[np.uint8]) -> bytes:
@@ -622,6 +577,7 @@ def encode(
     network: Network,
     *,
     threads: int | None = None,
+    version: int | None = None,
 ) -> bytes:
     """Code an image into the bytes of a ``.lic`` file.
 
@@ -632,11 +588,13 @@ def encode(
     network : Network
     threads : int or None
         None takes one per processor; the bytes don't depend on it.
+    version : int or None
+        Of the file; None takes 2 where the network has contexts, else 1.
 
     Raises UserError for networks that code no images, and for images with floating-point samples
     or a monstrous profile; ValueError for what is no image.
     """
-    return Container(network, threads).encode(image)
+    return Container(network, threads, version=version).encode(image)
 
 
 def decode(data: bytes, network: Network, *, threads: int | None = None) -> npt.NDArray[np.uint8]:

@@ -226,6 +226,18 @@ def _compiled() -> SimpleNamespace:
     return SimpleNamespace(bits_bound=bits_bound, encode=encode, decode=decode)
 
 
+def bucket_starts(
+    cdf: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer]
+) -> npt.NDArray[np.uint16]:
+    """The entry that each bucket of a table's slots begins in, (tables, 2**BUCKET_BITS)."""
+    slots = np.arange(1 << BUCKET_BITS) << (PRECISION - BUCKET_BITS)
+    found = [
+        np.searchsorted(row[:length], slots, side="right") - 1
+        for row, length in zip(cdf, lengths, strict=True)
+    ]
+    return np.array(found, np.uint16).reshape(-1, 1 << BUCKET_BITS)
+
+
 class EntropyCoder:
     """Tables made ready for any number of streams; its methods may run in parallel threads.
 
@@ -245,12 +257,7 @@ class EntropyCoder:
         self.cdf = np.ascontiguousarray(tables.cdf, np.int32)
         self.lengths = np.ascontiguousarray(tables.lengths, np.int64)
         self.offsets = np.ascontiguousarray(tables.offsets, np.int64)
-        slots = np.arange(1 << BUCKET_BITS) << (PRECISION - BUCKET_BITS)
-        buckets = [
-            np.searchsorted(row[:length], slots, side="right") - 1
-            for row, length in zip(self.cdf, self.lengths, strict=True)
-        ]
-        self.buckets = np.array(buckets, np.uint16).reshape(-1, 1 << BUCKET_BITS)
+        self.buckets = bucket_starts(self.cdf, self.lengths)
 
     def encode(self, symbols: npt.ArrayLike, indices: npt.ArrayLike) -> bytes:
         """See `encode`."""

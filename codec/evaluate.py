@@ -22,8 +22,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
-from lichen.codec.container import check_network
-from lichen.codec.entropy import EntropyCoder
+from lichen.codec.container import Container, inspect
 from lichen.errors import UserError
 from lichen.network.description import Network
 from lichen.sim import golden
@@ -58,37 +57,45 @@ class Codec(ABC):
     def decode(self, streams: Sequence[bytes], height: int, width: int) -> Pixels:
         """The image that the streams of `encode` stand for."""
 
+    def sizes(self, streams: Sequence[bytes]) -> tuple[int, int | None]:
+        """Bytes that `ImageResult` counts for an image: of all there is, and of streams alone.
+
+        Here for a codec that makes no file: streams are all there is. None for one whose file has
+        no streams to tell from the rest.
+        """
+        total = sum(map(len, streams))
+        return total, total
+
 
 class NetworkCodec(Codec):
-    """An integer network: the golden model and the entropy coder, a stream for z and one for y.
+    """An integer network: files of a version, as `lichen.codec.container` writes them.
 
-    What CompressAI counts for its models, too: a file (`lichen.codec.container`) has a header of
-    some hundred bytes beside.
+    Parameters
+    ----------
+    network : Network
+    version : int or None
+        Of the file; None takes the newest that the network can write.
 
     Raises UserError for networks that cannot code an image.
     """
 
-    def __init__(self, network: Network):
+    def __init__(self, network: Network, version: int | None = None):
         self.network = network
+        self.container = Container(network, version=version)
         self.name = network.title
-        self.description = "integer, rANS"
-        check_network(network)
-        self._coders = {name: EntropyCoder(tables) for name, tables in network.entropy.items()}
+        self.description = f"integer, .lic version {self.container.version}"
 
     def encode(self, image: Pixels) -> list[bytes]:
-        return [
-            self._coders[segment.name].encode(segment.symbols, segment.indices)
-            for segment in golden.analysis(self.network, image).segments
-        ]
+        return [self.container.encode(image)]
 
     def decode(self, streams: Sequence[bytes], height: int, width: int) -> Pixels:
-        ordered = iter(streams)
-        return golden.decode(
-            self.network,
-            height,
-            width,
-            lambda name, indices: self._coders[name].decode(next(ordered), indices),
-        )
+        (data,) = streams
+        return self.container.decode(data).picture.pixels
+
+    def sizes(self, streams: Sequence[bytes]) -> tuple[int, int | None]:
+        (data,) = streams
+        header = inspect(data)
+        return header.image_bytes, header.stream_bytes
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,9 @@ class PillowCodec(Codec):
         with Image.open(io.BytesIO(stream)) as picture:
             return np.asarray(picture.convert("RGB"), dtype=np.uint8)
 
+    def sizes(self, streams: Sequence[bytes]) -> tuple[int, int | None]:
+        return sum(map(len, streams)), None
+
 
 @dataclass(frozen=True)
 class ImageResult:
@@ -160,9 +170,12 @@ class ImageResult:
     width, height : int
         In pixels.
     bytes : int
-        Coded.
+        Of the whole file less EXIF, XMP, ICC profile and alpha; of streams where there is no file.
     bpp : float
         ``8 bytes / (width height)``.
+    bpp_streams : float or None
+        Bits of the streams alone; for FP32 models, which make no file, equal to ``bpp``; None for
+        image formats.
     psnr : float
         RGB, in dB; `PSNR_EXACT` at most.
     ms_ssim : float or None
@@ -180,6 +193,7 @@ class ImageResult:
     ms_ssim: float | None = None
     encoding_time: float = 0.0
     decoding_time: float = 0.0
+    bpp_streams: float | None = None
 
 
 @dataclass(frozen=True)
@@ -198,19 +212,32 @@ class Evaluation:
         return self._mean("bpp")
 
     @property
+    def bpp_streams(self) -> float | None:
+        """None unless every image has one."""
+        return self._optional("bpp_streams")
+
+    @property
     def psnr(self) -> float:
         return self._mean("psnr")
 
     @property
     def ms_ssim(self) -> float | None:
         """None unless every image has one."""
-        if any(image.ms_ssim is None for image in self.images):
+        return self._optional("ms_ssim")
+
+    def _optional(self, field: str) -> float | None:
+        if any(getattr(image, field) is None for image in self.images):
             return None
-        return self._mean("ms_ssim")
+        return self._mean(field)
 
     def results(self) -> dict[str, float]:
         """The means under CompressAI's names."""
-        found = {"psnr-rgb": self.psnr, "ms-ssim-rgb": self.ms_ssim, "bpp": self.bpp}
+        found = {
+            "psnr-rgb": self.psnr,
+            "ms-ssim-rgb": self.ms_ssim,
+            "bpp": self.bpp,
+            "bpp_streams": self.bpp_streams,
+        }
         return {key: value for key, value in found.items() if value is not None} | {
             "encoding_time": self._mean("encoding_time"),
             "decoding_time": self._mean("decoding_time"),
@@ -286,7 +313,7 @@ def evaluate(
         middle = time.perf_counter()
         decoded = codec.decode(streams, height, width)
         end = time.perf_counter()
-        size = sum(map(len, streams))
+        size, stream_size = codec.sizes(streams)
         results.append(
             ImageResult(
                 name=name,
@@ -298,6 +325,7 @@ def evaluate(
                 ms_ssim=None if ms_ssim is None else ms_ssim(image, decoded),
                 encoding_time=middle - start,
                 decoding_time=end - middle,
+                bpp_streams=None if stream_size is None else 8 * stream_size / (height * width),
             )
         )
         progress(name)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from lichen.codec import metadata
 from lichen.sim.images import load_picture, rgb
 from lichen.sim.samples import DEEP_MODES
 
@@ -31,6 +32,8 @@ class Picture:
         ICC profile.
     notes : tuple of str
         What reading the image gave up.
+    exif, xmp : bytes or None
+        Metadata as Pillow has them, with nothing of the orientation, which has been applied.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -38,6 +41,8 @@ class Picture:
     grey: bool = False
     icc: bytes | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
+    exif: bytes | None = None
+    xmp: bytes | None = None
 
     @property
     def height(self) -> int:
@@ -105,16 +110,17 @@ class Picture:
         return colours[:, :, 0] if colours.shape[2] == 1 else colours
 
     def image(self) -> Image.Image:
-        """A PIL image of mode L, LA, RGB or RGBA, with its profile."""
+        """A PIL image of mode L, LA, RGB or RGBA, with its profile and metadata."""
         image = Image.fromarray(self.array())
-        if self.icc is not None:
-            image.info["icc_profile"] = self.icc
+        kept = {"icc_profile": self.icc, "exif": self.exif, "xmp": self.xmp}
+        image.info.update({key: value for key, value in kept.items() if value is not None})
         return image
 
 
 def _of_pil(image: Image.Image) -> Picture:
     # later there is no EXIF left that would tell
     image = ImageOps.exif_transpose(image)
+    exif, xmp = metadata.exif(image), metadata.xmp(image)
     if image.width == 0 or image.height == 0:
         raise ValueError(f"an image must have pixels, not be {image.width} x {image.height}")
     notes: list[str] = []
@@ -132,4 +138,4 @@ def _of_pil(image: Image.Image) -> Picture:
         image = image.convert("LA" if grey and image.mode != "1" else "RGBA")
         alpha = np.asarray(image.getchannel("A"), dtype=np.uint8)
         image = image.convert("L" if grey else "RGB")
-    return Picture(rgb(image, notes), alpha, grey, icc, tuple(notes))
+    return Picture(rgb(image, notes), alpha, grey, icc, tuple(notes), exif, xmp)

@@ -29,6 +29,10 @@ METHODS = ("pchip", "akima", "cubic")
 PSNR, MS_SSIM = "psnr-rgb", "ms-ssim-rgb"
 """Distortion metrics, as CompressAI's JSON names them."""
 
+FILES, STREAMS = "bpp", "bpp_streams"
+RATES = (FILES, STREAMS)
+"""Rates of a point: of whole files less metadata, and of streams alone."""
+
 _TITLES = {PSNR: "PSNR", MS_SSIM: "MS-SSIM"}
 
 
@@ -119,7 +123,7 @@ def _points(content: Any, path: str) -> list[dict[str, float]]:
     if not isinstance(results, dict) or "bpp" not in results:
         raise UserError(f'{path} is not a result of `lichen evaluate`: it has no "results" of bpp.')
     columns = {}
-    for key in ("bpp", *_TITLES):
+    for key in (*RATES, *_TITLES):
         if key in results:
             column = results[key] if isinstance(results[key], list) else [results[key]]
             if not all(isinstance(value, int | float) and math.isfinite(value) for value in column):
@@ -134,10 +138,26 @@ def _points(content: Any, path: str) -> list[dict[str, float]]:
     ]
 
 
-def read_curve(sources: Sequence[str]) -> Curve:
+def counts_streams(sources: Sequence[str]) -> bool:
+    """Whether the rate of a curve is of streams alone, since its codec makes no files.
+
+    Both rates are the same then. Published curves of learned codecs count streams, too.
+    """
+    if len(sources) == 1 and not Path(sources[0]).exists() and sources[0] in references():
+        return sources[0] not in ("jpeg", "webp")
+    try:
+        found = [json.loads(Path(source).read_text(encoding="utf-8")) for source in sources]
+        rates = [[content["results"][rate] for rate in RATES] for content in found]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return all(files == streams for files, streams in rates)
+
+
+def read_curve(sources: Sequence[str], rate: str = FILES) -> Curve:
     """One curve from the files of `lichen evaluate`, or from the name of a published curve.
 
-    Every file adds its points. Raises UserError, naming the file, for what is not such a file.
+    Every file adds its points. ``rate`` is one of `RATES`; a file without that one gives its bpp.
+    Raises UserError, naming the file, for what is not such a file.
     """
     known = references()
     if len(sources) == 1 and not Path(sources[0]).exists() and sources[0] in known:
@@ -155,7 +175,8 @@ def read_curve(sources: Sequence[str]) -> Curve:
             raise UserError(f"cannot read {source}: {error.strerror}.") from None
         except (ValueError, RecursionError):
             raise UserError(f"{source} is not JSON.") from None
-        points += _points(content, source)
+        found = _points(content, source)
+        points += [point | {FILES: point.get(rate, point[FILES])} for point in found]
         name = content.get("name")
         names.append(name if isinstance(name, str) and name else Path(source).stem)
     return Curve.of(common_name(names), points)

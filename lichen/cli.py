@@ -24,6 +24,7 @@ COMMANDS = {
     "quantize": "Turn an FP32 checkpoint into an integer network.",
     "search": "Give every stage the bits that are worth what they cost (experimental).",
     "ablate": "Measure what each part of DRAQ (experimental) changes.",
+    "fit-tables": "Fit context models and tables to what a network makes of photographs.",
     "evaluate": "Measure rate and distortion on a folder of images.",
     "bdrate": "Compare two rate-distortion curves.",
     "encode": "Compress images.",
@@ -57,7 +58,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"lichen.commands.{cmd_name}").command
+        module = cmd_name.replace("-", "_")
+        command = importlib.import_module(f"lichen.commands.{module}").command
         command.name = cmd_name
         return command
 

@@ -16,6 +16,7 @@ from typing import Any
 from lichen.errors import UserError
 from lichen.network import file
 from lichen.network.description import Network
+from lichen.network.identity import decoder_digest, static_digest
 
 PARENT_SUFFIX = ".fp32"
 
@@ -64,6 +65,34 @@ def load_network(name: str) -> Network:
                 f"({', '.join(names())})."
             )
     return file.load(name)
+
+
+def digests(network: Network) -> list[str]:
+    """What files of version 1 and 2 name a network by, hexadecimal."""
+    found = [static_digest(network)]
+    if network.contexts is not None:
+        found.append(decoder_digest(network).hex())
+    return found
+
+
+def find_name(digest: str) -> str | None:
+    """The shipped network that a file names; None if there is none.
+
+    ``digests.json`` is asked first, which ``benchmarks/digests.py`` writes; a network that it
+    does not know yet is looked at itself.
+    """
+    known: dict[str, list[str]] = json.loads((folder() / "digests.json").read_text("utf-8"))
+    for name, values in known.items():
+        if digest in values and shipped_network(name) is not None:
+            return name
+    unknown = [name for name in names() if name not in known]
+    return next((name for name in unknown if digest in digests(load_network(name))), None)
+
+
+def find(digest: str) -> Network | None:
+    """The shipped network that a file names; None if there is none."""
+    name = find_name(digest)
+    return None if name is None else load_network(name)
 
 
 def measured(name: str) -> dict[str, Any] | None:

@@ -407,7 +407,12 @@ def entropy_parameters(
     source = network.inner(latent)
     if source is None:
         raise ValueError(f"nothing in network {network.title} says how {latent.name} is coded")
-    parameters = run_transform(network.transform(source.synthesis), inner)
+    made = run_transform(network.transform(source.synthesis), inner)
+    return choose_tables(network, latent, made)
+
+
+def choose_tables(network: Network, latent: Latent, parameters: Tensor) -> EntropyParameters:
+    """Tables and means of a latent's symbols, from what its inner latent's synthesis makes."""
     thresholds = network.thresholds(latent)
     scales, means = parameters, None
     if network.has_means(latent):

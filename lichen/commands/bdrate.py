@@ -58,12 +58,23 @@ def command(
     Negative percentages are rate saved at equal quality. Where both were measured on the same
     images, an interval says how much the choice of images matters: the middle 95 % of the BD-rates
     of a thousand draws of as many images with replacement. MS-SSIM is compared in decibels,
-    -10 log10(1 - MS-SSIM), if both curves have it.
+    -10 log10(1 - MS-SSIM), if both curves have it. Whole files are compared; where one side makes
+    no file (FP32 models, CompressAI), the streams of both.
     """
     from lichen.codec import bootstrap
-    from lichen.codec.rd import MS_SSIM, PSNR, bd_rate, plot, read_curve
+    from lichen.codec.rd import (
+        FILES,
+        MS_SSIM,
+        PSNR,
+        STREAMS,
+        bd_rate,
+        counts_streams,
+        plot,
+        read_curve,
+    )
 
-    curves = read_curve(test), read_curve(anchor)
+    rate = STREAMS if counts_streams(test) or counts_streams(anchor) else FILES
+    curves = read_curve(test, rate), read_curve(anchor, rate)
     found = {}
     for metric in (PSNR, MS_SSIM):
         if metric == MS_SSIM and any(metric not in curve.metrics for curve in curves):
@@ -77,7 +88,7 @@ def command(
                 f"{result.low:.2f} .. {result.high:.2f} dB; the rest lies beyond the anchor.",
                 err=True,
             )
-    images = bootstrap.read_images(test), bootstrap.read_images(anchor)
+    images = bootstrap.read_images(test, rate), bootstrap.read_images(anchor, rate)
     spread = None
     if images[0] is not None and images[1] is not None:
         spread = bootstrap.interval(images[0], images[1], method=method)
@@ -86,6 +97,7 @@ def command(
     report = {
         "test": {"name": curves[0].name, "points": len(curves[0].bpp)},
         "anchor": {"name": curves[1].name, "points": len(curves[1].bpp)},
+        "rate": rate,
         "method": method,
         "bd_rate_psnr": found[PSNR].percent,
         "bd_rate_msssim": found[MS_SSIM].percent if MS_SSIM in found else None,
@@ -105,6 +117,6 @@ def command(
     _options.report(
         report,
         json_file,
-        f"{curves[0].name} against {curves[1].name}: {found[PSNR].percent:+.2f} % rate "
-        f"(PSNR{sure}){other}",
+        f"{curves[0].name} against {curves[1].name}: {found[PSNR].percent:+.2f} % "
+        f"{'rate' if rate == FILES else 'rate of streams'} (PSNR{sure}){other}",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from lichen.commands._command import Command
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
-    from lichen.codec.container import Container
+    from lichen.codec.container import Container, Decoded
+    from lichen.codec.region import Region
+    from lichen.sim.golden import Latents
 
 
 @click.command(cls=Command)
@@ -29,6 +32,11 @@ if TYPE_CHECKING:
     "--salvage", is_flag=True,
     help="Decode what is undamaged of a damaged file; the rest becomes magenta.",
 )  # fmt: skip
+@click.option(
+    "--rows", metavar="A:B",
+    help="Only these rows of the image, B left out: no more is decoded than they depend on.",
+)  # fmt: skip
+@click.option("--crop", metavar="WxH+X+Y", help="Only this part of the image, likewise.")
 @click.option(
     "--latents", metavar="FILE.npy", type=click.Path(path_type=Path),
     help="Also write the symbols y as a NumPy array (those of z, if any, as FILE.z.npy).",
@@ -47,6 +55,8 @@ def command(
     net: str | None,
     engine: str,
     salvage: bool,
+    rows: str | None,
+    crop: str | None,
     latents: Path | None,
     max_pixels: int | None,
     threads: int | None,
@@ -63,6 +73,7 @@ def command(
     """
     from tqdm import tqdm
 
+    from lichen.codec.region import Region
     from lichen.sim.images import PIXELS_MAX, image_format
 
     if engine == "verilator":
@@ -78,22 +89,56 @@ def command(
                 f"cannot write symbols to {latents}; use FILE.npy in a folder there is."
             )
     image_format(tasks[0][1])
-    most = PIXELS_MAX if max_pixels is None else max_pixels
+    if rows is not None and crop is not None:
+        raise UserError("--rows and --crop exclude each other; --crop says both.")
+    region = None if rows is None else Region.of_rows(rows)
+    if crop is not None:
+        region = Region.of_crop(crop)
+    options = _How(
+        threads=threads,
+        salvage=salvage,
+        latents=latents is not None,
+        max_pixels=PIXELS_MAX if max_pixels is None else max_pixels,
+        region=region,
+    )
     containers: dict[str, Container] = {}
-    rows: list[dict[str, Any]] = []
+    done: list[dict[str, Any]] = []
     failures: list[str] = []
     # None: no bar where nobody would see it
     hidden = True if quiet or len(tasks) == 1 else None
     for file, target in tqdm(tasks, unit="image", disable=hidden):
         try:
-            rows.append(_decode(containers, net, file, target, threads, salvage, latents, most))
+            data = _options.read_bytes(file)
+            decoded = _decode(containers, net, file, data, options)
+            done.append(_write(decoded, file, target, latents))
         except UserError as error:
             if len(tasks) == 1:
                 raise
             failures.append(str(error))
-    lossy = any(row["lost"] for row in rows)
-    _options.batch_report(rows, failures, json_file, _sentence)
+    lossy = any(row["lost"] for row in done)
+    _options.batch_report(done, failures, json_file, _sentence)
     click.get_current_context().exit(1 if lossy else 0)
+
+
+@dataclass(frozen=True)
+class _How:
+    """How to decode."""
+
+    threads: int | None
+    salvage: bool
+    latents: bool
+    max_pixels: int
+    region: Region | None
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What came of it."""
+
+    decoded: Decoded
+    symbols: Latents | None
+    network: str
+    seconds: float
 
 
 def _container(
@@ -102,58 +147,52 @@ def _container(
     """The network that is named, or else the shipped one with this digest."""
     from lichen import models
     from lichen.codec.container import Container
-    from lichen.network.file import digest
 
     key = wanted if net is None else net
     if key not in containers:
-        if net is not None:
-            containers[key] = Container(models.load_network(net), threads)
-        else:
-            for name in models.names():
-                network = models.load_network(name)
-                if digest(network) == wanted:
-                    containers[key] = Container(network, threads)
-                    break
-            else:
-                raise UserError(
-                    f"the file needs the network {wanted[:16]}…, which is none of the shipped "
-                    f"ones ({', '.join(models.names())}); name its file with -m."
-                )
+        network = models.find(wanted) if net is None else models.load_network(net)
+        if network is None:
+            raise UserError(
+                f"the file needs the network {wanted[:16]}…, which is none of the shipped "
+                f"ones ({', '.join(models.names())}); name its file with -m."
+            )
+        containers[key] = Container(network, threads)
     return containers[key]
 
 
 def _decode(
-    containers: dict[str, Container],
-    net: str | None,
-    file: Path,
-    target: Path,
-    threads: int | None,
-    salvage: bool,
-    latents: Path | None,
-    max_pixels: int,
-) -> dict[str, Any]:
-    """Decode one file, write the image, and return what is to be said of it."""
+    containers: dict[str, Container], net: str | None, file: Path, data: bytes, how: _How
+) -> _Result:
+    """Decode the bytes of one file."""
+    from lichen.codec.container import ContainerError, inspect
+
+    try:
+        header = inspect(data, truncated=how.salvage)
+        container = _container(containers, net, header.digest, how.threads)
+        begin = time.monotonic()
+        decoded = container.decode(
+            data, salvage=how.salvage, max_pixels=how.max_pixels, region=how.region
+        )
+        seconds = time.monotonic() - begin
+        symbols = container.latents(data, max_pixels=how.max_pixels) if how.latents else None
+    except ContainerError as error:
+        raise UserError(f"{file}: {error}") from None
+    return _Result(decoded, symbols, container.network.title, seconds)
+
+
+def _write(result: _Result, file: Path, target: Path, latents: Path | None) -> dict[str, Any]:
+    """Write the image and the symbols, and return what is to be said of them."""
     import io
 
     import numpy as np
 
-    from lichen.codec.container import ContainerError, inspect
     from lichen.files import write_atomically
     from lichen.sim.images import write_image
 
-    data = _options.read_bytes(file)
-    try:
-        header = inspect(data, truncated=salvage)
-        container = _container(containers, net, header.digest, threads)
-        begin = time.monotonic()
-        decoded = container.decode(data, salvage=salvage, max_pixels=max_pixels)
-        seconds = time.monotonic() - begin
-        symbols = None if latents is None else container.latents(data, max_pixels=max_pixels)
-    except ContainerError as error:
-        raise UserError(f"{file}: {error}") from None
+    decoded = result.decoded
     write_image(target, decoded.marked().image())
-    if latents is not None and symbols is not None:
-        for segment in symbols.segments:
+    if latents is not None and result.symbols is not None:
+        for segment in result.symbols.segments:
             buffer = io.BytesIO()
             np.save(buffer, segment.symbols)
             path = latents if segment.name == "y" else latents.with_suffix(".z.npy")
@@ -161,13 +200,13 @@ def _decode(
     return {
         "file": str(file),
         "image": str(target),
-        "network": container.network.name,
+        "network": result.network,
         "engine": "golden",
-        "width": header.width,
-        "height": header.height,
+        "width": decoded.picture.width,
+        "height": decoded.picture.height,
         "lost": list(decoded.lost),
         "damaged": 0.0 if decoded.damaged is None else float(decoded.damaged.mean()),
-        "seconds": round(seconds, 3),
+        "seconds": round(result.seconds, 3),
     }
 
 

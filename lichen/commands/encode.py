@@ -43,6 +43,11 @@ WIDTH = 768
     "--check/--no-check", default=True, show_default=True,
     help="Decode the file again, and measure its PSNR.",
 )  # fmt: skip
+@click.option(
+    "--container", "version", type=click.IntRange(1, 2), metavar="1|2",
+    help="Version of the file [default: 2, or 1 for networks without context models].",
+)  # fmt: skip
+@click.option("--strip", is_flag=True, help="Leave out EXIF and XMP; the profile stays.")
 @_options.coding_threads
 @_options.json_file
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -53,6 +58,8 @@ def command(
     engine: str,
     size: tuple[int, int] | None,
     check: bool,
+    version: int | None,
+    strip: bool,
     threads: int | None,
     json_file: str | None,
     quiet: bool,
@@ -60,7 +67,8 @@ def command(
     """Compress images.
 
     IMAGE is an image file or a folder of images. Alpha is kept without loss, grey images stay
-    grey, EXIF orientation is applied and an ICC profile kept. An IMAGE of symbols, FILE.npy as
+    grey, EXIF orientation is applied; an ICC profile, EXIF and XMP are kept (version 1 of the file
+    has no room for the last two). An IMAGE of symbols, FILE.npy as
     lichen decode --latents writes it, is coded as it is (with --size; a hyperprior model's z lie
     beside it as FILE.z.npy). Files that are there already are replaced.
 
@@ -78,14 +86,14 @@ def command(
     if tasks[0][1].suffix.lower() != ".lic":
         raise UserError(f"{output} is no name for a compressed file; use FILE.lic.")
     name = models.DEFAULT if net is None else net
-    container = Container(models.load_network(name), threads)
+    container = Container(models.load_network(name), threads, version=version)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
     # None: no bar where nobody would see it
     hidden = True if quiet or len(tasks) == 1 else None
     for image, target in tqdm(tasks, unit="image", disable=hidden):
         try:
-            row = _encode(container, name, image, target, engine, size, check)
+            row = _encode(container, name, image, target, engine, size, check, strip)
             write_atomically(target, row.pop("data"))
             rows.append(row)
         except UserError as error:
@@ -103,8 +111,12 @@ def _encode(
     engine: str,
     size: tuple[int, int] | None,
     check: bool,
+    strip: bool,
 ) -> dict[str, Any]:
     """The file of one image, under ``data``, and what is to be said of it."""
+    from dataclasses import replace
+
+    from lichen.codec.container import inspect
     from lichen.codec.evaluate import PSNR_EXACT
     from lichen.codec.picture import Picture
     from lichen.sim.golden import analysis, psnr
@@ -117,6 +129,8 @@ def _encode(
         picture = Picture.read(source)
         for note in picture.notes:
             _options.note(f"{source}: {note}")
+        if strip:
+            picture = replace(picture, exif=None, xmp=None)
         begin = time.monotonic()
         if engine == "golden":
             latents = analysis(container.network, picture.pixels)
@@ -124,6 +138,7 @@ def _encode(
             latents = _gateware(container, name, picture)
     data = container.pack(latents, picture)
     seconds = time.monotonic() - begin
+    header = inspect(data)
     pixels = latents.width * latents.height
     row: dict[str, Any] = {
         "image": str(source),
@@ -133,7 +148,9 @@ def _encode(
         "width": latents.width,
         "height": latents.height,
         "bytes": len(data),
-        "bpp": 8 * len(data) / pixels,
+        "bpp": 8 * header.image_bytes / pixels,
+        "bpp_streams": 8 * header.stream_bytes / pixels,
+        "container": header.version,
         "psnr": None,
         "seconds": round(seconds, 3),
         "data": data,

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     "--ms-ssim/--no-ms-ssim", "wanted", default=None,
     help="Measure MS-SSIM, which needs the quant extra [default: if that is installed].",
 )  # fmt: skip
+@click.option(
+    "--container", "version", type=click.IntRange(1, 2), metavar="1|2",
+    help="Version of networks' files [default: 2, or 1 for networks without context models].",
+)  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=0), default=0,
               help="Threads for FP32 and MS-SSIM (0: torch's choice).")  # fmt: skip
 @_options.json_file
@@ -33,6 +37,7 @@ def command(
     images: str,
     name: str | None,
     wanted: bool | None,
+    version: int | None,
     threads: int,
     json_file: str | None,
     quiet: bool,
@@ -45,7 +50,9 @@ def command(
     formats instead; without :QUALITY, a set of qualities. Several NETs make several points of one
     curve.
 
-    The JSON is that of CompressAI's eval_model, with each point's name and images in "points".
+    The JSON is that of CompressAI's eval_model, with each point's name and images in "points". bpp
+    counts the whole file less EXIF, XMP, ICC profile and alpha, bpp_streams the streams alone;
+    FP32 models make no file, so for them both count streams.
     """
     from tqdm import tqdm
 
@@ -56,7 +63,7 @@ def command(
     if threads:
         _set_threads(threads)
     metric = _ms_ssim(wanted)
-    codecs = [codec for source in sources for codec in _codecs(source)]
+    codecs = [codec for source in sources for codec in _codecs(source, version)]
     points = []
     with tqdm(total=len(codecs) * len(files), unit="image", disable=quiet) as bar:
         for codec in codecs:
@@ -96,7 +103,7 @@ def _ms_ssim(wanted: bool | None) -> Metric | None:
     return ms_ssim
 
 
-def _codecs(source: str) -> list[Codec]:
+def _codecs(source: str, version: int | None) -> list[Codec]:
     """What a source names: one codec, or one for each quality of an image format."""
     from lichen import models
     from lichen.codec.evaluate import PILLOW_FORMATS, NetworkCodec, PillowCodec
@@ -107,9 +114,9 @@ def _codecs(source: str) -> list[Codec]:
             qualities = PILLOW_FORMATS[kind].curve if quality is None else [int(quality)]
             return [PillowCodec(kind, value) for value in qualities]
         if models.shipped_network(source) is not None or source.endswith(".lichen"):
-            return [NetworkCodec(models.load_network(source))]
+            return [NetworkCodec(models.load_network(source), version)]
     elif _is_network(Path(source)):
-        return [NetworkCodec(models.load_network(source))]
+        return [NetworkCodec(models.load_network(source), version)]
     return [_float_codec(source)]
 
 
@@ -144,12 +151,20 @@ def _float_codec(source: str) -> Codec:
 def _print_table(report: dict[str, Any]) -> None:
     """The points, one line each."""
     results = report["results"]
-    titles = {"bpp": "bpp", "psnr-rgb": "PSNR (dB)", "ms-ssim-rgb": "MS-SSIM",
-              "encoding_time": "enc. s", "decoding_time": "dec. s"}  # fmt: skip
+    titles = {"bpp": "bpp", "bpp_streams": "streams", "psnr-rgb": "PSNR (dB)",
+              "ms-ssim-rgb": "MS-SSIM", "encoding_time": "enc. s",
+              "decoding_time": "dec. s"}  # fmt: skip
     shown = [key for key in titles if key in results]
     width = max(len(point["name"]) for point in report["points"])
     click.echo(" ".join([" " * width, *(f"{titles[key]:>9}" for key in shown)]))
-    digits = {"bpp": 4, "psnr-rgb": 3, "ms-ssim-rgb": 5, "encoding_time": 3, "decoding_time": 3}
+    digits = {
+        "bpp": 4,
+        "bpp_streams": 4,
+        "psnr-rgb": 3,
+        "ms-ssim-rgb": 5,
+        "encoding_time": 3,
+        "decoding_time": 3,
+    }
     for i, point in enumerate(report["points"]):
         values = [f"{results[key][i]:9.{digits[key]}f}" for key in shown]
         click.echo(" ".join([f"{point['name']:{width}}", *values]))

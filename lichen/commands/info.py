@@ -16,11 +16,8 @@ from lichen.errors import UserError
 @_options.json_file
 def command(file: Path, json_file: str | None) -> None:
     """Describe a .lic file: size, network, segments. Nothing is decoded but checksums."""
-    import zlib
-
     from lichen import models
     from lichen.codec.container import ContainerError, inspect
-    from lichen.network.file import digest
 
     data = _options.read_bytes(file)
     try:
@@ -28,11 +25,7 @@ def command(file: Path, json_file: str | None) -> None:
     except ContainerError as error:
         raise UserError(f"{file}: {error}") from None
     report = header.json()
-    for row, part in zip(report["parts"], header.parts, strict=True):
-        payload = data[part.offset : part.offset + part.length]
-        row["intact"] = zlib.crc32(payload) == part.checksum
-    found = [name for name in models.names() if digest(models.load_network(name)) == header.digest]
-    report["network"] = found[0] if found else None
+    report["network"] = models.find_name(header.digest)
     report["intact"] = header.whole and all(row["intact"] for row in report["parts"])
     if json_file != "-":
         for row in report["parts"]:
@@ -40,13 +33,14 @@ def command(file: Path, json_file: str | None) -> None:
                 f"{row['name']:16} {row['bytes']:>10} bytes at {row['offset']:>10}  "
                 f"{'intact' if row['intact'] else 'DAMAGED'}"
             )
-    extras = [name for name in ("grey", "alpha") if report[name]]
+    extras = [name for name in ("grey", "srgb", "alpha") if report[name]]
     network = report["network"] or f"network {header.digest[:16]}… (not a shipped one)"
     _options.report(
         report,
         json_file,
         f"{file}: {header.width}x{header.height}{''.join(f', {name}' for name in extras)}, "
-        f"{header.size} bytes, {report['bpp']:.3f} bits per pixel, {network}"
+        f"version {header.version}, {header.size} bytes, {report['bpp']:.3f} bits per pixel, "
+        f"{network}"
         f"{'' if report['intact'] else '; DAMAGED'}",
     )
     click.get_current_context().exit(0 if report["intact"] else 1)

@@ -210,7 +210,7 @@ def test_forged_headers(small):
     container, data, _ = small
     count = len(inspect(data).parts)
     cases = {
-        "is of version 2": (4, b"\2"),
+        "is of version 3": (4, b"\3"),
         "makes no sense": (5, b"\2"),
         "header makes no sense": (6, b"\1"),
         "makes no sense.": (8, bytes(4)),

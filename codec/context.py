@@ -1,0 +1,358 @@
+"""Coding latents with the context models of `lichen.network.context`, compiled.
+
+A `ContextCoder` codes rectangles of rows and columns of a latent, one stream each, in raster
+order. Everything is integers below 2**31 (the range coder's window has 32 bits), so streams are
+the same on every machine.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import numpy.typing as npt
+
+from lichen.codec import ranges
+from lichen.codec.entropy import BUCKET_BITS, PRECISION, EntropyError, bucket_starts
+from lichen.codec.layout import Layout, Window
+from lichen.network.context import (
+    MAGNITUDE_MAX,
+    MEAN_BITS,
+    SCALE_MAX,
+    VALUE_MAX,
+    ContextModel,
+    Contexts,
+)
+
+_FAILURES = {
+    1: "it holds a symbol that the network cannot make",
+    ranges.IMPOSSIBLE: "it holds what no encoder writes",
+    ranges.ENDS_WRONG: "it does not end where it should",
+}
+
+ESCAPE_BITS_MAX = 31
+"""Greatest n of an escape's distance, of n + 1 bits."""
+
+SYMBOL_BYTES_MAX = 12
+"""More than any symbol takes: 16 bits and an escape of 2 + 2 ESCAPE_BITS_MAX."""
+
+Symbols = npt.NDArray[np.int32]
+
+
+@functools.cache
+def _compiled() -> SimpleNamespace:
+    """The loops, compiled on first use and kept in numba's cache."""
+    import numba
+    from numba.extending import register_jitable
+
+    jit = numba.njit(cache=True, nogil=True)
+    found = ranges.steps()
+    put, finish, slot_of, consume = found.encode, found.finish, found.slot, found.consume
+    begin_decoding, ends_right = found.begin_decoding, found.ends_right
+    one, sixteen = np.uint64(1), np.uint64(PRECISION)
+    bucket_shift = np.uint64(PRECISION - BUCKET_BITS)
+    half, mean_bits = 1 << (MEAN_BITS - 1), MEAN_BITS
+    most, magnitude, value_most = SCALE_MAX, MAGNITUDE_MAX, VALUE_MAX
+
+    @register_jitable
+    def places(i, j, top, left, right):
+        """Rows and columns of W, N, NW and NE as the model says; -1 for none at all."""
+        has_w, has_n = j > left, i > top
+        w = (i, j - 1) if has_w else ((i - 1, j) if has_n else (-1, 0))
+        if not has_n:
+            return w, w, w, w
+        n = (i - 1, j)
+        nw = (i - 1, j - 1) if has_w else n
+        ne = (i - 1, j + 1) if j + 1 < right else n
+        return w, n, nw, ne
+
+    @register_jitable
+    def small(v):
+        return min(abs(v), magnitude)
+
+    @register_jitable
+    def limited(v):
+        return max(-value_most, min(v, value_most))
+
+    @register_jitable
+    def predict(c, w, n, nw, ne, sums, model, extra):
+        """The scale and the mean of a symbol."""
+        bias, near, slope, _, outer, shifts = model
+        w, n, nw, ne = np.int64(w), np.int64(n), np.int64(nw), np.int64(ne)
+        total = near[0, c] * small(w) + near[1, c] * small(n)
+        if near.shape[0] == 4:
+            total += near[2, c] * small(nw) + near[3, c] * small(ne)
+        total = (total << shifts[0]) + extra
+        for k in range(outer.shape[0]):
+            total += outer[k, c] * sums[k]
+        mean = np.int64(0)
+        if slope.shape[0] >= 2:
+            mean = slope[0, c] * limited(w) + slope[1, c] * limited(n)
+        if slope.shape[0] == 4:
+            mean += slope[2, c] * limited(nw) + slope[3, c] * limited(ne)
+        return min(bias[c] + (total >> shifts[2]), most), mean
+
+    @register_jitable
+    def start(sums, i, j, window, zeros, y):
+        """Where the neighbours of a place lie."""
+        sums[:] = 0
+        top, left, right, _, _ = window
+        w, n, nw, ne = places(i, j, top, left, right)
+        if w[0] < 0:
+            return zeros, zeros, zeros, zeros
+        return y[w[0], w[1]], y[n[0], n[1]], y[nw[0], nw[1]], y[ne[0], ne[1]]
+
+    @register_jitable
+    def extra_sum(i, j, c, indices, spread, levels, shifts):
+        if spread.shape[0] == 0:
+            return np.int64(0)
+        return (spread[c] * levels[indices[i, j, c]]) << shifts[1]
+
+    @register_jitable
+    def add(sums, inner, c, value):
+        m = small(np.int64(value))
+        if m:
+            for k in range(inner.shape[0]):
+                sums[k] += inner[k, c] * m
+
+    @register_jitable
+    def code_escape(out, state, v, above):
+        """The sign and Elias's gamma code of a distance v >= 1."""
+        put(out, state, np.uint64(1 if above else 0), one, one)
+        n = 0
+        while v >> (n + 1):
+            n += 1
+        for _ in range(n):
+            put(out, state, np.uint64(0), one, one)
+        put(out, state, one, one, one)
+        for k in range(n - 1, -1, -1):
+            put(out, state, np.uint64((v >> k) & 1), one, one)
+
+    @register_jitable
+    def read_bit(data, state):
+        bit = slot_of(state, one)
+        if bit > one:
+            return -1
+        consume(data, state, bit, one, one)
+        return np.int64(bit)
+
+    @register_jitable
+    def read_escape(data, state, beyond):
+        """The value of an escape, for a table whose first value beyond is ``beyond``."""
+        above = read_bit(data, state)
+        n, bit = 0, np.int64(0)
+        while above >= 0 and bit == 0:
+            bit = read_bit(data, state)
+            if bit == 0:
+                n += 1
+            if n > ESCAPE_BITS_MAX:
+                bit = np.int64(-1)
+        if above < 0 or bit < 0:
+            return np.int64(0), False
+        v = np.int64(1)
+        for _ in range(n):
+            bit = read_bit(data, state)
+            if bit < 0:
+                return np.int64(0), False
+            v = v << 1 | bit
+        return (v + beyond - 1 if above else -v), True
+
+    @jit
+    def predictions(y, indices, window, model, spread, levels, scales, means):
+        """All scales and means of a window, for fitting."""
+        top, left, right, first, last = window
+        inner = model[3]
+        sums = np.zeros(inner.shape[0], np.int64)
+        zeros = np.zeros(y.shape[2], y.dtype)
+        for place in range(first, last):
+            i, j = top + place // (right - left), left + place % (right - left)
+            w, n, nw, ne = start(sums, i, j, window, zeros, y)
+            for c in range(y.shape[2]):
+                extra = extra_sum(i, j, c, indices, spread, levels, model[5])
+                scale, mean = predict(c, w[c], n[c], nw[c], ne[c], sums, model, extra)
+                scales[i, j, c], means[i, j, c] = scale, mean
+                add(sums, inner, c, y[i, j, c])
+
+    @jit
+    def encode(y, indices, window, model, spread, levels, choice, tables, out):
+        """Writes the stream of a window; returns its length."""
+        top, left, right, first, last = window
+        inner = model[3]
+        bins, phase, chosen = choice
+        cdf, lengths, offsets, _ = tables
+        state = np.zeros(5, np.uint64)
+        state[1] = np.uint64(0xFFFFFFFF)
+        sums = np.zeros(inner.shape[0], np.int64)
+        zeros = np.zeros(y.shape[2], y.dtype)
+        for place in range(first, last):
+            i, j = top + place // (right - left), left + place % (right - left)
+            w, n, nw, ne = start(sums, i, j, window, zeros, y)
+            for c in range(y.shape[2]):
+                extra = extra_sum(i, j, c, indices, spread, levels, model[5])
+                scale, mean = predict(c, w[c], n[c], nw[c], ne[c], sums, model, extra)
+                whole = (mean + half) >> mean_bits
+                part = mean - (whole << mean_bits)
+                t = chosen[bins[scale], phase[abs(part)]]
+                value = np.int64(y[i, j, c]) - whole
+                value = (-value if part < 0 else value) - offsets[t]
+                beyond = lengths[t] - 2
+                entry = beyond if value < 0 or value >= beyond else value
+                begin = np.uint64(cdf[t, entry])
+                width = np.uint64(cdf[t, entry + 1]) - begin
+                put(out, state, begin, width, sixteen)
+                if entry == beyond:
+                    v = value - beyond + 1 if value >= 0 else -value
+                    code_escape(out, state, v, value >= 0)
+                add(sums, inner, c, y[i, j, c])
+        return finish(out, state)
+
+    @jit
+    def decode(data, y, indices, window, model, spread, levels, choice, tables, limits):
+        """Fills a window; returns 0 or a key of _FAILURES."""
+        top, left, right, first, last = window
+        inner = model[3]
+        bins, phase, chosen = choice
+        cdf, lengths, offsets, buckets = tables
+        state = np.zeros(3, np.uint64)
+        begin_decoding(data, state)
+        sums = np.zeros(inner.shape[0], np.int64)
+        zeros = np.zeros(y.shape[2], y.dtype)
+        lo, hi = limits
+        for place in range(first, last):
+            i, j = top + place // (right - left), left + place % (right - left)
+            w, n, nw, ne = start(sums, i, j, window, zeros, y)
+            for c in range(y.shape[2]):
+                extra = extra_sum(i, j, c, indices, spread, levels, model[5])
+                scale, mean = predict(c, w[c], n[c], nw[c], ne[c], sums, model, extra)
+                whole = (mean + half) >> mean_bits
+                part = mean - (whole << mean_bits)
+                t = chosen[bins[scale], phase[abs(part)]]
+                slot = slot_of(state, sixteen)
+                if slot > np.uint64(0xFFFF):
+                    return 2
+                entry = np.int64(buckets[t, slot >> bucket_shift])
+                while np.uint64(cdf[t, entry + 1]) <= slot:
+                    entry += 1
+                begin = np.uint64(cdf[t, entry])
+                consume(data, state, begin, np.uint64(cdf[t, entry + 1]) - begin, sixteen)
+                value, beyond = entry, lengths[t] - 2
+                if entry == beyond:
+                    value, good = read_escape(data, state, beyond)
+                    if not good:
+                        return 2
+                value += offsets[t]
+                symbol = whole + (-value if part < 0 else value)
+                if symbol < lo or symbol > hi:
+                    return 1
+                y[i, j, c] = symbol
+                add(sums, inner, c, symbol)
+        return 0 if ends_right(data, state) else 3
+
+    return SimpleNamespace(predictions=predictions, encode=encode, decode=decode)
+
+
+NO_LIMITS = (-(1 << 31), (1 << 31) - 1)
+
+
+class ContextCoder:
+    """One latent's context model made ready; its methods may run in parallel threads.
+
+    Parameters
+    ----------
+    contexts : Contexts
+    name : str
+        Of the latent.
+    """
+
+    def __init__(self, contexts: Contexts, name: str):
+        model, tables = contexts.latents[name], contexts.tables
+        self.channels = model.channels
+        self.levels = 0 if model.levels is None else len(model.levels)
+        self._model = arithmetic(model)
+        self._spread, self._levels = _hyper(model)
+        scales = np.arange(SCALE_MAX + 1)
+        bins = np.searchsorted(model.edges.astype(np.int64), scales, side="right").astype(np.uint8)
+        self._choice = (bins, model.phase.astype(np.int64), model.choice.astype(np.int64))
+        cdf = np.ascontiguousarray(tables.cdf, np.int32)
+        lengths = tables.lengths.astype(np.int64)
+        self._tables = (cdf, lengths, tables.offsets.astype(np.int64), bucket_starts(cdf, lengths))
+
+    def encode(self, symbols: Symbols, indices: Symbols | None, window: Window) -> bytes:
+        """The stream of a window of symbols (h, w, channels).
+
+        ``indices`` (h, w, channels) are the tables' numbers that a hyperprior gives; they matter
+        only to models with ``levels``.
+        """
+        symbols = np.require(symbols, np.int32, ["C", "W"])
+        out = np.empty(window.size * self.channels * SYMBOL_BYTES_MAX + 8, np.uint8)
+        length = _compiled().encode(
+            symbols, self._indices(indices), _tuple(window), self._model, self._spread,
+            self._levels, self._choice, self._tables, out,
+        )  # fmt: skip
+        return out[:length].tobytes()
+
+    def decode(
+        self,
+        data: bytes,
+        symbols: Symbols,
+        indices: Symbols | None,
+        window: Window,
+        limits: tuple[int, int] | None = None,
+    ) -> None:
+        """Fill a window of symbols from its stream; its group before it must be there already.
+
+        Raises EntropyError for a stream that `encode` would not make, or with symbols beyond
+        ``limits``.
+        """
+        failure = _compiled().decode(
+            np.frombuffer(data, np.uint8), symbols, self._indices(indices), _tuple(window),
+            self._model, self._spread, self._levels, self._choice, self._tables,
+            NO_LIMITS if limits is None else limits,
+        )  # fmt: skip
+        if failure:
+            raise EntropyError(f"the coded data are damaged: {_FAILURES[failure]}")
+
+    def _indices(self, indices: Symbols | None) -> Symbols:
+        """What the loops read; nothing without levels."""
+        if not self.levels or indices is None:
+            return np.zeros((0, 0, 0), np.int32)
+        return np.require(indices, np.int32, ["C", "W"])
+
+
+Arithmetic = tuple[npt.NDArray[np.int64], ...]
+
+
+def arithmetic(model: ContextModel) -> Arithmetic:
+    """What the loops read of a model: bias, near, slope, inner, outer, shifts."""
+    shifts = np.array([model.near_shift, model.spread_shift, model.shift], np.int64)
+    arrays = (model.bias, model.near, model.slope, model.inner, model.outer)
+    return (*(np.ascontiguousarray(array, np.int64) for array in arrays), shifts)
+
+
+def predictions(
+    model: ContextModel, symbols: Symbols, indices: Symbols | None, layout: Layout
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Scales and means of all symbols (h, w, channels) of a latent, for fitting."""
+    scales, means = np.zeros(symbols.shape, np.int64), np.zeros(symbols.shape, np.int64)
+    spread, levels = _hyper(model)
+    if indices is None or not len(levels):
+        indices = np.zeros((0, 0, 0), np.int32)
+    for group in layout.groups(*symbols.shape[:2]):
+        window = replace(group[0], places=(0, group[-1].places[1]))
+        _compiled().predictions(
+            symbols, indices, _tuple(window), arithmetic(model), spread, levels, scales, means
+        )
+    return scales, means
+
+
+def _hyper(model: ContextModel) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Spread and levels, empty without a hyperprior."""
+    if model.spread is None or model.levels is None:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return model.spread.astype(np.int64), model.levels.astype(np.int64)
+
+
+def _tuple(window: Window) -> tuple[int, int, int, int, int]:
+    return (window.rows[0], *window.columns, *window.places)
