@@ -4,11 +4,18 @@ Copies the report.json of `lichen build` to benchmarks/builds/NAME.json and writ
 boards/build/achieved.json anew from all of them.
 
     python benchmarks/record_build.py small-w6 out/report.json
+
+When gateware or networks have changed, --renew builds what is on record again, network, board and
+folding as they stand there, one after the other:
+
+    python benchmarks/record_build.py --renew small-opt [--seed 3] [NAME ...]
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,28 +23,60 @@ import click
 
 from lichen.boards import board as boards
 from lichen.boards.build.achieved import FILE, Achieved
+from lichen.models import shipped_network
 
 HERE = Path(__file__).parent
 BUILDS = HERE / "builds"
+CHECKPOINTS = HERE / "checkpoints"
+WORK = HERE.parent / "build" / "records"
 RECORDS = HERE.parent / "boards" / "build" / FILE
 
 
 @click.command()
-@click.argument("name", required=False)
-@click.argument("report", required=False, type=click.Path(exists=True, path_type=Path))
-def main(name: str | None, report: Path | None) -> None:
+@click.argument("names", nargs=-1, metavar="[NAME [REPORT] | NAME ...]")
+@click.option("--renew", is_flag=True, help="Build these again [default: all on record].")
+@click.option("--seed", type=click.IntRange(min=0), default=1, help="With --renew: nextpnr's.")
+def main(names: tuple[str, ...], renew: bool, seed: int) -> None:
     """Keep REPORT as NAME, and write the records; without arguments the latter only."""
-    if name is not None and report is not None:
-        kept = json.loads(report.read_text(encoding="utf-8"))
-        Achieved.of_report(kept, boards.find(kept["board"]))
-        BUILDS.mkdir(exist_ok=True)
-        (BUILDS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    if renew:
+        for name in names or sorted(path.stem for path in BUILDS.glob("*.json")):
+            keep(name, build_again(BUILDS / f"{name}.json", seed))
+    elif len(names) == 2:
+        keep(names[0], Path(names[1]))
+    elif names:
+        raise click.UsageError("give a name and a report, or --renew")
     entries = []
     for path in sorted(BUILDS.glob("*.json")):
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text())
         entries.append(asdict(Achieved.of_report(kept, boards.find(kept["board"]))))
-    RECORDS.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    RECORDS.write_text(json.dumps(entries, indent=2) + "\n")
     click.echo(f"{len(entries)} builds in {RECORDS.name}")
+
+
+def keep(name: str, report: Path) -> None:
+    """Copy a report to where the records are."""
+    kept = json.loads(report.read_text())
+    Achieved.of_report(kept, boards.find(kept["board"]))
+    BUILDS.mkdir(exist_ok=True)
+    (BUILDS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def build_again(record: Path, seed: int) -> Path:
+    """Run `lichen build` with the network, board and folding of a record; returns the report."""
+    report = json.loads(record.read_text())
+    folder = WORK / record.stem
+    net = report["network"]["name"]
+    if shipped_network(net) is None:
+        net = str(CHECKPOINTS / f"{net}.lichen")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "lichen.cli", "build", net, "--board", report["board"]),
+            *("--transform", report["transform"], "--folding", str(record)),
+            *("--seed", str(seed), "-o", str(folder)),
+        ],
+        check=True,
+    )
+    return folder / "report.json"
 
 
 if __name__ == "__main__":

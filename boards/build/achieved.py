@@ -6,11 +6,14 @@ The records are in ``achieved.json``, one per build, copied from the report of t
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import json
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from lichen.hw.stage.folding import Folding
 
 if TYPE_CHECKING:
     from lichen.boards.board import Board
@@ -34,6 +37,8 @@ class Achieved:
     fmax_mhz : float
     dsp, bram, lut : int
         Placed.
+    folding : str
+        `fingerprint` of what was folded how.
     """
 
     design: str
@@ -42,6 +47,7 @@ class Achieved:
     dsp: int
     bram: int
     lut: int
+    folding: str
 
     @classmethod
     def of_report(cls, report: dict[str, Any], board: Board) -> Achieved:
@@ -51,6 +57,12 @@ class Achieved:
             design=f"{network['name']} {report['transform']}, {report['max_width']} columns",
             device=part(board),
             fmax_mhz=report["fmax_mhz"],
+            folding=fingerprint(
+                Folding.model_validate(report["folding"]),
+                report["cycles_per_frame"],
+                dsp=report["planned"]["dsp"],
+                bram=report["planned"]["bram"],
+            ),
             **{metric: report[metric] for metric in METRICS},
         )
 
@@ -68,11 +80,16 @@ class Clock:
     limit_mhz : float
         No design of this size has been shown to run faster.
     source : str
-        A phrase.
+        A phrase that begins with ``built, this folding``, ``built, one at least as full`` or
+        ``not built``; for a clock that was asked for, another.
+    interval_mhz : (float, float) or None
+        Between what this design may come out, going by all builds of the device; None where there
+        is no doubt about the clock.
     """
 
     limit_mhz: float
     source: str
+    interval_mhz: tuple[float, float] | None = None
 
 
 def part(board: Board) -> str:
@@ -94,27 +111,58 @@ def records() -> tuple[Achieved, ...]:
     return tuple(Achieved(**entry) for entry in json.loads(text))
 
 
-def expected_clock(board: Board, resources: Any) -> Clock:
+def fingerprint(folding: Folding, cycles_per_frame: int | None, *, dsp: int, bram: int) -> str:
+    """Equal for designs that differ in little but the values of their weights."""
+    facts = [folding.model_dump(mode="json"), cycles_per_frame, dsp, bram]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def expected_clock(
+    board: Board,
+    resources: Any,
+    *,
+    folding: Folding | None = None,
+    cycles_per_frame: int | None = None,
+) -> Clock:
     """What clock a design that needs ``resources`` may count on.
 
-    That of the emptiest build of the device that was at least as full. Where none was as full,
-    that of the fullest one, for lack of a better; where there is none at all, the board's default.
+    That of the slowest build of the same design, by `fingerprint`, where there is one. Else that
+    of the emptiest build of the device that was at least as full. Where none was as full, that of
+    the fullest one, for lack of a better; where there is none at all, the board's default.
     """
     builds = [build for build in records() if build.device == part(board)]
     if not builds:
         return Clock(
-            limit_mhz=board.clock_mhz, source=f"the {board.title}'s default, nothing was built yet"
+            limit_mhz=board.clock_mhz,
+            source=f"not built: the {board.title}'s default, nothing was built for it yet",
         )
+    wanted = (
+        fingerprint(folding, cycles_per_frame, dsp=resources.dsp, bram=resources.bram)
+        if folding is not None
+        else ""
+    )
+    same = [build for build in builds if build.folding == wanted]
+    if same:
+        build = min(same, key=lambda b: b.fmax_mhz)
+        return Clock(limit_mhz=build.fmax_mhz, source=f"built, this folding: {_told(build, board)}")
     need = fill(resources, board.budget)
     fuller = [build for build in builds if build.fill(board.budget) >= need]
+    fastest = max(build.fmax_mhz for build in builds)
     if fuller:
         build = min(fuller, key=lambda b: (b.fill(board.budget), b.fmax_mhz))
-        remark = ""
-    else:
-        build = max(builds, key=lambda b: (b.fill(board.budget), -b.fmax_mhz))
-        remark = ", the fullest so far though this needs more"
+        return Clock(
+            limit_mhz=build.fmax_mhz,
+            source=f"built, one at least as full: {_told(build, board)}",
+            interval_mhz=(min(one.fmax_mhz for one in fuller), fastest),
+        )
+    build = max(builds, key=lambda b: (b.fill(board.budget), -b.fmax_mhz))
+    slowest = min(one.fmax_mhz for one in builds)
     return Clock(
         limit_mhz=build.fmax_mhz,
-        source=f"achieved by a build of {build.design} ({build.fmax_mhz:g} MHz, "
-        f"{build.fill(board.budget):.0%} full{remark})",
+        source=f"not built: the fullest so far is {_told(build, board)}, and this needs more",
+        interval_mhz=(min(board.clock_mhz, slowest), fastest),
     )
+
+
+def _told(build: Achieved, board: Board) -> str:
+    return f"{build.design} ({build.fmax_mhz:g} MHz, {build.fill(board.budget):.0%} full)"

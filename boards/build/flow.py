@@ -13,9 +13,10 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lichen.boards.board import Board
+from lichen.boards.build.floor import draw_places, give_places
 from lichen.boards.build.folder import complete_folder
 from lichen.boards.build.report import OutputError, Placed, read_placement, read_statistics
 from lichen.boards.build.tools import ECPPACK, NEXTPNR_ECP5, YOSYS, Progress, ToolFailedError, run
@@ -25,6 +26,9 @@ from lichen.boards.top import UARTTop
 from lichen.errors import UserError
 from lichen.files import write_json
 from lichen.processes import concurrently
+
+if TYPE_CHECKING:
+    from lichen.boards.ecp5.floorplan.plan import Floorplan
 
 REPORT = "report.json"
 BITSTREAM = "top.bit"
@@ -45,7 +49,7 @@ PLACERS = {
 its middle, where the router does not come to an end; the second spreads them."""
 
 CROWDED = 0.5
-"""Share of the lookup tables above which a design is spread."""
+"""Share of the lookup tables above which a design without a floorplan is spread."""
 
 ROUTER = ("--router", "router2")
 """The default router does not come to an end with designs that fill a device."""
@@ -102,6 +106,8 @@ class Report:
         The highest frequency of every seed that was tried, by seed.
     placer : str
         Key of `PLACERS`.
+    floorplan : dict or None
+        Seed, number of macros and estimates of the floorplan; None without one.
     seconds : dict
         Per step.
     tool_versions : dict
@@ -129,6 +135,7 @@ class Report:
     seed: int
     seeds: dict[str, float]
     placer: str
+    floorplan: dict[str, Any] | None
     seconds: dict[str, float]
     tool_versions: dict[str, str]
     bitstream: str = BITSTREAM
@@ -159,10 +166,12 @@ def build(
     seed: int = 1,
     seeds: int = 1,
     placer: str | None = None,
+    floorplan: int | None = 1,
     any_clock: bool = False,
     cycles_per_frame: int | None = None,
     frame: tuple[int, int] = FRAME,
     details: dict[str, Any] | None = None,
+    plot: Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Synthesize, place, route and pack.
@@ -182,7 +191,9 @@ def build(
         How many seeds to try, ``seed`` the first of them; the fastest result is kept. As many
         run at once as there are processors.
     placer : str or None
-        Key of `PLACERS`; None spreads what is `CROWDED`.
+        Key of `PLACERS`; None spreads what is `CROWDED` and has no floorplan.
+    floorplan : int or None
+        Seed of the floorplan of multipliers and block RAMs; None leaves them to nextpnr.
     any_clock : bool
         Place and route aim at the clock of ``pll``, or the board's ``aim_mhz`` if that is more, and
         the bitstream gets the highest clock that turns out to be safe, be it higher or lower. The
@@ -193,6 +204,8 @@ def build(
         Width and height in pixels.
     details : dict
         More fields for the report.
+    plot : Path or None
+        Where to draw the floorplan, with the worst path of the placement that was kept.
     progress : Progress or None
 
     Returns
@@ -216,13 +229,14 @@ def build(
         folder, marker=REPORT, field="device", keep_after=(BuildFailedError,)
     ) as part:
         try:
-            report = _build(
+            report, places = _build(
                 top,
                 board,
                 pll,
                 part,
                 list(range(seed, seed + seeds)),
                 placer,
+                floorplan,
                 any_clock,
                 cycles_per_frame,
                 frame,
@@ -237,6 +251,9 @@ def build(
         for path in part.iterdir():
             if path.name not in KEPT:
                 path.unlink()
+    # Last of all: a picture that cannot be written costs no bitstream.
+    if plot is not None and places is not None:
+        draw_places(places, board, folder / PLACEMENT, CLOCK_NET, plot)
     return report
 
 
@@ -247,16 +264,18 @@ def _build(
     part: Path,
     seeds: list[int],
     placer: str | None,
+    floorplan: int | None,
     any_clock: bool,
     cycles_per_frame: int | None,
     frame: tuple[int, int],
     programs: dict[str, str],
     details: dict[str, Any] | None,
     progress: Progress,
-) -> Report:
+) -> tuple[Report, Floorplan | None]:
     planned = top.resources(board.family)
     if placer is None:
-        placer = "static" if planned.lut > CROWDED * board.budget.lut else "heap"
+        crowded = floorplan is None and planned.lut > CROWDED * board.budget.lut
+        placer = "static" if crowded else "heap"
     aim_hz = TIMING_MARGIN * max(pll.output_hz, board.aim_mhz * 1e6 if any_clock else 0)
     logs = part / "logs"
     logs.mkdir()
@@ -282,6 +301,7 @@ def _build(
         plan.extract(part)
     achieved: dict[int, float] = {}
     placed: Placed | None = None
+    places: Floorplan | None = None
     target = pll
     for tool, *arguments in json.loads((part / "build_top.json").read_bytes())["commands"]:
         command = [programs[tool], *arguments]
@@ -300,6 +320,9 @@ def _build(
                     f"synthesis made {made.dsp} multipliers and {made.bram} block RAMs where "
                     f"{planned.dsp} and {planned.bram} were planned; see {logs / 'yosys.log'}."
                 )
+            if floorplan is not None:
+                with progress.step("floorplan"):
+                    places = give_places(part, board, aim_hz, floorplan, progress)
     assert placed is not None
     clock_mhz = pll.output_mhz
     report = Report(
@@ -321,12 +344,13 @@ def _build(
         seed=max(achieved, key=lambda seed: achieved[seed]),
         seeds={str(seed): fmax for seed, fmax in achieved.items()},
         placer=placer,
+        floorplan=None if places is None else places.describe(),
         seconds=dict(progress.seconds),
         tool_versions=tool_versions(),
         details=details or {},
     )
     write_json(part / REPORT, report.to_json())
-    return report
+    return report, places
 
 
 def _fastest_clock(board: Board, pll: PLL, fmax_mhz: float, part: Path, command: list[str]) -> PLL:

@@ -45,7 +45,20 @@ if TYPE_CHECKING:
 @click.option(
     "--placer", type=click.Choice(["heap", "static"]),
     help="Of nextpnr: heap minds timing, static spreads designs that the router cannot finish "
-    "otherwise [default: static where more than half of the LUTs are planned].",
+    "otherwise [default: heap; without a floorplan static where more than half of the LUTs are "
+    "planned].",
+)  # fmt: skip
+@click.option(
+    "--floorplan-seed", type=click.IntRange(min=0), default=1, show_default=True, metavar="SEED",
+    help="Seed of the floorplan, which gives multipliers and block RAMs their places.",
+)  # fmt: skip
+@click.option(
+    "--no-floorplan", is_flag=True,
+    help="Leave multipliers and block RAMs to nextpnr's placer.",
+)  # fmt: skip
+@click.option(
+    "--plot", "plot_file", metavar="FILE", type=click.Path(path_type=Path),
+    help="Draw the floorplan, and the worst path after routing (.svg, .png or .pdf).",
 )  # fmt: skip
 @click.option(
     "--unit",
@@ -74,6 +87,9 @@ def command(
     seed: int,
     seeds: int,
     placer: str | None,
+    floorplan_seed: int,
+    no_floorplan: bool,
+    plot_file: Path | None,
     unit: str | None,
     baseline: Path | None,
     allow_timing_failure: bool,
@@ -98,10 +114,17 @@ def command(
     from lichen.boards.build.tools import Progress
 
     board = boards.find(board_name)
+    if plot_file is not None:
+        _check_plot(plot_file, without=no_floorplan or unit is not None)
     asked = None if clock is None else board.pll(clock)
     design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
     pll = asked or board.pll_below(
-        expected_clock(board, design.pipeline().resources(board.family)).limit_mhz
+        expected_clock(
+            board,
+            design.pipeline().resources(board.family),
+            folding=design.folding,
+            cycles_per_frame=design.cycles_per_frame,
+        ).limit_mhz
     )
     if unit is not None:
         _build_unit(design, unit, board, pll.output_mhz, output, seed, baseline, json_file)
@@ -120,9 +143,11 @@ def command(
             seed=seed,
             seeds=seeds,
             placer=placer,
+            floorplan=None if no_floorplan else floorplan_seed,
             any_clock=asked is None,
             cycles_per_frame=design.cycles_per_frame,
             details=design.describe(),
+            plot=plot_file,
             progress=Progress(sys.stderr),
         )
     except BuildFailedError as error:
@@ -150,6 +175,15 @@ def command(
         click.echo(f"lichen: {shortfall}", err=True)
         if not allow_timing_failure:
             sys.exit(1)
+
+
+def _check_plot(path: Path, *, without: bool) -> None:
+    """UserError, before anything begins, where no floorplan could be drawn into ``path``."""
+    from lichen.hw.plan.occupancy import check_kind
+
+    if without:
+        raise UserError("--plot draws a floorplan, and this build makes none.")
+    check_kind(path)
 
 
 def _remark_luts(placed: int, planned: dict[str, int]) -> None:

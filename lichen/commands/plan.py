@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lichen.commands import _options
 from lichen.commands._command import Command
+
+if TYPE_CHECKING:
+    from lichen.boards.build.achieved import Clock
 
 
 @click.command(cls=Command)
@@ -62,7 +65,12 @@ def command(
     overruns = board.pipeline_budget.overruns(plan.resources)
     bounds = plan.bounds(board.pipeline_budget)
     if asked is None:
-        known = expected_clock(board, plan.resources)
+        known = expected_clock(
+            board,
+            plan.resources,
+            folding=plan.folding,
+            cycles_per_frame=plan.cycles_per_frame,
+        )
         pll = board.pll_below(known.limit_mhz)
     else:
         pll, known = asked, Clock(limit_mhz=asked.output_mhz, source="as asked for")
@@ -72,6 +80,7 @@ def command(
         "board": board.name,
         **plan.describe(pll.output_hz),
         "clock_source": known.source,
+        "clock_interval_mhz": known.interval_mhz,
         "fits": not overruns,
         "overruns": overruns,
         "bound_by": bounds,
@@ -92,11 +101,19 @@ def command(
         f"768x512 image, {report['fps']:.2f} frames/s at {report['clock_mhz']:g} MHz; "
         f"{plan.resources.dsp} of {have.dsp} multipliers, {plan.resources.bram} of {have.bram} "
         f"block RAMs, about {plan.resources.lut} of {have.lut} LUTs; {verdict}\n"
-        f"tiles: {_tiles(report)}\nclock: {known.source}"
+        f"tiles: {_tiles(report)}\nclock: {known.source}{_interval(known)}"
         + (f"\nheld back by: {'; '.join(bounds)}" if bounds else "")
         + _advice(report, have.bram),
     )
     click.get_current_context().exit(1 if overruns else 0)
+
+
+def _interval(clock: Clock) -> str:
+    """Between what a build may come out, where that is not known."""
+    if clock.interval_mhz is None:
+        return ""
+    low, high = clock.interval_mhz
+    return f"; a build may come out between {low:g} and {high:g} MHz"
 
 
 def _tiles(report: dict[str, Any]) -> str:

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from lichen.boards import board as boards
 from lichen.boards.board import ULX3S_85F
 from lichen.boards.build import achieved
-from lichen.boards.build.achieved import Achieved, expected_clock
+from lichen.boards.build.achieved import Achieved, Clock, expected_clock, fingerprint
+from lichen.boards.build.report import LUT_PROMISE
+from lichen.boards.design import Design
 from lichen.hw.device.device import Resources
+from lichen.hw.stage.folding import Folding
+from lichen.models import load_network, shipped_network
 
+CHECKPOINTS = Path(__file__).parents[2] / "benchmarks" / "checkpoints"
 BUILDS = Path(__file__).parents[2] / "benchmarks" / "builds"
 
 
-def build(name: str, fmax: float, **used: int) -> Achieved:
+FOLDING = Folding.model_validate(
+    {
+        "max_width": 64,
+        "stages": [
+            {
+                "chains": 1,
+                "convolution": {"pixels": 1, "chain_length": 2, "lanes": 3, "backend": "lut"},
+                "normalization": None,
+            }
+        ],
+    }
+)
+
+
+def build(name: str, fmax: float, folding: str = "", **used: int) -> Achieved:
     return Achieved(
-        design=name, device="LFE5U-85F-6", fmax_mhz=fmax, **({"dsp": 0, "bram": 0, "lut": 0} | used)
+        design=name,
+        device="LFE5U-85F-6",
+        fmax_mhz=fmax,
+        folding=folding,
+        **({"dsp": 0, "bram": 0, "lut": 0} | used),
     )
 
 
@@ -28,32 +53,55 @@ def known(monkeypatch):
         build("half", 120.0, dsp=78),
         build("most", 95.0, bram=187),
         build("all", 80.0, dsp=100, lut=83640),
-        Achieved(design="other", device="LFE5U-85F-8", fmax_mhz=200, dsp=156, bram=208, lut=80000),
+        build("slow", 70.0, fingerprint(FOLDING, 1000, dsp=10, bram=1), dsp=10, bram=1),
+        build("fast", 72.0, fingerprint(FOLDING, 1000, dsp=10, bram=1), dsp=10, bram=1),
+        dataclasses.replace(build("other", 200.0, dsp=156, bram=208), device="LFE5U-85F-8"),
     )
     monkeypatch.setattr(achieved, "records", lambda: records)
 
 
 @pytest.mark.parametrize(
-    ("used", "mhz", "said"),
+    ("used", "mhz", "said", "interval"),
     [
-        ({"dsp": 10}, 120, "achieved by a build of half (120 MHz, 50% full)"),
-        ({"dsp": 78}, 120, "half"),
-        ({"dsp": 79}, 95, "most (95 MHz, 90% full)"),
-        ({"lut": 83000}, 80, "all (80 MHz, 100% full)"),
-        ({"lut": 84000}, 80, "100% full, the fullest so far though this needs more"),
+        ({"dsp": 11}, 120, "built, one at least as full: half (120 MHz, 50% full)", (80, 120)),
+        ({"dsp": 78}, 120, "built, one at least as full: half", (80, 120)),
+        ({"dsp": 79}, 95, "built, one at least as full: most (95 MHz, 90% full)", (80, 120)),
+        ({"lut": 83000}, 80, "built, one at least as full: all (80 MHz, 100% full)", (80, 120)),
+        (
+            {"lut": 84000},
+            80,
+            "not built: the fullest so far is all (80 MHz, 100% full), and this needs more",
+            (50, 120),
+        ),
     ],
 )
-def test_the_clock_is_that_of_a_build_as_full(known, used, mhz, said):
-    clock = expected_clock(ULX3S_85F, Resources(**used))
+def test_the_clock_is_that_of_a_build_as_full(known, used, mhz, said, interval):
+    clock = expected_clock(ULX3S_85F, Resources(**used), folding=FOLDING, cycles_per_frame=1000)
     assert clock.limit_mhz == mhz
-    assert said in clock.source
+    assert clock.source.startswith(said)
+    assert clock.interval_mhz == interval
+
+
+def test_a_folding_that_was_built_has_its_own_clock(known):
+    """The slowest build of it, though a fuller design was faster."""
+    used = Resources(dsp=10, bram=1)
+    clock = expected_clock(ULX3S_85F, used, folding=FOLDING, cycles_per_frame=1000)
+    assert clock == Clock(limit_mhz=70.0, source="built, this folding: slow (70 MHz, 6% full)")
+    for cycles, dsp, width in ((1001, 10, 64), (1000, 9, 64), (1000, 10, 65)):
+        other = expected_clock(
+            ULX3S_85F,
+            Resources(dsp=dsp, bram=1),
+            folding=FOLDING.model_copy(update={"max_width": width}),
+            cycles_per_frame=cycles,
+        )
+        assert not other.source.startswith("built, this folding")
 
 
 def test_without_any_build_it_is_the_boards_default(monkeypatch):
     monkeypatch.setattr(achieved, "records", lambda: ())
     clock = expected_clock(ULX3S_85F, Resources())
     assert clock.limit_mhz == ULX3S_85F.clock_mhz
-    assert clock.source == "the ULX3S 85F's default, nothing was built yet"
+    assert clock.source == "not built: the ULX3S 85F's default, nothing was built for it yet"
 
 
 def test_every_record_is_a_build_whose_report_is_kept():
@@ -61,3 +109,24 @@ def test_every_record_is_a_build_whose_report_is_kept():
     made = {Achieved.of_report(report, ULX3S_85F) for report in reports}
     assert made == set(achieved.records())
     assert len(made) == len(achieved.records())
+
+
+@pytest.mark.parametrize("path", sorted(BUILDS.glob("*.json")), ids=lambda path: path.stem)
+def test_no_record_is_stale(path):
+    """What is on record is what these networks and this gateware make today.
+
+    Where it is not: ``python benchmarks/record_build.py --renew NAME``.
+    """
+    report = json.loads(path.read_text())
+    name = report["network"]["name"]
+    shipped = shipped_network(name) is not None
+    design = Design.make(
+        load_network(name if shipped else str(CHECKPOINTS / f"{name}.lichen")),
+        report["transform"],
+        Folding.model_validate(report["folding"]),
+    )
+    planned = design.pipeline().resources(boards.find(report["board"]).family)
+    assert design.digest == report["network"]["sha256"]
+    assert design.cycles_per_frame == report["cycles_per_frame"]
+    assert (planned.dsp, planned.bram) == (report["dsp"], report["bram"])
+    assert abs(report["lut"] - planned.lut) <= LUT_PROMISE * planned.lut

@@ -14,12 +14,14 @@ import pytest
 from lichen.boards.board import ULX3S_85F
 from lichen.boards.build.flow import BuildFailedError, Report, build
 from lichen.boards.design import check_fits
+from lichen.boards.ecp5.floorplan.place import Effort
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
 from lichen.hw.device.device import Resources
 from lichen.hw.device.ecp5 import ECP5
 
 from . import fakes
+from .netlists import ring
 from .standin import Standin
 
 PLL = ULX3S_85F.pll()
@@ -67,7 +69,9 @@ def test_a_complete_build(tmp_path, tools):
     assert (written["fmax_mhz"], written["clock_mhz"], written["fps"]) == (80.0, 50.0, 20.0)
     assert (written["lut"], written["ff"], written["seed"]) == (1234, 567, 7)
     assert written["tool_versions"]["nextpnr-ecp5"] == "1.2.3"
-    assert set(written["seconds"]) == {"elaborate", "yosys", "nextpnr-ecp5", "ecppack"}
+    assert list(written["seconds"]) == [
+        *("elaborate", "yosys", "floorplan", "nextpnr-ecp5", "ecppack")
+    ]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"top.bit", "top.v", "top.lpf", "top.ys", "report.json", "logs"}
     assert not (tmp_path / "out.part").exists()
@@ -92,21 +96,66 @@ def test_of_several_seeds_the_fastest_is_kept(tmp_path, tools):
 
 
 @pytest.mark.parametrize(
-    ("asked", "crowded", "placer"),
-    [(None, False, "heap"), (None, True, "static"), ("static", False, "static"),
-     ("heap", True, "heap")],
+    ("asked", "crowded", "floorplan", "placer"),
+    [(None, False, None, "heap"), (None, True, None, "static"), (None, True, 1, "heap"),
+     ("static", False, 1, "static"), ("heap", True, None, "heap")],
 )  # fmt: skip
-def test_crowded_designs_are_spread(tmp_path, tools, monkeypatch, asked, crowded, placer):
+def test_crowded_designs_are_spread(
+    tmp_path, tools, monkeypatch, asked, crowded, floorplan, placer
+):
     budget = ULX3S_85F.budget.lut
     share = make_top().resources(ECP5).lut / budget
     monkeypatch.setattr("lichen.boards.build.flow.CROWDED", share * (0.99 if crowded else 1.01))
     body = fakes.NEXTPNR % {"dsp": PLANNED.dsp, "bram": PLANNED.bram, "fmax": 80}
     tools(nextpnr_ecp5=body + "pathlib.Path('logs/options').write_text(' '.join(sys.argv))\n")
-    assert run(tmp_path / "out", placer=asked).placer == placer
+    assert run(tmp_path / "out", placer=asked, floorplan=floorplan).placer == placer
     options = (tmp_path / "out" / "logs" / "options").read_text()
     assert ("--placer static" in options) == (placer == "static")
     assert ("--placer-heap" in options) == (placer == "heap")
     assert "--router router2" in options
+
+
+def test_the_floorplan_stands_between_synthesis_and_placement(tmp_path, tools, monkeypatch):
+    """nextpnr gets the netlist with places; the report, the picture and the seed tell of them."""
+    monkeypatch.setattr("lichen.boards.ecp5.floorplan.plan.TRIES", 2)
+    monkeypatch.setattr("lichen.boards.ecp5.floorplan.place.Effort", lambda: Effort(spread=20))
+    design = ring(1)
+    body = fakes.YOSYS % {"dsp": PLANNED.dsp, "bram": PLANNED.bram}
+    tools(
+        yosys=body + f"pathlib.Path('top.json').write_text({json.dumps(design)!r})\n",
+        nextpnr_ecp5=(fakes.NEXTPNR % {"dsp": PLANNED.dsp, "bram": PLANNED.bram, "fmax": 80})
+        + "pathlib.Path('logs/seen.json').write_text(pathlib.Path('top.json').read_text())\n",
+    )
+    report = run(tmp_path / "out", floorplan=2, plot=tmp_path / "floor.svg")
+    seen = json.loads((tmp_path / "out" / "logs" / "seen.json").read_text())
+    places = [c["attributes"].get("BEL") for c in seen["modules"]["top"]["cells"].values()]
+    assert len(set(places) - {None}) == report.floorplan["macros"] == 3
+    assert report.floorplan["seed"] == 2
+    assert report.floorplan["wire_length"] in report.floorplan["tries"]
+    assert (tmp_path / "floor.svg").read_text().startswith("<?xml")
+    assert run(tmp_path / "out", floorplan=None).floorplan is None
+    seen = json.loads((tmp_path / "out" / "logs" / "seen.json").read_text())
+    assert seen == design
+
+
+@pytest.mark.parametrize(
+    ("netlist", "reason"),
+    [
+        ("{", "top.json is no netlist of yosys"),
+        ('{"modules": {}}', "top.json is no netlist of yosys"),
+        (
+            json.dumps(ring(79)),
+            "no floorplan: 158 multipliers have no room: LFE5U-85F has 156; --no-floorplan builds",
+        ),
+    ],
+    ids=["no JSON", "no module", "no room"],
+)
+def test_no_floorplan_can_be_made(tmp_path, tools, netlist, reason):
+    body = fakes.YOSYS % {"dsp": PLANNED.dsp, "bram": PLANNED.bram}
+    tools(yosys=body + f"pathlib.Path('top.json').write_text({netlist!r})\n")
+    with pytest.raises(BuildFailedError, match=re.escape(reason)):
+        run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_earlier_build_is_replaced_as_a_whole(tmp_path, tools):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -11,7 +12,7 @@ import pytest
 
 from lichen.boards import board as boards
 from lichen.boards.build import achieved
-from lichen.boards.build.achieved import Achieved
+from lichen.boards.build.achieved import Achieved, fingerprint
 from lichen.boards.build.report import lut_remark
 from lichen.boards.design import Design, read_folding
 from lichen.boards.generate import interface
@@ -133,17 +134,23 @@ def planned(network: Network) -> Resources:
 
 def test_plan_takes_its_clock_from_a_build(tmp_path, capsys, files, network, monkeypatch):
     net, folding = files
-    build = Achieved(design="x", device="LFE5U-85F-6", fmax_mhz=93.9, dsp=150, bram=200, lut=60_000)
+    build = Achieved(
+        design="x", device="LFE5U-85F-6", fmax_mhz=93.9, dsp=150, bram=200, lut=60_000, folding=""
+    )
     monkeypatch.setattr(achieved, "records", lambda: (build,))
     arguments = ("plan", net, "--board", "ulx3s-85f", "--folding", folding, "--json")
     status, out, _ = lichen(capsys, *arguments, tmp_path / "plan.json")
     assert status == 0
-    assert out.splitlines()[-1] == "clock: achieved by a build of x (93.9 MHz, 96% full)"
+    assert out.splitlines()[-1] == (
+        "clock: built, one at least as full: x (93.9 MHz, 96% full); "
+        "a build may come out between 93.9 and 93.9 MHz"
+    )
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert set(plan) >= {
         *("stages", "clock_mhz", "tile_width", "cycles_per_frame", "fps", "dsp", "lut", "bram"),
-        *("fits", "clock_source", "bound_by", "folding"),
+        *("fits", "clock_source", "clock_interval_mhz", "bound_by", "folding"),
     }
+    assert plan["clock_interval_mhz"] == [93.9, 93.9]
     # The fastest clock that the PLL can make of 25 MHz below what was achieved.
     assert plan["clock_mhz"] == pytest.approx(93.75)
     assert plan["fps"] == pytest.approx(93.75e6 / plan["cycles_per_frame"])
@@ -151,6 +158,20 @@ def test_plan_takes_its_clock_from_a_build(tmp_path, capsys, files, network, mon
     lichen(capsys, *arguments, tmp_path / "plan.json", "--clock", 60)
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert (plan["clock_mhz"], plan["clock_source"]) == (60, "as asked for")
+    assert plan["clock_interval_mhz"] is None
+    # Another build of this very folding is what counts.
+    used = evaluate(network.transform("g_a"), SMALL)
+    same = dataclasses.replace(
+        build,
+        fmax_mhz=77.0,
+        folding=fingerprint(
+            SMALL, used.cycles_per_frame, dsp=used.resources.dsp, bram=used.resources.bram
+        ),
+    )
+    monkeypatch.setattr(achieved, "records", lambda: (build, same))
+    _, out, _ = lichen(capsys, *arguments, tmp_path / "plan.json")
+    assert out.splitlines()[-1] == "clock: built, this folding: x (77 MHz, 96% full)"
+    assert json.loads((tmp_path / "plan.json").read_text())["clock_mhz"] == pytest.approx(76.785714)
 
 
 def test_plans_count_what_the_transform_reads(tmp_path, capsys):

@@ -36,6 +36,28 @@ def test_an_environment_variable_names_another(tmp_path, monkeypatch):
     assert YOSYS.version() == "1.2.3"
 
 
+@pytest.mark.parametrize(
+    ("version", "taken"),
+    [
+        ("0.11.1", True),
+        ("0.11", False),
+        ("0.11.10", False),
+        ("0.11.1-7-gabc", False),
+        ("0.7", False),
+    ],
+)
+def test_a_native_nextpnr_is_taken_if_it_does_the_same(tmp_path, monkeypatch, version, taken):
+    native = fakes.program(tmp_path / "nextpnr-ecp5", "")
+    native.write_text(native.read_text().replace("1.2.3", version))
+    monkeypatch.delenv("NEXTPNR_ECP5", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "0.11.1.0.post826")
+    assert (NEXTPNR_ECP5.find() == str(native)) == taken
+    # An environment variable is taken as it is.
+    monkeypatch.setenv("NEXTPNR_ECP5", str(native))
+    assert NEXTPNR_ECP5.find() == str(native)
+
+
 def test_what_is_missing_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(tools, "_which", lambda program: None)
     monkeypatch.delenv("YOSYS", raising=False)

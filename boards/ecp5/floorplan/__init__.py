@@ -1,0 +1,1 @@
+"""Places for multipliers and block RAMs, chosen before nextpnr places the rest."""
