@@ -24,6 +24,8 @@ FINAL = "output"
 """Name of the output stream in reports, where no tap carries a stage's name."""
 COUNTED = "busy_"
 """Prefix of a component's bits whose cycles are counted."""
+MARKED = ("starts_", "beats_")
+"""Prefixes of a component's bits whose first and last cycles in every frame are noted."""
 SURPLUS = 1024
 """Beats of a stream beyond those expected at which a run ends."""
 
@@ -62,6 +64,8 @@ class Bench:
         In pipeline order; empty unless asked for.
     counters : list of str
         Names of the bits whose cycles are counted, ``busy_NAME`` of the component.
+    marks : list of str
+        Bits whose first and last cycles are noted, ``starts_NAME`` and ``beats_NAME``.
     design, bench : str
         Verilog of the component and of the bench's top.
     memories : dict of str to str
@@ -73,6 +77,7 @@ class Bench:
     output: Stream
     taps: list[Stream]
     counters: list[str]
+    marks: list[str]
     design: str
     bench: str
     memories: dict[str, str]
@@ -99,8 +104,9 @@ def make_bench(
         With a stream ``i`` in and a stream ``o`` out whose payloads are arrays of one kind of
         integer (or single integers); optionally inputs ``width`` and ``height``; optionally
         outputs ``tap_NAME`` with members ``payload``, ``valid`` and ``ready`` that show inner
-        streams, and bits ``busy_NAME`` whose cycles are counted. ``component.taps``, where
-        present, lists the NAMEs of taps in pipeline order.
+        streams, bits ``busy_NAME`` whose cycles are counted, and bits ``starts_NAME`` and
+        ``beats_NAME`` whose first and last cycles in every frame are noted. ``component.taps``,
+        where present, lists the NAMEs of taps in pipeline order.
     taps : bool
         Observe the taps too.
     verilog : str, optional
@@ -130,17 +136,16 @@ def make_bench(
         if taps
     ]
     ports = _verilog_ports(design)
-    counters = [
-        str(path[0]).removeprefix(COUNTED)
-        for path, _, _ in component.signature.flatten(component)
-        if len(path) == 1 and str(path[0]).startswith(COUNTED)
-    ]
-    bench = _generate(source, output, observed, counters, ports)
+    bits = [str(path[0]) for path, _, _ in component.signature.flatten(component) if len(path) == 1]
+    counters = [bit.removeprefix(COUNTED) for bit in bits if bit.startswith(COUNTED)]
+    marks = [bit for bit in bits if bit.startswith(MARKED)]
+    bench = _generate(source, output, observed, counters, marks, ports)
     return Bench(
         source=source,
         output=output,
         taps=observed,
         counters=counters,
+        marks=marks,
         design=design,
         bench=bench,
         memories=memories,
@@ -211,7 +216,12 @@ def _verilog_ports(design: str) -> set[str]:
 
 
 def _generate(
-    source: Stream, output: Stream, taps: list[Stream], counters: list[str], ports: set[str]
+    source: Stream,
+    output: Stream,
+    taps: list[Stream],
+    counters: list[str],
+    marks: list[str],
+    ports: set[str],
 ) -> str:
     """The bench's top module."""
     wires, connections, observers = [], [], []
@@ -246,6 +256,16 @@ def _generate(
             f"""  wire {COUNTED}{name};
   lichen_counter #(.NAME("{COUNTED}{name}")) count_{name} (
       .clk(clk), .run(run), .closing(closing == 1), .summary(summary), .bit_in({COUNTED}{name})
+  );
+"""
+        )
+    for name in marks:
+        connections.append(f".{name}({name})")
+        counts.append(
+            f"""  wire {name};
+  lichen_marker #(.NAME("{name}")) mark_{name} (
+      .clk(clk), .run(run), .events(events), .cycle(cycle), .frames_out(frames_out),
+      .bit_in({name})
   );
 """
         )

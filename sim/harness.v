@@ -169,8 +169,45 @@ module lichen_counter #(
     end
 endmodule
 
-// Writes the beats that cross a stream to FILE, a line at a time because writing has a price, counts them, and watches the rules: a beat once
-// offered stays, unchanged, until it is taken.
+// Notes the first and the last cycle in which a bit is 1, from one frame's end to the next.
+module lichen_marker #(
+    parameter NAME = "starts"
+) (
+    input wire clk,
+    input wire run,
+    input wire [31:0] events,
+    input wire [63:0] cycle,
+    input wire [31:0] frames_out,
+    input wire bit_in
+);
+  reg [63:0] first, last;
+  reg [31:0] frame;
+  reg seen;
+
+  initial begin
+    first = 0;
+    last = 0;
+    frame = 0;
+    seen = 0;
+  end
+
+  always @(posedge clk)
+    if (run) begin
+      if (frames_out != frame) begin
+        if (seen) $fwrite(events, "%0s %0d %0d %0d\n", NAME, frame, first, last);
+        frame = frames_out;
+        seen = 0;
+      end
+      if (bit_in === 1'b1) begin
+        if (!seen) first = cycle;
+        last = cycle;
+        seen = 1;
+      end
+    end
+endmodule
+
+// Writes the beats that cross a stream to FILE, a line at a time because writing has a price, counts
+// them, and watches the rules: a beat once offered stays, unchanged, until it is taken.
 module lichen_observer #(
     parameter WIDTH = 8,
     parameter LINE = 1,

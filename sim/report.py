@@ -44,7 +44,7 @@ def examine(
         JSON-compatible: ``streams`` (in pipeline order, the output last; per stream ``name``,
         ``compared``, ``mismatches``, ``first_mismatch``, ``beats``, ``expected_beats``,
         ``first_cycle``, ``last_cycle``), ``busy`` (cycles, by counter), ``frame_cycles``,
-        ``clocks``, ``seconds``, ``deadlock`` and ``endless`` (a sentence or null),
+        ``marks``, ``clocks``, ``seconds``, ``deadlock`` and ``endless`` (a sentence or null),
         ``stuck_stage`` and ``faults`` (sentences).
     """
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
@@ -106,10 +106,12 @@ def examine(
         else:
             unending = f"no end{where}: still moving after {clocks} cycles; {states}"
             faults.insert(0, unending)
+    frame_cycles, marks = _events(folder / "events.txt")
     return {
         "streams": streams,
         "busy": {name: int(summary[port][0]) for name, port in job["counters"].items()},
-        "frame_cycles": _frame_cycles(folder / "events.txt"),
+        "frame_cycles": frame_cycles,
+        "marks": marks,
         "clocks": clocks,
         "seconds": seconds,
         "deadlock": deadlock,
@@ -134,16 +136,23 @@ def _summary(path: Path) -> dict[str, list[str]]:
     return {line.split()[0]: line.split()[1:] for line in lines}
 
 
-def _frame_cycles(path: Path) -> list[int]:
-    """Cycles of each frame from its first beat accepted to its last one out, both included."""
-    firsts, cycles = {}, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        event, frame, cycle = line.split()
-        if event == "first":
-            firsts[frame] = int(cycle)
-        else:
-            cycles.append(int(cycle) - firsts[frame] + 1)
-    return cycles
+def _events(path: Path) -> tuple[list[int], list[dict[str, tuple[int, int]]]]:
+    """What happened when in each frame that ended.
+
+    The cycles from its first beat accepted to its last one out, both included; and from that first
+    beat on, the first and the last cycle of each of the component's bits ``starts_NAME`` and
+    ``beats_NAME`` since the frame before had ended.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [line.split() for line in lines]
+    firsts = {frame: int(cycle) for event, frame, cycle, *_ in rows if event == "first"}
+    lasts = [(frame, int(cycle)) for event, frame, cycle, *_ in rows if event == "last"]
+    marks: dict[str, dict[str, tuple[int, int]]] = {frame: {} for frame, _ in lasts}
+    for event, frame, *cycles in rows:
+        if len(cycles) == 2 and frame in marks:
+            first, last = (int(cycle) - firsts[frame] for cycle in cycles)
+            marks[frame][event] = first, last
+    return [cycle - firsts[frame] + 1 for frame, cycle in lasts], list(marks.values())
 
 
 def _standstill(chain: Sequence[dict[str, Any]]) -> tuple[str | None, str, str]:

@@ -69,6 +69,10 @@ class SimulationResult:
         ``first_mismatch``, ``beats``, ``expected_beats``, ``first_cycle``, ``last_cycle``.
     busy : dict of str to int
         Cycles in which each of the component's bits ``busy_NAME`` was 1, over all frames.
+    marks : list of dict of str to (int, int)
+        For every frame that ended, from its first beat accepted: the first and the last cycle in
+        which each of the bits ``starts_NAME`` and ``beats_NAME`` was 1. Of use where frames are
+        drained.
     outputs : list of int array (height, width, channels)
         The frames that came out whole.
     waves : Path or None
@@ -87,6 +91,7 @@ class SimulationResult:
     faults: list[str]
     streams: list[dict[str, Any]] = field(repr=False)
     busy: dict[str, int]
+    marks: list[dict[str, tuple[int, int]]] = field(repr=False)
     outputs: list[npt.NDArray[np.int64]] = field(repr=False)
     endless: str | None = None
     waves: Path | None = None
@@ -365,6 +370,7 @@ class Simulator:
             faults=report["faults"],
             streams=streams,
             busy=report["busy"],
+            marks=[{k: (v[0], v[1]) for k, v in frame.items()} for frame in report["marks"]],
             outputs=outputs,
         )
 

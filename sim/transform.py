@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lichen.hw.plan.tiling import Tile, tiles
+from lichen.hw.stage import timing
 from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.description import Transform
@@ -106,6 +107,8 @@ class TransformSimulation:
         resolution) and ``tile`` says in which tile it was seen.
     arrays : list of ArrayUse
         In pipeline order; empty with pauses or where a tile never ended.
+    deviation : str or None
+        Where gateware and cycle model part first; see `deviation`.
     """
 
     result: SimulationResult
@@ -117,6 +120,7 @@ class TransformSimulation:
     tiles: int
     first_mismatch: dict[str, Any] | None
     arrays: list[ArrayUse]
+    deviation: str | None
 
     @property
     def bottleneck(self) -> ArrayUse:
@@ -133,6 +137,8 @@ class TransformSimulation:
             faults.append(
                 f"it took {self.cycles} cycles instead of the predicted {self.predicted_cycles}"
             )
+        if self.deviation is not None:
+            faults.append(self.deviation)
         return faults
 
 
@@ -206,7 +212,33 @@ def simulate_transform(
         tiles=len(cut),
         first_mismatch=_locate(result.first_mismatch, transform, cut),
         arrays=[] if cycles is None else _uses(pipeline, frames, result.busy, cycles),
+        deviation=None if cycles is None else deviation(pipeline, result.marks, frames),
     )
+
+
+def deviation(
+    pipeline: Pipeline,
+    marks: list[dict[str, tuple[int, int]]],
+    frames: list[npt.NDArray[np.integer]],
+) -> str | None:
+    """The first unit whose cycles differ from the cycle model's, in a sentence; None if none does.
+
+    Of drained frames without pauses: ``marks`` are `SimulationResult.marks`.
+    """
+    what = {
+        "starts": ("its first group starts", "its last group starts"),
+        "beats": ("its first beat leaves", "its last beat leaves"),
+    }
+    for number, (seen, frame) in enumerate(zip(marks, frames, strict=True)):
+        for name, predicted in timing.marks(pipeline, *frame.shape[:2]).items():
+            bit, _, unit = name.partition("_")
+            for event, right, cycle in zip(
+                what[bit], predicted, seen.get(name, (None, None)), strict=True
+            ):
+                if cycle != right:
+                    where = f" of frame {number}" if number else ""
+                    return f"{unit}: {event} in cycle {cycle}{where} instead of {right}"
+    return None
 
 
 def _uses(

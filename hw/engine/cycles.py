@@ -77,6 +77,8 @@ STATE = np.dtype(
         *((name, np.int64) for name in ("credits", "o_head", "o_tail")),
         # statistics
         *((name, np.int64) for name in ("spent", "stall_input", "stall_drain")),
+        # when groups start and beats leave: the first and the last, from the first beat accepted
+        *((name, np.int64) for name in ("start_first", "start_last", "out_first", "out_last")),
         # queues: pixels of a group by bank and by pixel buffer, when banks are full, when beats
         # reach the output
         *((name, np.int64, QUEUE) for name in ("counts", "buffered", "fills", "pushes")),
@@ -97,6 +99,7 @@ def _begin(p, s):
     s.left, s.head = p.out_width + p.skip, 1
     s.p_x = 1
     s.free, s.credits = p.banks, p.fifo_depth
+    s.start_first = s.out_first = -1
 
 
 @_jit
@@ -361,6 +364,9 @@ def _step(p, s, i_fire, t, spent, since, slice_cycles):
 
     if start:
         _core_start(p, s, phase, count, t)
+        s.start_last = since
+        if s.start_first < 0:
+            s.start_first = since
         _account(spent, since + 1, s.busy, slice_cycles)
     elif s.busy != 0:
         s.busy -= 1
@@ -405,6 +411,9 @@ def run(par, state, in_beats, out_beats, spent, slice_cycles):
                 moved = True
                 s.o_head += 1
                 s.credits += 1
+                s.out_last = t - first
+                if s.out_first < 0:
+                    s.out_first = t - first
                 if u == units - 1:
                     left += 1
                     if left == out_beats:

@@ -18,6 +18,10 @@ from lichen.hw.stage.kind import StageUnit, UnitKind
 from lichen.hw.stage.kinds import check_folding, transform_units
 from lichen.network.description import Transform
 
+DEBUG_BITS = ("busy", "starts", "beats")
+"""What a pipeline shows of each unit's array: it is given operands, a group starts; of its output:
+a beat leaves."""
+
 
 class Pipeline(Unit):
     """One convolution engine, and normalization where there is one, per stage.
@@ -31,8 +35,8 @@ class Pipeline(Unit):
     transform : Transform
     folding : Folding
     debug : bool
-        Adds an observer port ``tap_NAME`` for every stage's output stream, and a bit ``busy_NAME``
-        for every unit that says when its array is given operands.
+        Adds an observer port ``tap_NAME`` for every stage's output stream, and the `DEBUG_BITS`
+        ``busy_NAME``, ``starts_NAME`` and ``beats_NAME`` for every unit.
     restartable : bool
         Adds the port ``restart``.
 
@@ -77,7 +81,7 @@ class Pipeline(Unit):
                 self.units.append(unit)
                 lanes, width = fold.chains, max(1, unit.output_size(1, width)[1])
                 if debug:
-                    ports[f"busy_{kind.name}"] = Out(1)
+                    ports |= {f"{bit}_{kind.name}": Out(1) for bit in DEBUG_BITS}
             if debug:
                 name = kinds[-1].stage.name
                 self._taps[kinds[-1].name] = name
@@ -138,7 +142,9 @@ class Pipeline(Unit):
             m.d.comb += [unit.width.eq(size[0]), unit.height.eq(size[1])]
             size = (unit.out_width, unit.out_height)
             if self.debug:
-                m.d.comb += getattr(self, f"busy_{name}").eq(unit.core.feed.step)
+                bits = unit.core.feed.step, unit.core.feed.start, unit.o.valid & unit.o.ready
+                for bit, value in zip(DEBUG_BITS, bits, strict=True):
+                    m.d.comb += getattr(self, f"{bit}_{name}").eq(value)
             source = unit.o
             if name in self._taps:
                 tap = getattr(self, f"tap_{self._taps[name]}")

@@ -58,12 +58,31 @@ def simulate(pipeline: Pipeline, height: int, width: int) -> tuple[int, list[dic
     ``stall_drain`` (idle cycles waiting for pixels, and for a drain bank).
     """
     nothing = np.zeros((len(pipeline.units), 0), dtype=np.int64)
-    return _simulate(pipeline, height, width, nothing, 1)
+    total, state = _simulate(pipeline, height, width, nothing, 1)
+    names = {"busy": "spent", "stall_input": "stall_input", "stall_drain": "stall_drain"}
+    return total, [{key: int(s[name]) for key, name in names.items()} for s in state]
+
+
+def marks(pipeline: Pipeline, height: int, width: int) -> dict[str, tuple[int, int]]:
+    """When the first and the last group of every unit start, and its first and last beat leave.
+
+    By the name of the pipeline's bit that shows it, ``starts_NAME`` and ``beats_NAME``, in the
+    order of the units; in cycles from the first beat accepted. What of gateware and model parts
+    first is where a difference of cycles comes from.
+    """
+    nothing = np.zeros((len(pipeline.units), 0), dtype=np.int64)
+    _, state = _simulate(pipeline, height, width, nothing, 1)
+    found: dict[str, tuple[int, int]] = {}
+    for name, s in zip(pipeline.names, state, strict=True):
+        found[f"starts_{name}"] = int(s["start_first"]), int(s["start_last"])
+        found[f"beats_{name}"] = int(s["out_first"]), int(s["out_last"])
+    return found
 
 
 def _simulate(
     pipeline: Pipeline, height: int, width: int, slices: npt.NDArray[np.int64], slice_cycles: int
-) -> tuple[int, list[dict[str, int]]]:
+) -> tuple[int, npt.NDArray[np.void]]:
+    """The cycle count, and the units' `STATE` at the end."""
     par = _parameters(pipeline, height, width)
     state = np.zeros(len(par), dtype=STATE)
     (h, w) = pipeline.transform.sizes(height, width)[-1]
@@ -72,6 +91,4 @@ def _simulate(
     total, left = run(par, state, in_beats, out_beats, slices, slice_cycles)
     if total < 0:
         raise RuntimeError(f"the cycle model stopped after {left} of {out_beats} beats")
-    names = {"busy": "spent", "stall_input": "stall_input", "stall_drain": "stall_drain"}
-    spent = [{key: int(s[name]) for key, name in names.items()} for s in state]
-    return int(total), spent
+    return int(total), state

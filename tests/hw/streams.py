@@ -245,18 +245,30 @@ class StreamUnitTest:
         """Cycles from the first item taken to the last one out, both included."""
         raise NotImplementedError
 
+    def setup(self, ctx: Any, unit: Any) -> None:
+        """Set inputs that stay as they are."""
+
+    def check_rate(self, name: str, items: list[int], took: int) -> None:
+        """Whether it took the right number of cycles at full rate."""
+        right = self.full_rate_cycles(items)
+        assert took == right, f"{name} takes {took} cycles instead of {right}"
+
     @traffic
     def test_items_and_rate(self, idle: float, backpressure: float) -> None:
         unit, items = self.unit(), self.items()
         name, expected = type(unit).__name__, self.golden(items)
         source = Source(unit.i, items, idle)
         sink = Sink(name, unit.o, len(expected), backpressure)
-        simulate(unit, [source, sink], limit=40 * (len(items) + len(expected)) + 200)
+        simulate(
+            unit,
+            [source, sink],
+            limit=40 * (len(items) + len(expected)) + 200,
+            setup=lambda ctx: self.setup(ctx, unit),
+            settle=4,
+        )
         assert len(sink.items) == len(expected), f"{name} gave items too many"
         for k, (got, want) in enumerate(zip(sink.items, expected, strict=True)):
             mask = self.mask(k)
             assert got & mask == want & mask, f"{name}: item {k} is {got:#x} instead of {want:#x}"
         if idle == backpressure == 0:
-            took = sink.cycles[-1] - source.taken[0] + 1
-            right = self.full_rate_cycles(items)
-            assert took == right, f"{name} takes {took} cycles instead of {right}"
+            self.check_rate(name, items, sink.cycles[-1] - source.taken[0] + 1)
