@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from amaranth.hdl import Array, Module, Mux, Shape, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -24,6 +26,72 @@ that has been released are over."""
 
 SIZE_LATENCY = 3
 """Cycles from a new size to the last register that follows from it; the output's size takes one."""
+
+
+COORDINATE = SIZE_BITS + 2
+"""Bits of padded coordinates, and of their sums with the kernel size."""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What follows from the frame size, in padded coordinates.
+
+    Attributes
+    ----------
+    out_width : Signal
+    right, bottom : Signal
+        The first column and row behind the image.
+    x_end, before_end, y_end : Signal
+        The last column, the one before, and the last row of the image.
+    last_row : Signal
+        Of the output.
+    """
+
+    out_width: Signal
+    right: Signal
+    bottom: Signal
+    x_end: Signal
+    before_end: Signal
+    y_end: Signal
+    last_row: Signal
+
+
+@dataclass(frozen=True)
+class _Pointers:
+    """Where both sides are, in padded coordinates.
+
+    Attributes
+    ----------
+    wx, wy : Signal
+        The pixel that is written next.
+    written : Signal
+        All of the frame has arrived.
+    free_row, free_before : Signal
+        What is no longer needed: what only output rows before ``free_row`` read, and columns that
+        start before the next group of it. One less than its column is kept, which is compared
+        without an addition.
+    finished : Signal
+        All of the frame has been read.
+    """
+
+    wx: Signal
+    wy: Signal
+    written: Signal
+    free_row: Signal
+    free_before: Signal
+    finished: Signal
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The tap being read: padded column and row, ring address of the row, offset in it, and by how
+    many banks the pixels are turned."""
+
+    x: Signal
+    y: Signal
+    base: Signal
+    offset: Signal
+    rotation: Signal
 
 
 class Window(Unit):
@@ -148,17 +216,40 @@ class Window(Unit):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        k, st, pad = self.kernel, self.stride, self.padding
-        cg, pixels = self.groups_per_pixel, self.pixels
-        ring = self.rows * self.row_words
-        row_bits = Shape.cast(range(ring)).width
-        size = SIZE_BITS + 2  # padded coordinates, and sums with the kernel size
+        frame = self._frame(m)
+        at = self._pointers()
+        restart = Signal()
+        m.d.comb += restart.eq(at.written & at.finished)
+        restarting = [*vars(at).values()]
+        restarting += self._write(m, frame, at)
+        seq = Sequencer(
+            m, passes=self.passes, steps=self.steps, pass_cycles=self.pass_cycles, feed=self.feed
+        )
+        group, of_groups = self._next_group(m, frame, at, seq)
+        restarting += of_groups
+        self._read(m, frame, self._steps(m, group, seq), seq)
+        with m.If(restart):
+            m.d.sync += self.empty.eq(1)
+            m.d.sync += [signal.eq(signal.init) for signal in restarting]
+        return m
 
-        # Everything that depends on the frame size only.
+    @property
+    def _ring(self) -> int:
+        """Words of a bank."""
+        return self.rows * self.row_words
+
+    @property
+    def _row_bits(self) -> int:
+        """Of an address in it."""
+        return Shape.cast(range(self._ring)).width
+
+    def _frame(self, m: Module) -> _Frame:
+        """Everything that depends on the frame size only."""
+        k, st, pad = self.kernel, self.stride, self.padding
         out_width, out_height = Signal(SIZE_BITS), Signal(SIZE_BITS)
-        right, bottom = Signal(size), Signal(size)
-        x_end, y_end, last_row = Signal(size), Signal(size), Signal(size)
-        before_end = Signal(size)
+        right, bottom = Signal(COORDINATE), Signal(COORDINATE)
+        x_end, y_end, last_row = Signal(COORDINATE), Signal(COORDINATE), Signal(COORDINATE)
+        before_end = Signal(COORDINATE)
         m.d.comb += [self.out_width.eq(out_width), self.out_height.eq(out_height)]
         m.d.sync += [
             out_width.eq(_divide(self.width + 2 * pad - k, st) + 1),
@@ -171,18 +262,21 @@ class Window(Unit):
             last_row.eq(out_height - 1),
         ]
 
-        # ---- Pointers shared by both sides, in padded coordinates -----------------------
-        wx, wy = Signal(size, init=pad), Signal(size, init=pad)
-        written = Signal()  # all of the frame has arrived
-        # What is no longer needed: what only output rows before `free_row` read, and columns
-        # that start before the next group of it. One less than its column is kept, which is
-        # compared without an addition.
-        free_row, free_before = Signal(size), Signal(size)
-        finished = Signal()  # all of the frame has been read
-        restart = Signal()
-        m.d.comb += restart.eq(written & finished)
+        return _Frame(out_width, right, bottom, x_end, before_end, y_end, last_row)
 
-        # ---- Write side ----------------------------------------------------------------
+    def _pointers(self) -> _Pointers:
+        """What the write and the read side know of each other."""
+        pad = self.padding
+        wx, wy = Signal(COORDINATE, init=pad), Signal(COORDINATE, init=pad)
+        written = Signal()
+        free_row, free_before = Signal(COORDINATE), Signal(COORDINATE)
+        finished = Signal()
+        return _Pointers(wx, wy, written, free_row, free_before, finished)
+
+    def _write(self, m: Module, frame: _Frame, at: _Pointers) -> list[Signal]:
+        """The write side: beats into their places. Returns what every frame begins with afresh."""
+        st, pad, ring = self.stride, self.padding, self._ring
+        cg, pixels, row_bits = self.groups_per_pixel, self.pixels, self._row_bits
         accept, beat_last, sub_last, bank_last, x_last = (
             Signal(name=n) for n in ("accept", "beat_last", "sub_last", "bank_last", "x_last")
         )
@@ -195,19 +289,19 @@ class Window(Unit):
         w_row = Signal(row_bits)
         # The row this one overwrites was last needed by output row `w_last_user`.
         w_lead = Signal(range(self.rows + 1), init=self.rows)
-        w_last_user = Signal(size, init=pad // st)
+        w_last_user = Signal(COORDINATE, init=pad // st)
         w_user_sub = Signal(range(st), init=pad % st)
-        # Whether the next beat may be written, found a cycle ahead: it holds for the pixel after
+        # Whether the next beat may be at.written, found a cycle ahead: it holds for the pixel after
         # the present one as well, and a new row is looked at afresh.
         room = Signal(init=1)
         m.d.sync += room.eq(
             ~(accept & beat_last & x_last)
-            & ~written
+            & ~at.written
             & (
                 (w_lead != 0)
-                | finished
-                | (free_row > w_last_user)
-                | ((free_row == w_last_user) & (wx < free_before))
+                | at.finished
+                | (at.free_row > w_last_user)
+                | ((at.free_row == w_last_user) & (at.wx < at.free_before))
             )
         )
         m.d.comb += [
@@ -219,16 +313,16 @@ class Window(Unit):
         ]
         # Whether this is the row's last pixel, found a cycle ahead as well.
         one_column = Signal()
-        m.d.sync += one_column.eq(x_end == pad)
+        m.d.sync += one_column.eq(frame.x_end == pad)
         with m.If(accept & beat_last):
-            m.d.sync += x_last.eq(Mux(x_last, one_column, wx == before_end))
+            m.d.sync += x_last.eq(Mux(x_last, one_column, at.wx == frame.before_end))
         with m.Else():
-            m.d.sync += x_last.eq(wx == x_end)
+            m.d.sync += x_last.eq(at.wx == frame.x_end)
         with m.If(accept):
             m.d.sync += self.empty.eq(0)
             m.d.sync += [w_beat.eq(w_beat + 1), w_offset.eq(w_offset + 1)]
             with m.If(beat_last):
-                m.d.sync += [w_beat.eq(0), wx.eq(wx + 1), w_sub.eq(w_sub + 1)]
+                m.d.sync += [w_beat.eq(0), at.wx.eq(at.wx + 1), w_sub.eq(w_sub + 1)]
                 with m.If(sub_last):
                     m.d.sync += [w_sub.eq(0), w_bank.eq(w_bank + 1)]
                     with m.If(bank_last):
@@ -237,24 +331,30 @@ class Window(Unit):
                         m.d.sync += w_offset.eq(w_word)
                 with m.If(x_last):
                     m.d.sync += [
-                        *(s.eq(s.init) for s in (wx, w_sub, w_bank, w_word, w_offset)),
-                        wy.eq(wy + 1),
+                        *(s.eq(s.init) for s in (at.wx, w_sub, w_bank, w_word, w_offset)),
+                        at.wy.eq(at.wy + 1),
                         w_row.eq(Mux(w_row == ring - self.row_words, 0, w_row + self.row_words)),
-                        written.eq(wy == y_end),
+                        at.written.eq(at.wy == frame.y_end),
                     ]
                     with m.If(w_lead != 0):
                         m.d.sync += w_lead.eq(w_lead - 1)
-                    with m.Else():  # the row overwritten advances with the row written
+                    with m.Else():  # the row overwritten advances with the row at.written
                         m.d.sync += w_user_sub.eq(w_user_sub + 1)
                         with m.If(w_user_sub == st - 1):
                             m.d.sync += [w_user_sub.eq(0), w_last_user.eq(w_last_user + 1)]
-        w_enable, w_target = Signal(), Signal(range(pixels), reset_less=True)
-        w_address = Signal(range(ring), reset_less=True)
+        self._write_ports(m, accept, w_bank, w_row + w_offset)
+        fresh = [w_beat, w_sub, w_bank, w_word, w_offset, w_row, w_lead, w_last_user, w_user_sub]
+        return [*fresh, room]
+
+    def _write_ports(self, m: Module, accept: Signal, target: Signal, address: Value) -> None:
+        """The banks' write ports, `WRITE_DELAY` cycles and one behind a beat."""
+        w_enable, w_target = Signal(), Signal(target.shape(), reset_less=True)
+        w_address = Signal(range(self._ring), reset_less=True)
         w_data = Signal(lanes_of(self.shape, self.lanes), reset_less=True)
         m.d.sync += [
             w_enable.eq(accept),
-            w_target.eq(w_bank),
-            w_address.eq(w_row + w_offset),
+            w_target.eq(target),
+            w_address.eq(address),
             w_data.as_value().eq(self.i.payload.as_value()),
         ]
         w_enable = delayed(m, w_enable, WRITE_DELAY, "w_enable")
@@ -269,10 +369,15 @@ class Window(Unit):
                 bank.w_data.eq(w_value),
             ]
 
-        # ---- The next group ------------------------------------------------------------
-        seq = Sequencer(
-            m, passes=self.passes, steps=self.steps, pass_cycles=self.pass_cycles, feed=self.feed
-        )
+    def _next_group(
+        self, m: Module, frame: _Frame, at: _Pointers, seq: Sequencer
+    ) -> tuple[data.View, list[Signal]]:
+        """The read side's next group, and whether its pixels have come.
+
+        Returns the group and what every frame begins with afresh.
+        """
+        k, st, pad, pixels = self.kernel, self.stride, self.padding, self.pixels
+        size, ring, row_bits = COORDINATE, self._ring, self._row_bits
         slot0 = -pad % self.rows * self.row_words
         group = data.StructLayout(
             {
@@ -287,7 +392,7 @@ class Window(Unit):
         left = Signal(SIZE_BITS)  # pixels left in the row
         left_valid = Signal()  # `left` follows the frame size until a frame starts
         remaining = Signal(SIZE_BITS)
-        m.d.comb += remaining.eq(Mux(left_valid, left, out_width))
+        m.d.comb += remaining.eq(Mux(left_valid, left, frame.out_width))
         need_x = Signal(size, init=(pixels - 1) * st + k - 1)
         need_y = Signal(size, init=k - 1)
         exhausted = Signal()  # the last group of the frame has started
@@ -297,13 +402,15 @@ class Window(Unit):
         few = remaining <= pixels
         m.d.sync += [
             row_end.eq(few),
-            bottom_end.eq(nxt.row == last_row),
+            bottom_end.eq(nxt.row == frame.last_row),
             count.eq(Mux(few, remaining, pixels)),
         ]
         m.d.comb += self.feed.count.eq(count)
         available = Signal()
         m.d.sync += available.eq(
-            ~seq.start & ~exhausted & (written | (wy > need_y) | ((wy == need_y) & (wx > need_x)))
+            ~seq.start
+            & ~exhausted
+            & (at.written | (at.wy > need_y) | ((at.wy == need_y) & (at.wx > need_x)))
         )
         m.d.comb += seq.ready.eq(available)
         next_base = Signal(row_bits)
@@ -333,13 +440,19 @@ class Window(Unit):
                 ]
         with m.If(seq.done):
             m.d.sync += [
-                free_row.eq(nxt.row),
-                free_before.eq(Mux(nxt.x == 0, 0, nxt.x - 1)),
-                finished.eq(exhausted),
+                at.free_row.eq(nxt.row),
+                at.free_before.eq(Mux(nxt.x == 0, 0, nxt.x - 1)),
+                at.finished.eq(exhausted),
             ]
 
-        # ---- Steps of the group being read ----------------------------------------------
-        now = Signal(group, reset_less=True)
+        fresh = [need_x, need_y, left_valid, exhausted, available, nxt.as_value()]
+        return nxt, fresh
+
+    def _steps(self, m: Module, nxt: data.View, seq: Sequencer) -> _Step:
+        """Walk through the taps of the group being read."""
+        k, st, cg, pixels = self.kernel, self.stride, self.groups_per_pixel, self.pixels
+        size, ring, row_bits = COORDINATE, self._ring, self._row_bits
+        now = Signal(nxt.shape(), reset_less=True)
         beat, kx, ky = Signal(range(cg)), Signal(range(k)), Signal(range(k))
         sub, rotation = Signal(range(st)), Signal(range(pixels))
         offset, base = Signal(row_bits, reset_less=True), Signal(row_bits, reset_less=True)
@@ -384,12 +497,16 @@ class Window(Unit):
                 y.eq(nxt.y),
             ]
 
-        # ---- Address, memory, rotation: FEED_LATENCY cycles -----------------------------
-        address = Signal(range(ring), reset_less=True)
-        m.d.sync += address.eq(base + offset)
-        turn = delayed(m, rotation, 1, "turn")
+        return _Step(x, y, base, offset, rotation)
+
+    def _read(self, m: Module, frame: _Frame, step: _Step, seq: Sequencer) -> None:
+        """Address, memory, rotation: from a step to its operands, `FEED_LATENCY` cycles."""
+        st, pad, pixels = self.stride, self.padding, self.pixels
+        address = Signal(range(self._ring), reset_less=True)
+        m.d.sync += address.eq(step.base + step.offset)
+        turn = delayed(m, step.rotation, 1, "turn")
         for b, bank in enumerate(self.banks):
-            r_addr = Signal(range(ring), name=f"r_addr_{b}", reset_less=True)
+            r_addr = Signal(range(self._ring), name=f"r_addr_{b}", reset_less=True)
             # Banks before the rotation hold the pixel one position further on.
             m.d.sync += r_addr.eq(
                 Mux(b < turn, address + self.word_words, address) if pixels > 1 else address
@@ -397,14 +514,14 @@ class Window(Unit):
             m.d.comb += bank.r_addr.eq(r_addr)
         turn = delayed(m, turn, 1 + Ram.latency, "rotation")
         inside_y = Signal()
-        m.d.comb += inside_y.eq(seq.step & (y >= pad) & (y < bottom))
+        m.d.comb += inside_y.eq(seq.step & (step.y >= pad) & (step.y < frame.bottom))
         words = Array(bank.r_data for bank in self.banks)
         for p in range(pixels):
             inside = Signal(name=f"inside_{p}", reset_less=True)
-            limit = Signal(size, name=f"limit_{p}", reset_less=True)
-            m.d.sync += limit.eq(right - p * st)
+            limit = Signal(COORDINATE, name=f"limit_{p}", reset_less=True)
+            m.d.sync += limit.eq(frame.right - p * st)
             least = max(0, pad - p * st)
-            m.d.sync += inside.eq(inside_y & (x >= least) & (x < limit))
+            m.d.sync += inside.eq(inside_y & (step.x >= least) & (step.x < limit))
             inside = delayed(m, inside, FEED_LATENCY - 3, f"inside_{p}")
             word = (
                 words[p]
@@ -415,30 +532,6 @@ class Window(Unit):
             m.d.sync += value.as_value().eq(Mux(inside, word, 0))
             # Once more, for the memory may be far from the array.
             m.d.comb += self.feed.a[p].as_value().eq(delayed(m, value.as_value(), 1, f"a_{p}"))
-
-        with m.If(restart):
-            m.d.sync += self.empty.eq(1)
-            m.d.sync += [
-                s.eq(s.init)
-                for s in (
-                    *(
-                        wx,
-                        wy,
-                        written,
-                        free_row,
-                        free_before,
-                        finished,
-                        w_beat,
-                        w_sub,
-                        w_bank,
-                        w_word,
-                    ),
-                    *(w_offset, w_row, w_lead, w_last_user, w_user_sub, need_x, need_y),
-                    *(left_valid, exhausted, available, room),
-                )
-            ]
-            m.d.sync += nxt.as_value().eq(nxt.as_value().init)
-        return m
 
     def timing(self, height: int, width: int) -> dict[str, int]:
         """What the cycle model asks of it for an input of this size, by `cycles.UNIT`'s names."""

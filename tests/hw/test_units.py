@@ -73,6 +73,51 @@ def test_requantizer_exhaustively(
     np.testing.assert_array_equal(run(unit, {"acc": acc}, "x"), expected)
 
 
+@pytest.mark.parametrize("leaky", [False, True])
+def test_requantizer_of_several_channels(leaky: bool) -> None:
+    """Two lanes, five channels of which each has constants of its own."""
+    rng = np.random.default_rng(3)
+    channels, lanes, count = 5, 2, 60
+    bias, d = np.array([-900, 5, 0, 700, -3]), np.array([3, 2, 5, 2, 4])
+    m = rng.integers(1, 131072, channels)
+    negative = rng.integers(1, 131072, channels) if leaky else None
+    constants = Requantizer(
+        pre_shift=d,
+        multiplier=m,
+        negative_multiplier=negative,
+        shift=15,
+        output=Format(bits=9, signed=True, lo=-255, hi=255),
+    )
+    unit = Requantize(
+        bias=bias.tolist(), constants=constants, accumulator_shape=Shape(14, signed=True), lanes=2
+    )
+    beats = np.resize([0, 2, 1, 1, 0], count)
+    acc = rng.integers(-4000, 4000, (count, lanes))
+    got: list[list[int]] = []
+
+    async def bench(ctx: Any) -> None:
+        for t in range(count + SETTLE + unit.latency):
+            ctx.set(unit.beat, int(beats[min(t, count - 1)]))
+            now = min(max(t - SETTLE + 1, 0), count - 1)
+            for lane in range(lanes):
+                ctx.set(unit.acc[lane], int(acc[now, lane]))
+            if t >= SETTLE - 1 + unit.latency:
+                got.append([ctx.get(unit.x[lane]) for lane in range(lanes)])
+            await ctx.tick()
+
+    simulator = Simulator(unit)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    for values, beat, row in zip(acc, beats, got, strict=False):
+        for lane in range(lanes):
+            c = beat * lanes + lane
+            if c < channels:
+                low = m[c] if negative is None else negative[c]
+                wanted = requantize_leaky(values[lane] + bias[c], d[c], m[c], low, 15, -255, 255)
+                assert row[lane] == wanted, f"Requantize: channel {c}"
+
+
 def test_requantizer_at_its_saturation() -> None:
     """Around the borders of 18 bits, of every shift, and at the ends of a wide accumulator."""
     rng = np.random.default_rng(0)
