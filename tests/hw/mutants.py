@@ -301,8 +301,8 @@ MUTANTS = [
     Mutant(
         "a group starts without a drain bank",
         "hw/engine/feed.py",
-        "self.done.eq(pass_done & self.last_pass),\n            self.start.eq(self.ready & feed.bank_free & free)",
-        "self.done.eq(pass_done & self.last_pass),\n            self.start.eq(self.ready & free)",
+        "self.last_pass),\n            self.start.eq(self.ready & feed.bank_free & free)",
+        "self.last_pass),\n            self.start.eq(self.ready & free)",
         BUFFER,
         "PixelBuffer",
     ),
