@@ -28,6 +28,8 @@ from typing import Any
 import click
 import numpy as np
 
+from lichen.files import write_json
+
 SETTINGS = [
     {"OMP_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "Prescott", "ONEDNN_MAX_CPU_ISA": "SSE41",
      "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"},
@@ -140,11 +142,11 @@ def main(network: str, fp32: Path | None, image: Path, json_file: str) -> None:
     file = Path(network) if Path(network).exists() else shipped_network(network)
     if file is None:
         raise click.ClickException(f"there is no network {network}")
-    text = json.dumps(experiment(file, image, fp32), indent=2)
+    found = experiment(file, image, fp32)
     if json_file == "-":
-        click.echo(text)
+        click.echo(json.dumps(found, indent=2))
     else:
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
+        write_json(json_file, found)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ the golden model, bit for bit. Weights are random; cycles depend on shapes only.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import click
 import numpy as np
 
 from lichen.boards.board import ULX3S_85F
+from lichen.files import write_json
 from lichen.hw.plan.planner import PHOTO, Plan, frame_cycles, plan
 from lichen.network.random import random_factorized
 from lichen.sim.transform import efficiency, simulate_transform
@@ -101,9 +101,7 @@ def main(
     for kind, ratio in ratios.items():
         click.echo(f"4-bit weights are {ratio:.2f} times as fast, {kind} (floor {FLOOR})")
     if json_file is not None:
-        json_file.write_text(
-            json.dumps({"bits": results, "ratios": ratios}, indent=2) + "\n", encoding="utf-8"
-        )
+        write_json(json_file, {"bits": results, "ratios": ratios})
     sys.exit(min(ratios.values()) < FLOOR)
 
 

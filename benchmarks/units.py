@@ -22,6 +22,7 @@ from lichen.boards.build.flow import BuildFailedError
 from lichen.boards.build.tools import Progress
 from lichen.boards.build.unit import build_unit
 from lichen.boards.design import Design
+from lichen.files import write_json
 from lichen.hw.engine.element import Backend
 from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.network.random import random_factorized
@@ -79,7 +80,7 @@ def main(units: tuple[str, ...], update: bool) -> None:
             f"RAMs, {report.lut} LUTs ({report.planned['lut']} planned), {report.ff} flip-flops"
         )
         if update:
-            baseline.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+            write_json(baseline, report.to_json())
         elif not baseline.exists():
             raise click.ClickException(f"{baseline} does not exist; make it with --update.")
         else:

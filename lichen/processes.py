@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks a program to end."""
@@ -128,9 +128,10 @@ class _Scope:
         return process
 
     def finish(self, process: subprocess.Popen[bytes]) -> None:
-        """End the program if it still runs, and forget it."""
+        """End the program if it still runs, and what it has left running, and forget it."""
         try:
             _end([process])
+            _signal_group(process, signal.SIGKILL)
         finally:
             with self._lock:
                 self._running.discard(process)
@@ -176,19 +177,18 @@ def run(
     """
     scope: _Scope = getattr(_thread, "scope", _own)
     began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="lichen-", ignore_cleanup_errors=True) as scratch,
-        tempfile.TemporaryFile(dir=scratch) as own,
-    ):
+    with tempfile.TemporaryDirectory(prefix="lichen-", ignore_cleanup_errors=True) as scratch:
         process = scope.start(
             command,
             cwd=cwd,
             env={**(os.environ if env is None else env), "TMPDIR": scratch},
             stdin=subprocess.DEVNULL,
-            stdout=own if output is None else output,
+            stdout=subprocess.PIPE if output is None else output,
             stderr=subprocess.STDOUT,
         )
         try:
+            # not by way of a file: where the disk is full, the program says so
+            reader = _Reader(process.stdout)
             while True:
                 try:
                     status = process.wait(TICK_S)
@@ -199,8 +199,26 @@ def run(
                     tick()
         finally:
             scope.finish(process)
-        own.seek(0)
-        return Finished(status, own.read().decode(errors="replace"))
+    return Finished(status, reader.text())
+
+
+class _Reader:
+    """Takes what comes through a pipe while its other end runs."""
+
+    def __init__(self, pipe: IO[bytes] | None):
+        self._parts: list[bytes] = []
+        self._thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
+        self._thread.start()
+
+    def _read(self, pipe: IO[bytes] | None) -> None:
+        if pipe is not None:
+            with pipe:
+                self._parts += pipe
+
+    def text(self) -> str:
+        # what has left the program's group may hold the pipe open
+        self._thread.join(GRACE_S)
+        return b"".join(self._parts).decode(errors="replace")
 
 
 def concurrently(

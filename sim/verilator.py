@@ -259,7 +259,8 @@ def _run(command: Sequence[str], cwd: Path | None = None, **env: str) -> str:
     if done.status != 0:
         full = os.strerror(errno.ENOSPC)
         if full in done.output:
-            raise UserError(f"cannot build in {cwd or Path.cwd()}: {full} ({program}).")
+            places = f"{cwd or Path.cwd()}, temporary files in {tempfile.gettempdir()}"
+            raise UserError(f"cannot build in {places}: {full} ({program}).")
         tail = "\n".join(done.output.splitlines()[-20:])
         raise RuntimeError(f"{program} failed ({done.status}):\n{tail}")
     return done.output

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lichen import caches
 from lichen.errors import UserError
-from lichen.sim import verilator
+from lichen.sim import runner, verilator
 
 ROOT = Path(__file__).parents[1]
 
@@ -193,6 +194,29 @@ def test_a_full_disk_is_named_not_the_compilers_complaint(tmp_path):
         verilator._run(shout, cwd=tmp_path)
     with pytest.raises(RuntimeError, match="failed"):
         verilator._run(["false"])
+
+
+def test_tools_run_elsewhere_so_paths_are_absolute(tmp_path, monkeypatch):
+    """A build folder, programs and modules that are named from where one works."""
+    asked = []
+
+    def cached(cache: Path, name: str, create: object) -> Path:
+        asked.append(cache)
+        cache.mkdir(exist_ok=True)
+        return cache / name
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verilator, "_cached", cached)
+    bench = SimpleNamespace(design="", bench="", memories={})
+    verilator.build(bench, simulator="icarus", cache=Path("sims"))
+    assert asked == [tmp_path / "sims"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tool").touch(mode=0o755)
+    monkeypatch.setenv("PATH", "bin")
+    assert verilator.find_tool("tool", "tool") == str(tmp_path / "bin" / "tool")
+    monkeypatch.setattr(sys, "path", ["", "modules", *sys.path])
+    paths = runner._environment(tmp_path)["PYTHONPATH"].split(os.pathsep)
+    assert paths[:2] == [str(tmp_path), str(tmp_path / "modules")]
 
 
 READ_ONLY = """

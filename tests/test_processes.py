@@ -57,6 +57,14 @@ def test_output_status_and_environment(tmp_path):
         run([str(tmp_path / "nothing")])
 
 
+def test_much_output_and_what_is_left_running_do_not_block():
+    assert len(run(["sh", "-c", "yes | head -c 3000000"]).output) == 3_000_000
+    began = time.monotonic()
+    left = run(["sh", "-c", "sleep 60 & echo $!"]).output
+    assert time.monotonic() - began < 30
+    assert eventually(lambda: not alive(int(left)))
+
+
 def test_what_takes_too_long_is_ended_with_its_children(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "TICK_S", 0.05)
     ticks = []

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lichen.errors import UserError
-from lichen.files import write_atomically
+from lichen.files import temporary_name, write_atomically
 from lichen.quant.calibration.calibrate import CalibrationImages
 from lichen.quant.float.architectures import (
     ARCHS,
@@ -711,7 +711,7 @@ class SlimResult:
 def work_folder(output: str | Path) -> Path:
     """Where a run keeps what `--resume` goes on from: NET.safetensors -> NET.slim/."""
     output = Path(output)
-    return output.with_name(output.stem + ".slim")
+    return output.with_name(temporary_name(output.stem, ".slim"))
 
 
 LOG = "log.json"

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lichen.errors import UserError
+from lichen.files import temporary_name
 from lichen.network.description import Network
 from lichen.network.file import dumps, load
 from lichen.processes import Interrupted
@@ -515,7 +516,7 @@ STATE_HEADER = "lichen-draq"
 def state_path(output: str | Path) -> Path:
     """Where the state of a run lies: NET.lichen -> NET.state.safetensors."""
     output = Path(output)
-    return output.with_name(output.stem + ".state.safetensors")
+    return output.with_name(temporary_name(output.stem, ".state.safetensors"))
 
 
 def save_state(tuner: FineTuner, path: Path, extra: dict[str, Any]) -> None:

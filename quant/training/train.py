@@ -39,6 +39,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lichen.errors import UserError
+from lichen.files import temporary_name
 from lichen.processes import SIGNALS, Interrupted
 from lichen.quant.float.architectures import ARCHS, build_model, new_model, parameters_of
 from lichen.quant.float.channels import SCALE, add_scales, fold_scales
@@ -589,7 +590,7 @@ def unflatten(
 def state_path(output: str | Path) -> Path:
     """Where the training state of a run lies: RUN.safetensors -> RUN.state.safetensors."""
     output = Path(output)
-    return output.with_name(output.stem + ".state.safetensors")
+    return output.with_name(temporary_name(output.stem, ".state.safetensors"))
 
 
 def save_run(trainer: Trainer, output: Path, half: bool = False) -> None:

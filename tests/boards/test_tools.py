@@ -58,6 +58,16 @@ def test_a_native_nextpnr_is_taken_if_it_does_the_same(tmp_path, monkeypatch, ve
     assert NEXTPNR_ECP5.find() == str(native)
 
 
+def test_programs_run_elsewhere_so_their_paths_are_absolute(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    fakes.program(tmp_path / "bin" / "my-yosys", "")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "bin")
+    for name in ("my-yosys", "./bin/my-yosys"):
+        monkeypatch.setenv("YOSYS", name)
+        assert YOSYS.find() == str(tmp_path / "bin" / "my-yosys")
+
+
 def test_what_is_missing_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(tools, "_which", lambda program: None)
     monkeypatch.delenv("YOSYS", raising=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from lichen.commands.train import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.quant.float.architectures import ARCHS, build_model, new_model, parameters_of  # noqa: E402
 from lichen.quant.float.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from lichen.quant.training import finetune  # noqa: E402
 from lichen.quant.training.data import CropSource, load_rgb  # noqa: E402
 from lichen.quant.training.evaluate import evaluate_fp32, integer_grid  # noqa: E402
 from lichen.quant.training.train import (  # noqa: E402
@@ -30,6 +32,7 @@ from lichen.quant.training.train import (  # noqa: E402
     Trainer,
     Transforms,
     bfloat16_pays,
+    deferred_interrupts,
     flatten,
     flushed_denormals,
     forward_train,
@@ -563,3 +566,24 @@ def test_denormal_numbers_are_back_after_training():
     with flushed_denormals(), flushed_denormals():
         assert (torch.full((1,), 1e-310, dtype=torch.float64) * 0.5).item() == 0
     assert least() > 0
+
+
+def test_all_signals_are_deferred_and_name_themselves(images, tmp_path, monkeypatch):
+    """Status 128 + n needs the number; a signal that is ignored (nohup) stays so."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        with deferred_interrupts() as received:
+            os.kill(os.getpid(), number)
+        assert received == [number]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with deferred_interrupts() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("length", [1, 237, 238, 255])
+def test_states_of_long_names_fit(length):
+    for path in (state_path("x" * length), finetune.state_path("x" * length)):
+        assert len(path.name) <= 255 and path.name.endswith(".state.safetensors")
