@@ -23,6 +23,7 @@ import click
 
 from lichen.boards import board as boards
 from lichen.boards.build.achieved import FILE, Achieved
+from lichen.files import write_json
 from lichen.models import shipped_network
 
 HERE = Path(__file__).parent
@@ -47,23 +48,23 @@ def main(names: tuple[str, ...], renew: bool, seed: int) -> None:
         raise click.UsageError("give a name and a report, or --renew")
     entries = []
     for path in sorted(BUILDS.glob("*.json")):
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text(encoding="utf-8"))
         entries.append(asdict(Achieved.of_report(kept, boards.find(kept["board"]))))
-    RECORDS.write_text(json.dumps(entries, indent=2) + "\n")
+    write_json(RECORDS, entries)
     click.echo(f"{len(entries)} builds in {RECORDS.name}")
 
 
 def keep(name: str, report: Path) -> None:
     """Copy a report to where the records are."""
-    kept = json.loads(report.read_text())
+    kept = json.loads(report.read_text(encoding="utf-8"))
     Achieved.of_report(kept, boards.find(kept["board"]))
     BUILDS.mkdir(exist_ok=True)
-    (BUILDS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+    write_json(BUILDS / f"{name}.json", kept)
 
 
 def build_again(record: Path, seed: int) -> Path:
     """Run `lichen build` with the network, board and folding of a record; returns the report."""
-    report = json.loads(record.read_text())
+    report = json.loads(record.read_text(encoding="utf-8"))
     folder = WORK / record.stem
     net = report["network"]["name"]
     if shipped_network(net) is None:

@@ -81,7 +81,9 @@ def find_name(digest: str) -> str | None:
     ``digests.json`` is asked first, which ``benchmarks/digests.py`` writes; a network that it
     does not know yet is looked at itself.
     """
-    known: dict[str, list[str]] = json.loads((folder() / "digests.json").read_text("utf-8"))
+    known: dict[str, list[str]] = json.loads(
+        (folder() / "digests.json").read_text(encoding="utf-8")
+    )
     for name, values in known.items():
         if digest in values and shipped_network(name) is not None:
             return name

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lichen.commands import _options
+from lichen.commands._command import Command
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-@click.command(name="fit-tables")
+@click.command(cls=Command, name="fit-tables")
 @click.argument("net", metavar="NET")
 @click.option(
     "-o", "--output", required=True, metavar="NET.lichen", type=click.Path(path_type=Path),
