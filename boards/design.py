@@ -11,9 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lichen.boards.board import Board
-from lichen.boards.ecp5.pll import PLL
 from lichen.boards.link.uart import phase_step
+from lichen.boards.record import Board, Clock
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
 from lichen.hw.device.device import Resources
@@ -151,7 +150,7 @@ class Design:
         except ValueError:
             return None
 
-    def top(self, board: Board, pll: PLL) -> UARTTop:
+    def top(self, board: Board, pll: Clock) -> UARTTop:
         """The pipeline behind the board's serial line.
 
         Raises UserError when the transform does not take pixels, or when the line's rate cannot

@@ -44,10 +44,9 @@ def find_bitstream(path: Path, board: Board) -> Path:
         raise UserError(f"{bitstream} does not exist; make it with `lichen build`.") from None
     except OSError as error:
         raise UserError(f"cannot read {bitstream}: {error.strerror}.") from None
-    part = re.search(rb"Part: ([A-Z0-9-]+)", header)
-    if part is None:
-        raise UserError(f"{bitstream} is not a bitstream for an ECP5.")
-    device = part.group(1).decode()
+    device = board.makers.device_in(header)
+    if device is None:
+        raise UserError(f"{bitstream} is not a bitstream for an {board.makers.TITLE}.")
     if not device.startswith(board.device):
         raise UserError(
             f"{bitstream} is a bitstream for {device}, but the {board.title} has {board.device}."

@@ -31,6 +31,7 @@ COMMANDS = {
     "decode": "Decompress images.",
     "info": "Describe a compressed file.",
     "simulate": "Run the gateware on an image and compare it with the golden model.",
+    "boards": "List the boards there are.",
     "plan": "Fold a network onto a board: cycles, resources, frames per second.",
     "generate": "Write the gateware as Verilog with an interface description.",
     "build": "Synthesize, place and route for a board.",

@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lichen.boards.board import Board
 from lichen.boards.build.floor import draw_places, give_places
 from lichen.boards.build.folder import complete_folder
 from lichen.boards.build.report import OutputError, Placed, read_placement, read_statistics
 from lichen.boards.build.tools import ECPPACK, NEXTPNR_ECP5, YOSYS, Progress, ToolFailedError, run
 from lichen.boards.design import FRAME, check_fits
-from lichen.boards.ecp5.pll import PLL, retune
+from lichen.boards.record import Board, Clock
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
 from lichen.files import write_json
@@ -161,7 +160,7 @@ def build(
     *,
     top: UARTTop,
     board: Board,
-    pll: PLL,
+    pll: Clock,
     folder: Path,
     seed: int = 1,
     seeds: int = 1,
@@ -181,7 +180,7 @@ def build(
     top : UARTTop
         Not elaborated before.
     board : Board
-    pll : PLL
+    pll : Clock
         Makes the clock that ``top`` was built for.
     folder : Path
         Appears when the build is complete; an earlier build there is replaced.
@@ -260,7 +259,7 @@ def build(
 def _build(
     top: UARTTop,
     board: Board,
-    pll: PLL,
+    pll: Clock,
     part: Path,
     seeds: list[int],
     placer: str | None,
@@ -353,13 +352,15 @@ def _build(
     return report, places
 
 
-def _fastest_clock(board: Board, pll: PLL, fmax_mhz: float, part: Path, command: list[str]) -> PLL:
+def _fastest_clock(
+    board: Board, pll: Clock, fmax_mhz: float, part: Path, command: list[str]
+) -> Clock:
     """Give the routed design the highest clock below ``fmax_mhz``; returns its PLL setting."""
     try:
         chosen = board.pll_below(fmax_mhz)
         config = part / (_option(command, "--textcfg") or "")
         text = config.read_text(encoding="utf-8")
-        config.write_text(retune(text, pll, chosen), encoding="utf-8")
+        config.write_text(board.makers.retune(text, pll, chosen), encoding="utf-8")
     except (UserError, ValueError, OSError) as error:
         raise BuildFailedError(f"the clock cannot be set: {str(error).rstrip('.')}.") from None
     return chosen

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from amaranth.back import verilog
-from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal
+from amaranth.hdl import ClockDomain, Elaboratable, Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
 
 from lichen.boards.board import BOARDS, ULX3S_85F, find
 from lichen.boards.ecp5.pll import PLL, drive_clock, retune
@@ -38,6 +40,61 @@ def test_the_budget_is_the_device():
         "4 multipliers too many (160 of 156)",
         "1 block RAMs too many (209 of 208)",
     ]
+
+
+# Again from Lattice's data sheet (FPGA-DS-02012, table 1.1): multipliers, block RAMs, thousands of
+# lookup tables.
+SIZES = {"12F": (28, 32, 12), "25F": (28, 56, 24), "45F": (72, 108, 44), "85F": (156, 208, 84)}
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=lambda board: board.name)
+def test_every_budget_is_its_devices(board):
+    dsp, bram, thousands = SIZES[board.device[-3:]]
+    assert (board.budget.dsp, board.budget.bram) == (dsp, bram)
+    assert round(board.budget.lut / 1000) == thousands
+    assert board.pipeline_budget.lut < board.lut_share * board.budget.lut
+    assert board.makers.TITLE == "ECP5"
+
+
+class Blink(wiring.Component):
+    """A link that does next to nothing."""
+
+    def __init__(self) -> None:
+        ports = {"rx": In(1), "tx": Out(1), "hold": In(1), "lamps": Out(3)}
+        super().__init__(wiring.Signature(ports))
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.d.sync += self.lamps.eq(Mux(self.hold, 0, self.lamps + self.rx))
+        m.d.comb += self.tx.eq(self.rx)
+        return m
+
+
+@pytest.mark.parametrize(
+    ("name", "pins"),
+    [
+        ("ulx3s-12f", {"G2", "M1", "L4", "B2", "C2", "C1", "L2"}),
+        ("orangecrab-25f", {"A9", "N17", "M18", "M3", "K4", "J3"}),
+        ("ecpix5-85f", {"K23", "R26", "R24", "R21", "W21", "K24"}),
+    ],
+)
+def test_the_link_is_on_the_boards_pins(name, pins):
+    """Clock, line, lamps, and what else the board wants."""
+    board = find(name)
+    platform, top = board.platform(Blink(), board.pll())
+    files = platform.prepare(top, "top", emit_src=False).files
+    text = {
+        key: value if isinstance(value, str) else value.decode() for key, value in files.items()
+    }
+    assert set(re.findall(r'^LOCATE COMP "\S+" SITE "(\w+)";', text["top.lpf"], re.M)) == pins
+    assert (
+        f'FREQUENCY PORT "{platform.default_clk}_0__io" {board.oscillator_hz}.0 HZ'
+        in (text["top.lpf"])
+    )
+    assert "EHXPLLL #(" in text["top.v"]
+    assert {call[0] for call in json.loads(text["build_top.json"])["commands"]} == {
+        *("yosys", "nextpnr-ecp5", "ecppack")
+    }
 
 
 # Written down again from Lattice's data sheet (FPGA-DS-02012, "sysCLOCK PLL Timing"), in MHz, apart

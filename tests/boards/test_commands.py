@@ -247,6 +247,22 @@ def test_build_reports(tmp_path, monkeypatch, capsys, files, network, light):
     assert json.loads((tmp_path / "report").read_text())["seed"] == 3
 
 
+def test_boards_lists_them_all(capsys):
+    status, out, _ = lichen(capsys, "boards", "--json", "-")
+    assert status == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert list(rows) == list(boards.BOARDS)
+    assert rows["ulx3s-85f"]["budget"] == {"dsp": 156, "bram": 208, "lut": 83640}
+    assert rows["ulx3s-85f"]["links"] == [{"kind": "uart", "baud": 1_000_000}]
+    assert rows["ulx3s-85f"]["builds"][0] == "small-opt-q3 g_a, 768 columns (93.44 MHz)"
+    # A faster grade of the same device is another one.
+    assert rows["orangecrab-85f"]["device"] == "LFE5U-85F-8"
+    assert rows["orangecrab-85f"]["builds"] == []
+    status, out, _ = lichen(capsys, "boards")
+    assert status == 0
+    assert re.search(r"^ecpix5-45f +LFE5UM5G-45F-8 +72 +108 +43848 .* none$", out, re.M)
+
+
 def test_estimates_worse_than_promised_are_told():
     assert lut_remark(1100, 1000) is None and lut_remark(900, 1000) is None
     assert lut_remark(1101, 1000) == (

@@ -144,6 +144,21 @@ def test_a_credit_for_every_64_bytes():
     np.testing.assert_array_equal(host.latents(), host.pipeline.golden(pixels.reshape(-1, 8)))
 
 
+def test_a_credit_comes_with_the_64th_byte_and_not_before():
+    host = Host(Standin(out_channels=1, out_lanes=1, bits=8))
+    pixels = photo(1, 22)
+
+    async def testbench(ctx):
+        sent = host.frame(pixels)
+        for part, credits in ((sent[: 12 + 63], 0), (sent[12 + 63 :], 1)):
+            await host.send(ctx, part)
+            await ctx.delay(60 * SYMBOL)
+            kinds = [kind for kind, _ in host.packets]
+            assert kinds.count(protocol.KIND_CREDIT) == credits, "credits before their bytes"
+
+    host.run(testbench)
+
+
 def test_status_on_request_says_what_the_bitstream_is():
     host = Host(Standin())
 

@@ -33,6 +33,7 @@ PINS, LINK = "tests/boards/test_pins.py::test_", "tests/boards/test_link.py::tes
 FRAMES = PINS + "frames_of_any_size_go_through"
 BREAK = PINS + "a_frame_after_a_break_in_mid_frame"
 LOST = PINS + "a_frame_after_the_clock_was_lost_in_mid_frame"
+CREDIT = LINK + "a_credit_comes_with_the_64th_byte_and_not_before"
 TOP, DEVICE = "boards/top.py", "boards/link/device.py"
 
 MUTANTS = {
@@ -53,8 +54,8 @@ MUTANTS = {
         test=LOST, words="after the clock was lost in mid-frame: ",
     ),
     "hold open on the board": Mutant(
-        file="boards/ecp5/ulx3s.py", old="link.hold.eq(hold)", new="link.hold.eq(0)",
-        test=FRAMES, words="frames one after the other: ['events: ",
+        file="boards/ecp5/serial.py", old="link.hold.eq(hold)", new="link.hold.eq(0)",
+        test=FRAMES, words="deadlock in stage events",
     ),
     "receiver not held": Mutant(
         file=TOP, old="hold(receiver)", new="receiver",
@@ -79,11 +80,11 @@ MUTANTS = {
     "credits a byte early": Mutant(
         file=DEVICE, old="consumed == protocol.CREDIT_BYTES - 1",
         new="consumed == protocol.CREDIT_BYTES - 2",
-        test=LINK + "a_credit_for_every_64_bytes", words="KIND_CREDIT",
+        test=CREDIT, words="credits before their bytes",
     ),
     "credits at the first byte": Mutant(
         file=DEVICE, old="consumed == protocol.CREDIT_BYTES - 1", new="consumed == 0",
-        test=LINK + "a_credit_for_every_64_bytes", words="KIND_CREDIT",
+        test=CREDIT, words="credits before their bytes",
     ),
     "a column too many": Mutant(
         file=DEVICE, old="column_last.eq(self.width - 1)", new="column_last.eq(self.width)",

@@ -1,0 +1,27 @@
+"""What boards ask of the ECP5: clocks, and for which device a bitstream is."""
+
+from __future__ import annotations
+
+import re
+
+from lichen.boards.ecp5.pll import PLL, retune
+
+__all__ = ["TITLE", "clock", "clock_below", "device_in", "retune"]
+
+TITLE = "ECP5"
+
+
+def clock(*, input_hz: int, output_hz: int) -> PLL:
+    """See `lichen.boards.ecp5.pll.PLL.choose`."""
+    return PLL.choose(input_hz=input_hz, output_hz=output_hz)
+
+
+def clock_below(*, input_hz: int, limit_hz: float) -> PLL:
+    """See `lichen.boards.ecp5.pll.PLL.below`."""
+    return PLL.below(input_hz=input_hz, limit_hz=limit_hz)
+
+
+def device_in(header: bytes) -> str | None:
+    """The device that ecppack names in a bitstream's comment; None if there is none."""
+    part = re.search(rb"Part: ([A-Z0-9-]+)", header)
+    return None if part is None else part.group(1).decode()
