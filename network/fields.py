@@ -74,6 +74,9 @@ IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
 """Names of architectures: CompressAI's, or others like them."""
 
+DEPTH_MAX = 64
+"""How deep objects and lists may be nested in what is there for reports only."""
+
 NAME_MAX = 255
 """Most characters of a network's name."""
 
@@ -96,10 +99,19 @@ def _architecture(value: str) -> str:
     return value
 
 
+def _depth(value: Any, most: int) -> int:
+    """How deep objects and lists are nested, counted up to ``most``."""
+    inside = value.values() if isinstance(value, dict) else value
+    if most == 0 or not isinstance(value, dict | list | tuple):
+        return 0
+    return 1 + max((_depth(item, most - 1) for item in inside), default=0)
+
+
 def _json_object(value: dict[str, Any]) -> dict[str, Any]:
+    require(_depth(value, DEPTH_MAX + 1) <= DEPTH_MAX, f"must not be nested {DEPTH_MAX} times")
     try:
         json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError):
         raise ValueError("must hold nothing but finite JSON values") from None
     return value
 

@@ -72,10 +72,9 @@ def _attach(value: Any, tensors: dict[str, np.ndarray]) -> Any:
 def dumps(network: Network) -> bytes:
     """The network as the bytes of a ``.lichen`` file; equal networks give equal bytes."""
     tensors: dict[str, np.ndarray] = {}
-    parts = network.optional_parts()
-    silent = set(Network.OPTIONAL_PARTS) - set(parts)
+    silent = set(Network.OPTIONAL_PARTS) - set(network.optional_parts())
     tree = _detach(network.model_dump(exclude=silent), "", tensors)
-    tree["format"] = max([1] + [Network.OPTIONAL_PARTS[part] for part in parts])
+    tree["format"] = network.format
     header = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return safetensors_save(tensors, metadata={HEADER: header})
 
@@ -113,8 +112,8 @@ def load(path: str | Path) -> Network:
     """
     path = Path(path)
     try:
-        folder = path.is_dir()
-        sha256 = "" if folder else _sha256(path)
+        regular = path.is_file()
+        sha256 = _sha256(path) if regular or not path.exists() else ""
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; name a .lichen file or a shipped network."
@@ -122,8 +121,9 @@ def load(path: str | Path) -> Network:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}.") from None
-    if folder:
-        raise UserError(f"{path} is a folder; name a .lichen file or a shipped network.")
+    if not regular:
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise UserError(f"{path} is {kind}; name a .lichen file or a shipped network.")
     try:
         metadata, tensors = _read(path)
     except (SafetensorError, OSError) as error:

@@ -134,6 +134,11 @@ class Network(Model):
         ]
 
     @property
+    def format(self) -> int:
+        """Of its file: the least that has all its parts."""
+        return max([1, *(self.OPTIONAL_PARTS[part] for part in self.optional_parts())])
+
+    @property
     def title(self) -> str:
         """The name for people, or the architecture if there is none, fit for a terminal."""
         return printable(" ".join(self.name.split())) or self.architecture

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from lichen.network.fields import Model, require
@@ -70,14 +70,12 @@ class Transform(Model):
     @property
     def downsampling(self) -> int:
         """Product of the strides of the plain convolutions."""
-        return int(
-            np.prod([s.convolution.stride for s in self.stages if not s.convolution.transposed])
-        )
+        return math.prod(s.convolution.stride for s in self.stages if not s.convolution.transposed)
 
     @property
     def upsampling(self) -> int:
         """Product of the strides of the transposed convolutions."""
-        return int(np.prod([s.convolution.stride for s in self.stages if s.convolution.transposed]))
+        return math.prod(s.convolution.stride for s in self.stages if s.convolution.transposed)
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width of the input and of every stage's output.

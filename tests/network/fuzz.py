@@ -31,7 +31,7 @@ from lichen.errors import UserError
 from lichen.hw.plan import planner
 from lichen.network.description import PHOTO, Activation, Network
 from lichen.network.file import HEADER, dumps, load
-from lichen.network.random import random_factorized, random_hyperprior
+from lichen.network.random import random_contexts, random_factorized, random_hyperprior
 from lichen.sim import golden
 
 Rng = np.random.Generator
@@ -59,11 +59,13 @@ def base(rng: Rng) -> Network:
     seed = int(rng.integers(1 << 30))
     kind = rng.integers(3)
     if kind == 0:
-        return random_factorized(seed, n=n, m=m, **widths)
-    scales, fraction = int(rng.integers(1, 9)), int(rng.integers(0, 5))
-    return random_hyperprior(
-        seed, n=n, m=m, means=kind == 2, scales=scales, fraction=fraction, **widths
-    )
+        network = random_factorized(seed, n=n, m=m, **widths)
+    else:
+        scales, fraction = int(rng.integers(1, 9)), int(rng.integers(0, 5))
+        network = random_hyperprior(
+            seed, n=n, m=m, means=kind == 2, scales=scales, fraction=fraction, **widths
+        )
+    return random_contexts(seed, network) if rng.random() < 0.4 else network
 
 
 def _places(tree: Any, wanted: Callable[[Any], bool]) -> list[tuple[Any, Any]]:
@@ -325,7 +327,9 @@ def damaged_file(rng: Rng) -> bytes:
     network = base(rng)
     if rng.random() < 0.15:
         return _flipped(rng, dumps(network))
-    tree = copied(network.model_dump(exclude={"means"} if rng.random() < 0.9 else None))
+    silent = set(Network.OPTIONAL_PARTS) - set(network.optional_parts())
+    tree = copied(network.model_dump(exclude=silent if rng.random() < 0.9 else None))
+    tree["format"] = network.format
     for _ in range(int(rng.choice([0, 1, 1, 1, 2, 2, 3]))):
         try:
             CHANGES[int(rng.integers(len(CHANGES)))](rng, tree)
@@ -351,7 +355,7 @@ def use(network: Network, rng: Rng, *, plan: bool) -> None:
             except UserError as error:
                 assert "\n" not in str(error)
     try:
-        container = Container(network, threads=1)
+        container = Container(network, threads=1, version=None if rng.random() < 0.6 else 1)
     except UserError as error:
         assert "so it codes no images" in str(error)
         for name, transform in network.transforms.items():

@@ -316,6 +316,7 @@ def test_files_that_are_no_networks_are_refused(network: Network, tmp_path: Path
         assert words in refusal(path), name
     assert not trap.exists()
     assert "is a folder" in refusal(tmp_path)
+    assert "is no regular file" in refusal(Path("/dev/zero"))
     assert "does not exist" in refusal(tmp_path / "nothing.lichen")
 
 

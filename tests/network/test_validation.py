@@ -54,18 +54,17 @@ def channels_of_the_picture(tree: Tree) -> None:
         last["requantizer"][name] = np.concatenate([last["requantizer"][name]] * 2)[:4]
 
 
-def strides_of_four(tree: Tree) -> None:
-    for i in range(4):
-        stage(tree, "g_a", i)["convolution"].update(stride=4)
-    tree["transforms"].pop("g_s")
-    stages = tree["transforms"]["g_a"]["stages"]
-    extra = [dict(stages[-1]), dict(stages[-1])]
-    for i, more in enumerate(extra):
-        more["name"] = f"more{i}"
-        conv = dict(more["convolution"])
-        conv["weight"] = np.ones((4, 4, 5, 5), np.int16)
-        more["convolution"] = conv
-    stages += extra
+def strides(count: int, stride: int) -> Callable[[Tree], None]:
+    """An analysis transform alone, of so many stages."""
+
+    def edit(tree: Tree) -> None:
+        tree["transforms"].pop("g_s")
+        last = stage(tree, "g_a", -1)
+        conv = last["convolution"] | {"stride": stride, "weight": np.ones((4, 4, 5, 5), np.int16)}
+        more = [last | {"name": f"more{i}", "convolution": conv} for i in range(count)]
+        tree["transforms"]["g_a"]["stages"] += more
+
+    return edit
 
 
 CASES: dict[str, tuple[Network, Callable[[Tree], None], str]] = {
@@ -101,7 +100,9 @@ CASES: dict[str, tuple[Network, Callable[[Tree], None], str]] = {
         convolution("h_s", 2, padding=2),
         "h_s, stage conv3: kernels, strides, paddings and output_padding make 4 n + 2 rows of n",
     ),
-    "a stride too long": (FACTORIZED, strides_of_four, "the strides multiply to 4096"),
+    "strides too long": (FACTORIZED, strides(4, 4), "the strides multiply to 4096"),
+    "strides that 64 bits don't hold": (FACTORIZED, strides(32, 4), f"multiply to {1 << 68}"),
+    "too many stages": (FACTORIZED, strides(61, 1), "at most 64 items"),
     "pixels of ten bits": (
         FACTORIZED,
         output("g_s", bits=10, hi=1023),
@@ -142,6 +143,11 @@ CASES: dict[str, tuple[Network, Callable[[Tree], None], str]] = {
         FACTORIZED,
         lambda tree: tree.update(provenance={"a": float("nan")}),
         "nothing but finite JSON values",
+    ),
+    "a provenance that is too deep": (
+        FACTORIZED,
+        lambda tree: tree.update(provenance={"a": json.loads("[" * 64 + "]" * 64)}),
+        "must not be nested 64 times",
     ),
     "a scale for every other channel": (
         FACTORIZED,
