@@ -28,6 +28,7 @@ def give_places(
     """
     # Compiled loops: imported only where something is built.
     caches.prepare()
+    from lichen.boards.ecp5.floorplan.netlist import NetlistError
     from lichen.boards.ecp5.floorplan.plan import FloorplanError, apply
 
     try:
@@ -42,8 +43,8 @@ def give_places(
         )
     except FloorplanError as error:
         raise ToolFailedError(f"no floorplan: {error}; --no-floorplan builds without.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{folder / NETLIST} is no netlist of yosys ({error})") from None
+    except NetlistError as error:
+        raise OutputError(str(error)) from None
 
 
 def draw_places(plan: Floorplan, board: Board, report: Path, clock: str, path: Path) -> None:

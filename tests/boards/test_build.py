@@ -136,19 +136,25 @@ def test_the_floorplan_stands_between_synthesis_and_placement(tmp_path, tools, m
     assert run(tmp_path / "out", floorplan=None).floorplan is None
     seen = json.loads((tmp_path / "out" / "logs" / "seen.json").read_text())
     assert seen == design
+    # A picture that cannot be written costs a sentence, and no bitstream.
+    with pytest.raises(UserError, match="cannot write"):
+        run(tmp_path / "new", plot=tmp_path / "nowhere" / "floor.svg")
+    assert (tmp_path / "new" / "top.bit").exists()
 
 
 @pytest.mark.parametrize(
     ("netlist", "reason"),
     [
         ("{", "top.json is no netlist of yosys"),
-        ('{"modules": {}}', "top.json is no netlist of yosys"),
+        ('{"modules": {}}', "top.json is no netlist of yosys ('top')"),
+        ('{"modules": {"top": {"ports": {}, "cells": []}}}', "top.json is no netlist of yosys"),
+        ('{"modules": {"top": {"cells": {"a": {"type": "b"}}}}}', "is no netlist of yosys"),
         (
             json.dumps(ring(79)),
             "no floorplan: 158 multipliers have no room: LFE5U-85F has 156; --no-floorplan builds",
         ),
     ],
-    ids=["no JSON", "no module", "no room"],
+    ids=["no JSON", "no module", "no cells", "no pins", "no room"],
 )
 def test_no_floorplan_can_be_made(tmp_path, tools, netlist, reason):
     body = fakes.YOSYS % {"dsp": PLANNED.dsp, "bram": PLANNED.bram}

@@ -340,6 +340,8 @@ def test_build_exit_statuses(tmp_path, monkeypatch, capsys, files, network, ligh
         ({"--clock": "5"}, "no such clock on the ULX3S 85F: baud must be at most an eighth of the"),
         ({"--transform": "g_s"}, "network two\\nstages has no transform g_s, only g_a"),
         ({"--folding": "nowhere.json"}, "cannot read nowhere.json: No such file or directory."),
+        ({"--plot": "floor.jpg"}, "floor.jpg must end in one of .svg, .png, .pdf to be drawn."),
+        ({"--plot": "a.svg", "--unit": "conv1"}, "--plot draws a floorplan, and this build makes"),
         ({"NET": "nosuchnet"}, "nosuchnet is neither a file nor the name of a shipped network"),
     ],
 )

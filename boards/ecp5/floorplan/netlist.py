@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lichen.files import reason
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -109,11 +111,26 @@ class Netlist:
         return np.array([i for i, kind in enumerate(self.types) if kind in wanted], np.int64)
 
 
+class NetlistError(Exception):
+    """A file that yosys did not write; the message says which, and what it lacks."""
+
+
 def read(path: Path, top: str = "top") -> dict[str, Any]:
-    """What yosys' ``write_json`` wrote, as it stands."""
-    design: dict[str, Any] = json.loads(path.read_bytes())
-    if top not in design.get("modules", {}):
-        raise ValueError(f"{path} holds no module {top!r}")
+    """What yosys' ``write_json`` wrote, as it stands.
+
+    Raises NetlistError when it holds no module ``top``.
+    """
+    try:
+        design: dict[str, Any] = json.loads(path.read_bytes())
+        module = design["modules"][top]
+        for cell in module["cells"].values():
+            if not {"type", "attributes", "port_directions", "connections"} <= cell.keys():
+                raise KeyError("port_directions")
+        module["ports"].values()
+    except OSError as error:
+        raise NetlistError(f"{path} cannot be read: {reason(error)}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NetlistError(f"{path} is no netlist of yosys ({error})") from None
     return design
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,35 @@ class Effort:
     timing: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A run of steps.
+
+    Attributes
+    ----------
+    steps : int
+        At most; fewer once every crowd's excess is below ``excess``.
+    smoothing, stride : (float, float)
+        At the beginning and at the end, in tiles.
+    excess : float
+        Share of the area in overfull bins at which crowds are thin enough.
+    growth : float
+        Factor on the pressure of a crowd that is not, after each step.
+    timing_after : int
+        Step from which on paths count.
+    logic_only : bool
+        Whether macros stand still.
+    """
+
+    steps: int
+    smoothing: tuple[float, float]
+    stride: tuple[float, float]
+    excess: float = 0.0
+    growth: float = 1.0
+    timing_after: int = 0
+    logic_only: bool = False
+
+
 @dataclass(kw_only=True)
 class Springs:
     """Wires of long paths, as nets of two cells with weights."""
@@ -126,6 +155,8 @@ class Placement:
             self._still[cell] = True
         self._weight = np.ones(len(netlist.pointer) - 1)
         self._springs = Springs()
+        # With which each crowd pushes; None until there is a pull to compare with.
+        self._pressure: list[float | None] = [None] * len(self.crowds)
 
     def _draw(self, count: int) -> Floats:
         """Numbers from 0 to 1, the same for a seed with every version of Python."""
@@ -200,107 +231,79 @@ class Placement:
             weight=weight[edges],
         )
 
-    def descend(
-        self,
-        steps: int,
-        crowds: list[Crowd],
-        *,
-        smoothing: tuple[float, float],
-        stride: tuple[float, float],
-        excess: float,
-        growth: float,
-        pressure: list[float | None],
-        timing_after: int,
-    ) -> None:
-        """Adam on the wires' smooth length and the crowds' energy.
-
-        Parameters
-        ----------
-        steps : int
-            At most; fewer once every crowd's excess is below ``excess``.
-        smoothing, stride : (float, float)
-            At the beginning and at the end, in tiles.
-        growth : float
-            Factor on the pressure of a crowd that is still too dense, after each step.
-        pressure : list
-            By crowd, changed in place; None starts with one that suits the wires' pull.
-        timing_after : int
-            Step from which on paths count.
-        """
-        netlist, moves = self.netlist, ~self._still
-        memory = [np.zeros(len(self.x)) for _ in range(4)]
-        fade = [1.0, 1.0]
+    def descend(self, phase: Phase) -> None:
+        """Adam on the wires' smooth length and the crowds' energy."""
+        moves = ~self._still
+        crowds = self.crowds[: len(self.crowds) - len(self.macros) * phase.logic_only]
+        adam = [_Adam(len(self.x)) for _ in range(2)]
         limits = (self.fabric.width - 0.5, self.fabric.height - 0.5)
-        for step in range(steps):
-            share = step / max(steps - 1, 1)
-            width, length = _between(smoothing, share), _between(stride, share)
-            if self.effort.timing and step >= timing_after and step % RETIME == 0:
+        for step in range(phase.steps):
+            share = step / max(phase.steps - 1, 1)
+            if self.effort.timing and step >= phase.timing_after and step % RETIME == 0:
                 self._tighten()
-            gradients = [np.zeros(len(self.x)), np.zeros(len(self.x))]
+            gradients = self._pulls(_between(phase.smoothing, share))
+            worst = self._pushes(crowds, gradients, phase)
+            stride = _between(phase.stride, share)
             for axis, at in enumerate((self.x, self.y)):
-                kernels.pull(
-                    netlist.pointer, netlist.members, self._weight, at, width, gradients[axis]
-                )
-                springs = self._springs
-                if len(springs.weight):
-                    kernels.pull(
-                        springs.pointer, springs.members, springs.weight, at, width, gradients[axis]
-                    )
-            worst = 0.0
-            for index, crowd in enumerate(crowds):
-                *force, over = crowd.force(self.x, self.y, self.area)
-                worst = max(worst, over)
-                now = pressure[index]
-                if now is None:
-                    pulls = sum(kernels.size(one, crowd.cells) for one in gradients)
-                    pushes = sum(kernels.size(one, crowd.cells) for one in force)
-                    now = PRESSURE * pulls / max(pushes, 1e-9)
-                for gradient, one in zip(gradients, force, strict=True):
-                    gradient += now * one
-                pressure[index] = now * growth if over > excess / 2 else now
-            fade = [fade[0] * MOMENTUM, fade[1] * MOMENTUM_2]
-            for axis, at in enumerate((self.x, self.y)):
-                first, second, gradient = memory[2 * axis], memory[2 * axis + 1], gradients[axis]
-                first += (1 - MOMENTUM) * (gradient - first)
-                second += (1 - MOMENTUM_2) * (gradient * gradient - second)
-                move = first / (1 - fade[0]) / (np.sqrt(second / (1 - fade[1])) + 1e-6)
-                at -= np.where(moves, length * move, 0.0)
+                at -= np.where(moves, stride * adam[axis].direction(gradients[axis]), 0.0)
                 np.clip(at, 0.5, limits[axis], out=at)
-            if worst < excess and step > steps // 2:
+            if worst < phase.excess and step > phase.steps // 2:
                 break
+
+    def _pulls(self, smoothing: float) -> list[Floats]:
+        """Gradients along x and y of the length of nets and springs."""
+        netlist, springs = self.netlist, self._springs
+        found = []
+        for at in (self.x, self.y):
+            gradient = np.zeros(len(at))
+            kernels.pull(netlist.pointer, netlist.members, self._weight, at, smoothing, gradient)
+            if len(springs.weight):
+                kernels.pull(
+                    springs.pointer, springs.members, springs.weight, at, smoothing, gradient
+                )
+            found.append(gradient)
+        return found
+
+    def _pushes(self, crowds: list[Crowd], gradients: list[Floats], phase: Phase) -> float:
+        """Add the crowds' forces to the gradients; returns the largest excess of a crowd."""
+        worst = 0.0
+        for index, crowd in enumerate(crowds):
+            *force, over = crowd.force(self.x, self.y, self.area)
+            worst = max(worst, over)
+            pressure = self._pressure[index]
+            if pressure is None:
+                pull = sum(kernels.size(one, crowd.cells) for one in gradients)
+                push = sum(kernels.size(one, crowd.cells) for one in force)
+                pressure = PRESSURE * pull / max(push, 1e-9)
+            for gradient, one in zip(gradients, force, strict=True):
+                gradient += pressure * one
+            dense = over > phase.excess / 2
+            self._pressure[index] = pressure * phase.growth if dense else pressure
+        return worst
 
     def run(self) -> None:
         """The whole of it: spread, assign, settle."""
         effort = self.effort
-        pressure: list[float | None] = [None] * len(self.crowds)
         self.descend(
-            effort.spread,
-            self.crowds,
-            smoothing=(8.0, 0.6),
-            stride=(1.0, 1 / 3),
-            excess=effort.excess,
-            growth=effort.growth,
-            pressure=pressure,
-            timing_after=effort.spread // 4,
+            Phase(
+                steps=effort.spread,
+                smoothing=(8.0, 0.6),
+                stride=(1.0, 1 / 3),
+                excess=effort.excess,
+                growth=effort.growth,
+                timing_after=effort.spread // 4,
+            )
         )
         self.assign()
         for cells, _ in self.macros:
             self._still[cells] = True
-        logic = len(self.crowds) - len(self.macros)
-        for round_ in range(effort.rounds + 1):
-            last = round_ == effort.rounds
-            self.descend(
-                effort.settle,
-                self.crowds[:logic],
-                smoothing=(1.0, 0.6),
-                stride=(1 / 4, 1 / 8) if last else (1 / 3, 1 / 6),
-                excess=0.0,
-                growth=1.0,
-                pressure=pressure,
-                timing_after=0,
-            )
-            if not last:
-                self.reassign(10)
+        settle = Phase(
+            steps=effort.settle, smoothing=(1.0, 0.6), stride=(1 / 3, 1 / 6), logic_only=True
+        )
+        for _ in range(effort.rounds):
+            self.descend(settle)
+            self.reassign(10)
+        self.descend(replace(settle, stride=(1 / 4, 1 / 8)))
 
     def assign(self) -> None:
         """Give every macro a place: the nearest ones first, then those with the shortest wires."""
@@ -365,6 +368,22 @@ PRESSURE = 1e-3
 
 MOMENTUM, MOMENTUM_2 = 0.9, 0.99
 """Adam's."""
+
+
+class _Adam:
+    """Directions from gradients, one axis (Kingma and Ba, "Adam", 2015)."""
+
+    def __init__(self, cells: int):
+        self._first, self._second = np.zeros(cells), np.zeros(cells)
+        self._fade = (1.0, 1.0)
+
+    def direction(self, gradient: Floats) -> Floats:
+        """Against it the cells should move, by about one."""
+        self._first += (1 - MOMENTUM) * (gradient - self._first)
+        self._second += (1 - MOMENTUM_2) * (gradient * gradient - self._second)
+        self._fade = (self._fade[0] * MOMENTUM, self._fade[1] * MOMENTUM_2)
+        root = np.sqrt(self._second / (1 - self._fade[1]))
+        return self._first / (1 - self._fade[0]) / (root + 1e-6)
 
 
 def _between(ends: tuple[float, float], share: float) -> float:
