@@ -14,6 +14,7 @@ import pytest
 from lichen.boards.build.tools import NEXTPNR_ECP5
 from lichen.boards.ecp5.floorplan import density, netlist, plan
 from lichen.boards.ecp5.floorplan.fabric import fabric, pins
+from lichen.boards.ecp5.floorplan.picture import critical_path, unit_of
 from lichen.boards.ecp5.floorplan.place import Effort, Placement, lateness
 from lichen.boards.ecp5.floorplan.plan import FloorplanError, apply, make
 from lichen.errors import UserError
@@ -252,6 +253,46 @@ def test_best_of_several_starts(monkeypatch):
     found = floor(design, tries=3)
     assert found.tries == [one.wire_length for one in alone]
     assert found.places in [one.places for one in alone]
+
+
+def test_the_worst_path_of_a_report():
+    """As nextpnr 0.11 writes it; only the clock's own paths count, and of those the wires."""
+
+    def step(kind, *ends):
+        loads = {
+            end: {"cell": "c", "loc": list(loc), "port": "Q"}
+            for end, loc in zip(("from", "to"), ends, strict=True)
+        }
+        return {"type": kind, "delay": 1.0, **loads}
+
+    path = [
+        step("clk-to-q", (4, 22), (4, 22)),
+        step("routing", (4, 22), (5, 13)),
+        step("logic", (5, 13), (5, 13)),
+        step("routing", (5, 13), (5, 14)),
+        step("setup", (5, 14), (5, 14)),
+    ]
+    report = {
+        "critical_paths": [
+            {"from": "<async>", "to": "posedge $glbnet$clk", "path": [path[1]]},
+            {"from": "posedge $glbnet$clk", "to": "posedge $glbnet$clk", "path": path},
+        ]
+    }
+    assert critical_path(report, "clk") == [(4, 22), (5, 13), (5, 13), (5, 14)]
+    assert critical_path(report, "clk25") == [] == critical_path({}, "clk")
+
+
+@pytest.mark.parametrize(
+    ("cell", "unit"),
+    [
+        ("link.pipeline.conv2_norm.core.array.x", "conv2_norm"),
+        ("link.pipeline.starting", "link"),
+        ("link.link.received.x", "link"),
+        ("led1_pin", "link"),
+    ],
+)
+def test_units_of_cells(cell, unit):
+    assert unit_of(cell) == unit
 
 
 LPF = """LOCATE COMP "led_0__io" SITE "B2";
