@@ -44,16 +44,21 @@ class Agent:
 
 
 class Pauses:
-    """Whether a cycle is a pause: with probability ``share``, in runs of ``1 .. hold``."""
+    """Whether a cycle is a pause: with probability ``share``, in runs of ``1 .. hold`` cycles.
 
-    def __init__(self, share: float, seed: int, hold: int = 1):
-        self._rng, self._share, self._hold = np.random.default_rng([SEED, seed]), share, hold
+    What is no pause lasts ``1 .. burst`` cycles.
+    """
+
+    def __init__(self, share: float, seed: int, hold: int = 1, burst: int = 1):
+        self._rng, self._share = np.random.default_rng([SEED, seed]), share
+        self._hold, self._burst = hold, burst
         self._left, self._pause = 0, False
 
     def __call__(self) -> bool:
         if self._left == 0:
             self._pause = bool(self._rng.random() < self._share)
-            self._left = int(self._rng.integers(1, self._hold + 1))
+            most = self._hold if self._pause else self._burst
+            self._left = int(self._rng.integers(1, most + 1))
         self._left -= 1
         return self._pause
 

@@ -182,7 +182,7 @@ class Feeder(Agent):
 
     def __init__(self, core: Core, layer: Layer, pauses: float):
         self.core, self.layer = core, layer
-        self.pauses = Pauses(pauses, 6, hold=8)
+        self.pauses = Pauses(pauses, 6, hold=8, burst=8)
         self.starts: list[int] = []
         self.steps: dict[int, tuple[int, int]] = {}
         """By cycle: group, and cycle within the group."""
@@ -227,7 +227,7 @@ class Drain(Agent):
 
     def __init__(self, core: Core, layer: Layer, feeder: Feeder, pauses: float):
         self.core, self.layer, self.feeder = core, layer, feeder
-        self.pauses = Pauses(pauses, 7, hold=32)
+        self.pauses = Pauses(pauses, 7, hold=32, burst=32)
         beats = core.shape.beats
         self.expected = [
             (beat, layer.sums[g, p, beat * layer.chains : (beat + 1) * layer.chains].tolist())

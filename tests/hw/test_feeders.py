@@ -117,7 +117,7 @@ class FeedWatch(Agent):
         behind: Agent,
     ):
         self.name, self.feed, self.expected, self.lanes = name, feed, expected, lanes
-        self.pauses, self.behind = Pauses(pauses, 5, hold=16), behind
+        self.pauses, self.behind = Pauses(pauses, 5, hold=16, burst=16), behind
         self.starts: list[int] = []
         self.steps: dict[int, Step] = {}
         """By the cycle in which they are due on the feed."""
@@ -314,7 +314,7 @@ def taken_without_a_bank(unit: Window | PixelBuffer, cycles: int, **size: int) -
 
 
 traffic = pytest.mark.parametrize(
-    "pauses", [(0.0, 0.0), (0.3, 0.8), (0.4, 0.0)], ids=["full rate", "pauses", "starved"]
+    "pauses", [(0.0, 0.0), (0.3, 0.8), (0.3, 0.0)], ids=["full rate", "pauses", "starved"]
 )
 
 WINDOWS = {
