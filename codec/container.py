@@ -10,9 +10,8 @@ does anything that depends on the machine.
 from __future__ import annotations
 
 import math
-import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lichen.codec import version2
+from lichen.codec import version1, version2
 from lichen.codec.context import ContextCoder
 from lichen.codec.entropy import EntropyCoder, EntropyError
 from lichen.codec.layout import Layout
@@ -65,18 +64,11 @@ VERSIONS = (1, 2)
 SEGMENT_SYMBOLS = 1 << 16
 """Most symbols of a segment of version 1."""
 
-PARTS_MAX = 1 << 16
-"""Most parts of a file of version 1; images of `PIXELS_MAX` have a few thousand."""
-
 PROFILE_BYTES_MAX = 1 << 24
 """Largest ICC profile, EXIF or XMP: what inflates to more is taken for an attack."""
 
 MARK = np.array([255, 0, 255], np.uint8)
 """Colour of what is lost."""
-
-_FIXED = struct.Struct("<4sBBHII32sI")
-_PART = struct.Struct("<III")
-_CHECKSUM = struct.Struct("<I")
 
 _S = TypeVar("_S", bound=np.generic)
 
@@ -244,15 +236,8 @@ class Container:
             for task, payload in zip(tasks, payloads, strict=True)
         ]
         parts += others
-        head = _FIXED.pack(
-            MAGIC, 1, flags, 0, latents.width, latents.height,
-            bytes.fromhex(self.digest_of(1)), len(parts),
-        )  # fmt: skip
-        for kind, payload in parts:
-            head += _PART.pack(kind, len(payload), zlib.crc32(payload))
-        return b"".join(
-            [head, _CHECKSUM.pack(zlib.crc32(head)), *(payload for _, payload in parts)]
-        )
+        size = latents.height, latents.width
+        return version1.pack(flags, size, bytes.fromhex(self.digest_of(1)), parts)
 
     def decode(
         self,
@@ -424,7 +409,7 @@ class _Reader(PartReader):
             if not part.intact:
                 return CHECKSUM_FAILS
             if unsure is not None and _stretch(unsure, first, last).any():
-                return "cannot be decoded without a z segment that is lost"
+                return self.needed(name)
             try:
                 symbols = coder.decode(self.payload(part), _stretch(indices, first, last))
             except EntropyError:
@@ -479,50 +464,7 @@ def inspect(data: bytes, *, truncated: bool = False) -> Header:
         )
     if version == 2:
         return version2.inspect(data, truncated=truncated)
-    return _inspect_1(data, truncated)
-
-
-def _inspect_1(data: bytes, truncated: bool) -> Header:
-    """The header of a file of version 1."""
-    if len(data) < _FIXED.size:
-        raise ContainerError("the file is damaged: it ends within its header.")
-    _, version, flags, reserved, width, height, sha, count = _FIXED.unpack_from(data)
-    if count > PARTS_MAX:
-        raise ContainerError(f"the file is damaged: it claims to have {count} parts.")
-    end = _FIXED.size + count * _PART.size
-    if len(data) < end + _CHECKSUM.size:
-        raise ContainerError("the file is damaged: it ends within its header.")
-    if zlib.crc32(data[:end]) != _CHECKSUM.unpack_from(data, end)[0]:
-        raise ContainerError("the file is damaged: its header fails its checksum.")
-    kinds = (*SEGMENTS, Kind.ALPHA, Kind.ICC)
-    if reserved or flags & ~int(Flags.GREY) or not width or not height:
-        raise ContainerError("the file is damaged: its header makes no sense.")
-    numbers = dict.fromkeys(kinds, 0)
-    parts = []
-    offset = end + _CHECKSUM.size
-    for kind, length, checksum in _entries(data, count):
-        if kind not in kinds:
-            raise ContainerError(f"the file is damaged: there is no part of kind {kind}.")
-        payload = data[offset : offset + length]
-        intact = len(payload) == length and zlib.crc32(payload) == checksum
-        parts.append(Part(kind, numbers[Kind(kind)], offset, length, intact, _PART.size))
-        numbers[Kind(kind)] += 1
-        offset += length
-    if max(numbers[Kind.ALPHA], numbers[Kind.ICC]) > 1:
-        raise ContainerError("the file is damaged: it has two alphas or profiles.")
-    if offset != len(data) and not truncated:
-        raise ContainerError(
-            f"the file is damaged: it has {len(data)} bytes where {offset} belong."
-        )
-    return Header(
-        version, Flags(flags), width, height, sha.hex(), tuple(parts), len(data),
-        offset == len(data),
-    )  # fmt: skip
-
-
-def _entries(data: bytes, count: int) -> Iterator[tuple[int, int, int]]:
-    end = _FIXED.size + count * _PART.size
-    yield from _PART.iter_unpack(data[_FIXED.size : end])
+    return version1.inspect(data, truncated=truncated)
 
 
 def _plain_parts(picture: Picture | None, metadata: bool = False) -> list[tuple[Kind, bytes]]:

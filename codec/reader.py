@@ -108,6 +108,11 @@ class PartReader(ABC):
         inner = self.network.inner(self.latent(name))
         return None if inner is None else self._reached(inner)
 
+    def needed(self, name: str) -> str:
+        """Why symbols of such places are lost, too."""
+        inner = self.network.inner(self.latent(name))
+        return f"cannot be decoded without a {inner.name if inner else name} segment that is lost"
+
     def _reached(self, latent: Latent) -> Mask | None:
         """What the synthesis of a latent makes of lost symbols; None if none is lost.
 

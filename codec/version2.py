@@ -405,7 +405,7 @@ class Reader(PartReader):
             for i, (window, part) in enumerate(members):
                 reason = CHECKSUM_FAILS
                 if part.intact and unsure is not None and _any(unsure, window):
-                    reason = "cannot be decoded without a z segment that is lost"
+                    reason = self.needed(name)
                 elif part.intact:
                     try:
                         coder.decode(self.payload(part), symbols, indices, window, limits)

@@ -187,6 +187,7 @@ def _write(result: _Result, file: Path, target: Path, latents: Path | None) -> d
     import numpy as np
 
     from lichen.files import write_atomically
+    from lichen.network.flow import LATENTS
     from lichen.sim.images import write_image
 
     decoded = result.decoded
@@ -195,7 +196,8 @@ def _write(result: _Result, file: Path, target: Path, latents: Path | None) -> d
         for segment in result.symbols.segments:
             buffer = io.BytesIO()
             np.save(buffer, segment.symbols)
-            path = latents if segment.name == "y" else latents.with_suffix(".z.npy")
+            outer = segment.name == LATENTS[0].name
+            path = latents if outer else latents.with_suffix(f".{segment.name}.npy")
             write_atomically(path, buffer.getvalue())
     return {
         "file": str(file),

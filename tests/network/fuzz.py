@@ -139,7 +139,8 @@ def change_type(rng: Rng, tree: Tree) -> None:
     if place is not None:
         box, key, array = place
         kinds = (*INTEGERS, "float64", "float16", "bool")
-        box[key] = array.astype(kinds[int(rng.integers(len(kinds)))])
+        with np.errstate(over="ignore"):
+            box[key] = array.astype(kinds[int(rng.integers(len(kinds)))])
 
 
 def change_types(rng: Rng, tree: Tree) -> None:
