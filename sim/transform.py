@@ -221,23 +221,28 @@ def deviation(
     marks: list[dict[str, tuple[int, int]]],
     frames: list[npt.NDArray[np.integer]],
 ) -> str | None:
-    """The first unit whose cycles differ from the cycle model's, in a sentence; None if none does.
+    """The unit whose cycles are the first to differ from the cycle model's, in a sentence.
 
-    Of drained frames without pauses: ``marks`` are `SimulationResult.marks`.
+    The first in time: a unit that is late makes those behind it late, and by its backpressure
+    those before it. None if none differs. Of drained frames without pauses: ``marks`` are
+    `SimulationResult.marks`.
     """
     what = {
         "starts": ("its first group starts", "its last group starts"),
         "beats": ("its first beat leaves", "its last beat leaves"),
     }
     for number, (seen, frame) in enumerate(zip(marks, frames, strict=True)):
+        found: list[tuple[int, str]] = []
         for name, predicted in timing.marks(pipeline, *frame.shape[:2]).items():
             bit, _, unit = name.partition("_")
-            for event, right, cycle in zip(
-                what[bit], predicted, seen.get(name, (None, None)), strict=True
-            ):
+            for k, event in enumerate(what[bit]):
+                right, cycle = predicted[k], seen[name][k] if name in seen else None
                 if cycle != right:
                     where = f" of frame {number}" if number else ""
-                    return f"{unit}: {event} in cycle {cycle}{where} instead of {right}"
+                    sentence = f"{unit}: {event} in cycle {cycle}{where} instead of {right}"
+                    found.append((right if cycle is None else min(cycle, right), sentence))
+        if found:
+            return min(found, key=lambda item: item[0])[1]
     return None
 
 
