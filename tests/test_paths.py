@@ -71,6 +71,7 @@ def said(*arguments: str) -> str:
         ("images --json images/new.json", ""),
         ("x -o images --json images/report.json", ""),
         ("x --json a.lic", ""),
+        ("x -o made --json made/report.json", ""),
     ],
 )
 def test_refused_before_anything_is_done(here, arguments, sentence):
@@ -79,6 +80,16 @@ def test_refused_before_anything_is_done(here, arguments, sentence):
     assert {Path(name).read_text() for name in ("images/a.png", "a.lic", "folding.json")} == {
         "precious"
     }
+
+
+def test_json_may_go_into_a_folder_that_is_made_but_over_nothing_in_it(tmp_path, capsys):
+    """That the folder is not there yet is no reason to refuse; Verilog just written stays."""
+    common = ["generate", "tiny", "--board", "ulx3s-85f", "--multipliers", "16"]
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as exit_:
+        main([*common, "-o", str(out), "--json", str(out / "lichen_pipeline.v")])
+    assert exit_.value.code == 2 and "is a result of this command" in capsys.readouterr().err
+    assert (out / "lichen_pipeline.v").read_text().startswith("//")
 
 
 def test_shipped_networks_are_inputs(here):

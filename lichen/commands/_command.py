@@ -119,9 +119,13 @@ def check_paths(command: click.Command, values: dict[str, Any]) -> None:
                         f"{label} {path} would replace what {labels[name]} reads; name another "
                         "file."
                     )
+    output = values.get("output")
     for name in EXTRA_RESULTS:
         if name in labels and values.get(name) not in (None, "-"):
-            _check_writable(Path(values[name]))
+            path = Path(values[name])
+            # what goes into the main result's folder finds it once that is there
+            if output is None or not _is_below(path, Path(output)):
+                _check_writable(path)
 
 
 def _label(parameter: click.Parameter) -> str:
@@ -155,6 +159,10 @@ def _reads(source: str, path: Path) -> bool:
 
     shipped = (models.shipped_network(source), models.shipped_parent(source))
     return any(file is not None and files.same_file(file, path) for file in shipped)
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
 def _check_writable(path: Path) -> None:
