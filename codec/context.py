@@ -286,7 +286,7 @@ class ContextCoder:
         only to models with ``levels``.
         """
         symbols = np.require(symbols, np.int32, ["C", "W"])
-        out = np.empty(window.size * self.channels * SYMBOL_BYTES_MAX + 8, np.uint8)
+        out = np.zeros(window.size * self.channels * SYMBOL_BYTES_MAX + 8, np.uint8)
         length = _compiled().encode(
             symbols, self._indices(indices), _tuple(window), self._model, self._spread,
             self._levels, self._choice, self._tables, out,

@@ -273,7 +273,7 @@ class EntropyCoder:
             return b""
         loops = _compiled()
         bits = loops.bits_bound(flat, rows, self.lengths, self.offsets)
-        words = np.empty(bits // WORD_BITS + 4, np.uint32)
+        words = np.zeros(bits // WORD_BITS + 4, np.uint32)
         state, first = loops.encode(flat, rows, self.cdf, self.lengths, self.offsets, words)
         return int(state).to_bytes(8, "little") + words[first:].astype("<u4").tobytes()
 

@@ -128,7 +128,7 @@ class Network(Model):
 
     def optional_parts(self) -> list[str]:
         """Which of `OPTIONAL_PARTS` say something that a file of format 1 would not."""
-        silent = {"means": self.means == self._means_by_channels()}
+        silent = {"means": not self.hyper or self.means == self._means_by_channels()}
         return [
             part for part in self.OPTIONAL_PARTS if not silent.get(part, not getattr(self, part))
         ]

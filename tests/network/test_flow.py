@@ -30,6 +30,8 @@ def test_means_are_a_fact_of_the_network():
         network = random_hyperprior(1, n=2, m=3, means=means)
         assert network.means is means and network.optional_parts() == []
         assert network.has_means(LATENTS[0]) is means and not network.has_means(LATENTS[1])
+    half = network.model_copy(update={"transforms": {"g_a": network.transforms["g_a"]}})
+    assert half.format == 1 and not half.has_means(LATENTS[0])
     # with h_s alone nobody can tell by its channels
     h_s = {"h_s": network.transforms["h_s"]}
     fields = {"architecture": "custom", "n": 2, "m": 3, "transforms": h_s}
