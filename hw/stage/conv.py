@@ -15,7 +15,7 @@ from amaranth.lib.wiring import In, Out, connect
 
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import CreditFifo, fifo_depth
-from lichen.hw.device.unit import delayed, lanes_of, shape_of
+from lichen.hw.device.unit import check_positive, delayed, lanes_of, shape_of
 from lichen.hw.engine.core import Core
 from lichen.hw.engine.element import Backend
 from lichen.hw.engine.feed import Phases
@@ -121,6 +121,8 @@ class ConvUnit(StageUnit):
         max_width: int,
         backend: Backend = Backend.PORTABLE,
     ):
+        check_positive(i_lanes=i_lanes, pixels=pixels, chains=chains, chain_length=chain_length)
+        check_positive(lanes=lanes, max_width=max_width)
         self.stage = stage
         self._check(stage)
         channels = stage.convolution.in_channels

@@ -189,6 +189,7 @@ class NormUnit(StageUnit):
         lanes: int,
         backend: Backend = Backend.PORTABLE,
     ):
+        check_positive(pixels=pixels, chains=chains, chain_length=chain_length, lanes=lanes)
         norm = self.normalization = normalization
         channels = norm.channels
         steps = ceil_div(channels, lanes)

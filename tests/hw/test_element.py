@@ -11,6 +11,7 @@ import pytest
 from amaranth.hdl import Shape, signed, unsigned
 
 from lichen.hw.device import ecp5
+from lichen.hw.device.multiplier import Multiplier
 from lichen.hw.engine.element import ELEMENTS, Backend, Element, packs
 from lichen.hw.verilog import emit
 
@@ -137,3 +138,21 @@ def test_packing_is_offered_exactly_where_it_is_exact(a, w_bits):
         exact &= bool(np.all(low - (borrow << shift) == w0 * x))
         exact &= bool(np.all((product >> shift) + borrow == w1 * x))
     assert packs(a, signed(w_bits)) == exact
+
+
+def test_parameters_of_a_multiplier():
+    """A sign bit more where an unsigned operand meets a signed one: 18 bits hold both."""
+    Multiplier(a_shape=unsigned(17), b_shape=signed(18))
+    for name, shapes in (("a_shape", (19, 4)), ("b_shape", (4, 19)), ("a_shape", (0, 4))):
+        with pytest.raises(ValueError, match=f"{name} must be 1 to 18 bits wide as a multiplier"):
+            Multiplier(a_shape=unsigned(shapes[0]), b_shape=unsigned(shapes[1]))
+    with pytest.raises(ValueError, match="a_shape must be 1 to 18 bits wide as a multiplier"):
+        Multiplier(a_shape=unsigned(18), b_shape=signed(18))
+
+
+def test_parameters_of_an_element():
+    with pytest.raises(TypeError, match="lanes must be a positive integer, not 0"):
+        ELEMENTS[Backend.DSP](a_shape=signed(8), w_shape=signed(8), lanes=0)
+    message = r"two products of signed\(8\) and signed\(8\) do not fit one multiplier"
+    with pytest.raises(ValueError, match=message):
+        ELEMENTS[Backend.PACKED](a_shape=signed(8), w_shape=signed(8), lanes=1)

@@ -125,6 +125,17 @@ def test_a_word_must_divide_into_its_fields():
         FastRom(depth=4, width=7, init=[0], late=(0, 1, 2))
 
 
+def test_parameters_of_a_memory():
+    with pytest.raises(TypeError, match="depth must be a positive integer, not 0"):
+        Ram(depth=0, width=1)
+    with pytest.raises(TypeError, match="width must be a positive integer, not -1"):
+        Ram(depth=1, width=-1)
+    with pytest.raises(ValueError, match="a memory that cannot be written must have init"):
+        Ram(depth=4, width=4, writable=False)
+    with pytest.raises(ValueError, match="init must have at most 2 words, not 3"):
+        rtlil.convert(Ram(depth=2, width=4, init=[1, 2, 3], writable=False))
+
+
 SHAPES = [
     *((depth, width, True) for depth, width in ((600, 36), (1000, 18), (2000, 9), (3000, 7))),
     *((depth, width, True) for depth, width in ((5000, 2), (9000, 1), (4000, 4), (300, 80))),

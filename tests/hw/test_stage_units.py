@@ -120,6 +120,15 @@ class TestConvUnit(_Convolution):
     shape = StageShape(out_channels=5, kernel=3, activation=Activation.LEAKY_RELU)
     lanes, chains, chain_length, pixels = 4, 2, 2, 2
 
+    @pytest.mark.parametrize(
+        "field", ["i_lanes", "pixels", "chains", "chain_length", "lanes", "max_width"]
+    )
+    def test_parameters(self, field: str) -> None:
+        right = {"i_lanes": 1, "pixels": 1, "chains": 1, "chain_length": 1, "lanes": 1}
+        right |= {"max_width": 8, field: 0}
+        with pytest.raises(TypeError, match=f"{field} must be a positive integer, not 0"):
+            ConvUnit(stage=self.transform.stages[0], source=self.transform.input, **right)
+
     def test_transposed_convolutions_are_refused(self) -> None:
         shape = StageShape(out_channels=2, kernel=3, transposed=True)
         stage = random_transform(np.random.default_rng(0), [shape]).stages[0]
@@ -197,6 +206,12 @@ class _Normalization(_Unit):
 
     def ahead(self) -> int:
         return self.pixels * ceil_div(self.channels, self.chains) + self.lanes
+
+    @pytest.mark.parametrize("field", ["pixels", "chains", "chain_length", "lanes"])
+    def test_parameters(self, field: str) -> None:
+        right = {"pixels": 1, "chains": 1, "chain_length": 1, "lanes": 1} | {field: -1}
+        with pytest.raises(TypeError, match=f"{field} must be a positive integer, not -1"):
+            NormUnit(normalization=self.norm, source=self.source, **right)
 
     def test_every_x_that_waits_has_a_place(self) -> None:
         """Nothing leaves until nothing enters any more; then everything is there."""
