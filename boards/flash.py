@@ -47,9 +47,10 @@ def find_bitstream(path: Path, board: Board) -> Path:
     device = board.makers.device_in(header)
     if device is None:
         raise UserError(f"{bitstream} is not a bitstream for an {board.makers.TITLE}.")
-    if not device.startswith(board.device):
+    if not (device.startswith(f"{board.device}-") and device.endswith(board.package)):
         raise UserError(
-            f"{bitstream} is a bitstream for {device}, but the {board.title} has {board.device}."
+            f"{bitstream} is a bitstream for {device}, but the {board.title} has {board.device} "
+            f"in {board.package}."
         )
     return bitstream
 

@@ -72,7 +72,11 @@ def test_a_build_folder_names_its_bitstream(tmp_path, capsys, bitstream):
         (b"\x89PNG", "is not a bitstream for an ECP5."),
         (
             b"\xff\x00Part: LFE5U-25F-6CABGA381\x00",
-            "is a bitstream for LFE5U-25F-6CABGA381, but the ULX3S 85F has LFE5U-85F.",
+            "is a bitstream for LFE5U-25F-6CABGA381, but the ULX3S 85F has LFE5U-85F in CABGA381.",
+        ),
+        (  # an OrangeCrab's: the same device in another package
+            b"\xff\x00Part: LFE5U-85F-8CSFBGA285\x00",
+            "is a bitstream for LFE5U-85F-8CSFBGA285, but the ULX3S 85F has LFE5U-85F in CABGA381.",
         ),
     ],
 )

@@ -88,15 +88,15 @@ MUTANTS = {
     ),
     "a column too many": Mutant(
         file=DEVICE, old="column_last.eq(self.width - 1)", new="column_last.eq(self.width)",
-        test=LINK + "frames_go_through", words="no status packet came",
+        test=LINK + "frames_go_through", words="WATCHDOG",
     ),
     "a row too few": Mutant(
         file=DEVICE, old="row_last.eq(self.height - 1)", new="row_last.eq(self.height - 2)",
-        test=LINK + "frames_go_through", words="AssertionError",
+        test=LINK + "frames_go_through", words="WATCHDOG",
     ),
     "a byte too many": Mutant(
         file=DEVICE, old="more.eq(state.expected != 1)", new="more.eq(state.expected != 0)",
-        test=LINK + "frames_go_through", words="no status packet came",
+        test=LINK + "frames_go_through", words="WATCHDOG",
     ),
     "zeros for signs": Mutant(
         file="boards/link/serializer.py", old="value.eq(self.i.payload[i])",
@@ -126,7 +126,7 @@ MUTANTS = {
     "half a latent kept over a break": Mutant(
         file=DEVICE, old="ResetInserter(self.reset)(self._serializer)",
         new="self._serializer",
-        test=LINK + "a_break_drops_what_waits", words="Mismatched elements",
+        test=LINK + "a_break_drops_what_waits", words="SURPLUS",
     ),
     "half the window": Mutant(
         file=DEVICE, old="depth=protocol.WINDOW_BYTES", new="depth=protocol.WINDOW_BYTES // 2",
