@@ -125,7 +125,8 @@ def header(design: Design, board: Board, pipeline: Pipeline) -> str:
         f"sha256     {design.digest}",
         f"folded for {board.title}: {resources.dsp} multipliers, {resources.bram} block RAMs, "
         f"about {resources.lut} LUTs",
-        f"frames     up to {design.max_width} x {MAX_HEIGHT} pixels, set by width and height",
+        f"frames     up to {design.max_width} x {MAX_HEIGHT} pixels; width and height "
+        "stand with a frame's first beat",
         f"input      {transform.in_channels} channels of {_format(transform.input)}, "
         f"{pipeline.in_lanes} a beat",
         f"output     {transform.out_channels} channels of {_format(transform.output)}, "

@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("boards", "codec", "hw", "lichen", "network", "sim", "tests", "pyproject.toml")
+"""What a mutant may change; everything else is linked to."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Mutant:
 
 
 def copy_tree(folder: Path) -> None:
-    """The sources without what no test of gateware needs."""
+    """The checkout, with sources of its own."""
     ignored = shutil.ignore_patterns("__pycache__", "*.png", "*.jpg")
     for name in COPIED:
         source = ROOT / name
@@ -53,8 +54,9 @@ def copy_tree(folder: Path) -> None:
             shutil.copytree(source, folder / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy(source, folder / name)
-    for link in ("models", "quant"):
-        (folder / link).symlink_to(ROOT / link)
+    for source in ROOT.iterdir():
+        if source.name not in COPIED and not source.name.startswith("."):
+            (folder / source.name).symlink_to(source)
 
 
 def apply(mutant: Mutant, folder: Path) -> None:
