@@ -21,7 +21,7 @@ from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.kinds import check_folding
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.description import IMAGE_FORMAT, PHOTO, Network, Transform
-from lichen.network.file import digest
+from lichen.network.identity import static_digest
 
 FRAME = PHOTO[::-1]
 """Width and height in pixels of the image that frames per second are counted in."""
@@ -96,7 +96,8 @@ class Design:
         ``g_a``, ...
     folding : Folding
     digest : str
-        SHA-256 of the network file, hexadecimal.
+        SHA-256 of the network file as it is without context models, which gateware of transforms
+        knows nothing of; hexadecimal.
     """
 
     network: Network
@@ -115,7 +116,7 @@ class Design:
             network=network,
             transform_name=transform_name,
             folding=folding,
-            digest=digest(network),
+            digest=static_digest(network),
         )
 
     @property

@@ -182,6 +182,22 @@ class ContextModel(Model):
         return near + across + spread + (1 << _BIAS_BITS)
 
 
+class Replaced(Model):
+    """The network file that a network with contexts came from: files of version 1 name it.
+
+    Attributes
+    ----------
+    sha256 : str
+        Of that file.
+    decoder : str
+        What its decoding half is named by (`lichen.network.identity`): a network whose own is
+        another one does not replace it.
+    """
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    decoder: str = Field(pattern="^[0-9a-f]{32}$")
+
+
 class Contexts(Model):
     """The context models of a network and their tables.
 
@@ -191,12 +207,15 @@ class Contexts(Model):
         The bank.
     latents : dict of str to ContextModel
         ``y``, and for hyperprior models ``z``.
+    replaced : Replaced or None
+        The file of the network without contexts, if there is one.
     provenance : dict
         What they were fitted to, and what they save.
     """
 
     tables: EntropyTables
     latents: dict[str, ContextModel]
+    replaced: Replaced | None = None
     provenance: JsonObject = Field(default_factory=dict)
 
     @property

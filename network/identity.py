@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from lichen.network.context import Replaced
 from lichen.network.file import digest
 from lichen.network.network import Network
 
 DIGEST_BYTES = 16
 
-_REPORTS = {"name", "scales", "provenance"}
+_REPORTS = {"name", "scales", "provenance", "replaced"}
 """Fields of any record that inference does not read."""
 
 
@@ -29,15 +30,32 @@ def static_digest(network: Network) -> str:
     """
     if network.contexts is None:
         return digest(network)
+    replaced = network.contexts.replaced
+    if replaced is not None and replaced.decoder == static_decoder_digest(network).hex():
+        return replaced.sha256
     return digest(network.model_copy(update={"contexts": None}))
 
 
+def replacing(network: Network) -> Replaced:
+    """What contexts say of the network that they are fitted to."""
+    return Replaced(sha256=static_digest(network), decoder=static_decoder_digest(network).hex())
+
+
 def decoder_digest(network: Network) -> bytes:
-    """The first 16 bytes of the SHA-256 of what decoding reads.
+    """What version 2 has: the first 16 bytes of the SHA-256 of what decoding reads.
 
     Of transforms that synthesize, thresholds, fractions and contexts: names and values in order,
     integers as decimal digits, tensors as shape and 64-bit little-endian integers.
     """
+    return _digest(network, "contexts")
+
+
+def static_decoder_digest(network: Network) -> bytes:
+    """The same of what decoding version 1 reads: static tables in place of contexts."""
+    return _digest(network, "entropy")
+
+
+def _digest(network: Network, tables: str) -> bytes:
     state = hashlib.sha256()
     halves = {latent.synthesis for latent in network.latents}
     fields = {
@@ -45,7 +63,7 @@ def decoder_digest(network: Network) -> bytes:
         "latent_fraction": network.latent_fraction,
         "scale_thresholds": network.scale_thresholds,
         "means": network.means,
-        "contexts": network.contexts,
+        tables: getattr(network, tables),
     }
     _feed(state, fields)
     return state.digest()[:DIGEST_BYTES]

@@ -14,6 +14,7 @@ from lichen.codec.layout import Layout
 from lichen.codec.version2 import groups
 from lichen.network.context import BITS_MAX, ContextModel, Contexts
 from lichen.network.description import Network
+from lichen.network.identity import replacing
 from lichen.quant.calibration.entropy import scale_table
 from lichen.quant.contexts import tables
 from lichen.quant.contexts.weights import Schedule, Shape, Symbols, integers, learn
@@ -239,7 +240,9 @@ def fit_network(
     drafts = fit_contexts(train.symbols, scales, schedule=schedule, progress=progress)
     coded = [coded_bits(network, draft, held) for draft in drafts]
     best = min(range(len(drafts)), key=lambda i: sum(coded[i].values()))
-    contexts = drafts[best].model_copy(update={"provenance": dict(provenance or {})})
+    contexts = drafts[best].model_copy(
+        update={"provenance": dict(provenance or {}), "replaced": replacing(network)}
+    )
     before = static_bits(network, held)
     return ContextFit(
         network.model_copy(update={"contexts": contexts}),

@@ -29,13 +29,17 @@ from threadpoolctl import threadpool_info
 
 from lichen import codec, models
 from lichen.network.description import Network
-from lichen.network.file import digest, load
+from lichen.network.file import load
+from lichen.network.identity import decoder_digest, static_digest
 from lichen.sim.images import read_image
 from tests.codec.cases import KINDS, pattern
 
 FOLDER = Path(__file__).with_name("vectors")
 DIGESTS = FOLDER / "digests.json"
-NETWORKS = ("tiny", *KINDS)
+CONTEXTS = "contexts"
+"""How the names of networks begin whose files are of version 2."""
+
+NETWORKS = ("tiny", *KINDS, *(f"{CONTEXTS}-{kind}" for kind in KINDS))
 
 
 def network(name: str) -> Network:
@@ -66,9 +70,10 @@ def sha(content: bytes) -> str:
 def vector(name: str, image: np.ndarray, threads: int | None = None) -> dict[str, str]:
     """Digests of an image, its file and its reconstruction."""
     chosen = network(name)
-    data = codec.encode(image, chosen, threads=threads)
+    version = 2 if name.startswith(CONTEXTS) else 1
+    data = codec.encode(image, chosen, threads=threads, version=version)
     return {
-        "network": digest(chosen),
+        "network": static_digest(chosen) if version == 1 else decoder_digest(chosen).hex(),
         "image": sha(image.tobytes()),
         "file": sha(data),
         "reconstruction": sha(codec.decode(data, chosen, threads=threads).tobytes()),

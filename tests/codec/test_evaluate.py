@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from lichen.cli import main
-from lichen.codec.entropy import EntropyError
+from lichen.codec.container import Container, ContainerError, inspect
 from lichen.codec.evaluate import (
     PILLOW_FORMATS,
     PSNR_EXACT,
@@ -37,12 +37,15 @@ def test_networks_code_what_the_golden_model_makes(kind, tiny_network, photo, si
     means = kind == "mbt2018-mean"
     network = tiny_network if kind == "tiny" else random_hyperprior(3, n=4, m=6, means=means)
     image = photo[: size[0], : size[1]]
-    streams, decoded = code(NetworkCodec(network), image)
+    codec = NetworkCodec(network, 1)
+    (data,), decoded = code(codec, image)
     latents = analysis(network, image)
-    assert len(streams) == len(latents.segments)
+    assert data == Container(network, version=1).encode(image)
     assert np.array_equal(decoded, reconstruct(network, latents))
-    for stream, ideal in zip(streams, estimate_bits(network, latents).values(), strict=True):
-        assert ideal / 8 - 1 <= len(stream) <= 1.005 * ideal / 8 + 8
+    parts = inspect(data).parts
+    for part, ideal in zip(parts, estimate_bits(network, latents).values(), strict=True):
+        assert ideal / 8 - 1 <= part.length <= 1.005 * ideal / 8 + 8
+    assert codec.sizes([data]) == (len(data), sum(part.length for part in parts))
 
 
 def test_the_decoder_reads_the_bytes(tiny_network, photo):
@@ -50,8 +53,25 @@ def test_the_decoder_reads_the_bytes(tiny_network, photo):
     streams, decoded = code(codec, photo)
     other = codec.encode(photo[::-1])
     assert not np.array_equal(codec.decode(other, *photo.shape[:2]), decoded)
-    with pytest.raises(EntropyError):
+    with pytest.raises(ContainerError):
         codec.decode([streams[0][:-4]], *photo.shape[:2])
+
+
+def test_rates_are_of_files_and_of_streams(tiny_network, photo):
+    """Whole files for networks, streams alone beside them; image formats have no streams."""
+    found = {version: evaluate(NetworkCodec(tiny_network, version), [photo]) for version in (1, 2)}
+    for version, one in found.items():
+        data = Container(tiny_network, version=version).encode(photo)
+        pixels = photo.shape[0] * photo.shape[1]
+        assert one.images[0].bytes == len(data)
+        assert one.bpp == 8 * len(data) / pixels
+        assert one.bpp_streams == 8 * inspect(data).stream_bytes / pixels
+        assert one.results()["bpp_streams"] == one.bpp_streams < one.bpp
+    assert found[2].bpp < found[1].bpp
+    assert found[2].psnr == found[1].psnr
+    jpeg = evaluate(PillowCodec("jpeg", 50), [photo])
+    assert jpeg.bpp_streams is None
+    assert "bpp_streams" not in jpeg.results()
 
 
 def test_networks_that_cannot_code(tiny_network):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from lichen.errors import UserError
 from lichen.network.context import ContextModel, Contexts
 from lichen.network.file import dumps, load, save
-from lichen.network.identity import decoder_digest, static_digest
+from lichen.network.identity import decoder_digest, replacing, static_digest
 from lichen.network.random import random_contexts
 from tests.codec.cases import KINDS, make_network
 
@@ -155,6 +155,28 @@ def test_what_files_name_a_network_by():
         {"contexts": None},
     ):
         assert decoder_digest(network.model_copy(update=different)) != name
+
+
+def test_version_1_names_the_file_that_contexts_were_fitted_to(tmp_path):
+    """Whatever its bytes are, as long as what version 1 decodes is what it was."""
+    plain = make_network("hyperprior")
+    data = dumps(plain)
+    length = int.from_bytes(data[:8], "little")
+    # a space more in the header: the same network in other bytes
+    (tmp_path / "old.lichen").write_bytes(
+        (length + 8).to_bytes(8, "little") + data[8 : 8 + length] + b" " * 8 + data[8 + length :]
+    )
+    old = load(tmp_path / "old.lichen")
+    assert static_digest(old) != static_digest(plain)
+    fitted = random_contexts(3, old)
+    contexts = fitted.contexts.model_copy(update={"replaced": replacing(old)})
+    network = fitted.model_copy(update={"contexts": contexts})
+    assert static_digest(network) == static_digest(old)
+    assert decoder_digest(network) == decoder_digest(fitted)
+    save(network, tmp_path / "new.lichen")
+    assert static_digest(load(tmp_path / "new.lichen")) == static_digest(old)
+    changed = network.model_copy(update={"latent_fraction": 1})
+    assert static_digest(changed) != static_digest(old)
 
 
 def test_damaged_files_name_the_field(tmp_path):
