@@ -338,7 +338,7 @@ MUTANTS = [
         "hw/stage/conv.py",
         "self.fifo = CreditFifo(shape=payload, depth=fifo_depth(self.latency))",
         "self.fifo = CreditFifo(shape=payload, depth=fifo_depth(self.latency // 4))",
-        UNITS + "::TestConvUnitThatGivesABeatACycle",
+        UNITS + "::TestConvUnitBeforeANormalization",
         "ConvUnit",
     ),
     Mutant(

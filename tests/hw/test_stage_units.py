@@ -19,7 +19,7 @@ from lichen.hw.stage.norm import NormUnit
 from lichen.network.arithmetic import ROOT_TABLES, ceil_div, norm_input, normalize
 from lichen.network.description import Activation, Format, Normalization, Stage, Transform
 from lichen.network.random import StageShape, random_transform
-from lichen.sim.golden import run_stages
+from lichen.sim.golden import run_stages, trace_stage
 from tests.hw.streams import SEED, Sink, Source, StreamUnitTest, lanes, simulate
 
 
@@ -142,6 +142,29 @@ class TestConvUnitThatGivesABeatACycle(_Convolution):
 
     shape = StageShape(out_channels=8, kernel=1, stride=1, padding=0)
     lanes, chain_length = 4, 8
+
+
+class TestConvUnitBeforeANormalization(_Convolution):
+    """The same, and its way to the queue is so long that 16 places are too few."""
+
+    shape = StageShape(out_channels=8, kernel=1, stride=1, padding=0, activation=Activation.GDN)
+    lanes, chain_length = 4, 8
+
+    def golden(self, items: list[int]) -> list[int]:
+        stage = self.transform.stages[0]
+        norm, x_format = stage.normalization, stage.requantizer.output
+        assert norm is not None
+        x = trace_stage(stage, self.transform.input, self.frame()).x
+        u = norm_input(x.astype(np.int64), norm.kind.squares, norm.u_shift)
+        xs = words(x, self.chains, Shape(x_format.bits, signed=x_format.signed))
+        us = words(u, self.chains, Shape(norm.u_bits))
+        return [a | b << x_format.bits * self.chains for a, b in zip(xs, us, strict=True)]
+
+    def mask(self, k: int) -> int:
+        return -1
+
+    def test_it_needs_more_than_the_least_queue(self) -> None:
+        assert self.unit().fifo.depth == 32
 
 
 class _Normalization(_Unit):
