@@ -345,7 +345,7 @@ module {bench} (
     if (!$value$plusargs("limit=%d", limit)) limit = 0;
     if (!$value$plusargs("least_cycles=%d", least_cycles)) least_cycles = 0;
     if (!$value$plusargs("linger_least=%d", linger_least)) linger_least = 1024;
-    if (!$value$plusargs("linger_most=%d", linger_most)) linger_most = 65536;
+    if (!$value$plusargs("linger_most=%d", linger_most)) linger_most = 8192;
     if (!$value$plusargs("hold=%d", hold)) hold = 0;
     if (!$value$plusargs("idle=%d", idle_threshold)) idle_threshold = 0;
     if (!$value$plusargs("stall=%d", stall_threshold)) stall_threshold = 0;

@@ -32,7 +32,7 @@ Wanted = Tensor | tuple[int, int, int]
 
 QUIET_CYCLES = 100_000
 """Cycles without any beat after which a component that predicts nothing counts as stuck."""
-LINGER_CYCLES = (1024, 65536)
+LINGER_CYCLES = (1024, 8192)
 """How long late beats are waited for, at least and at most, after a run as long as that."""
 
 
@@ -223,7 +223,7 @@ class Simulator:
                 "hold": hold - 1,
                 "drain": int(drain),
                 "watchdog": watchdog,
-                **self._bounds(frames, wanted["o"], idle, backpressure, hold),
+                **self._bounds(frames, wanted["o"], idle, backpressure, hold, watchdog),
             }
             for stream in self._bench.observed:
                 plusargs[f"{stream.port}__want"] = _beats(stream, wanted[stream.port])
@@ -247,6 +247,7 @@ class Simulator:
         idle: float,
         backpressure: float,
         hold: int,
+        watchdog: int,
     ) -> dict[str, int]:
         """When a run ends whatever moves, and how long late beats are waited for; in cycles.
 
@@ -261,7 +262,7 @@ class Simulator:
         pauses = idle / (1 - idle) * _beats(self._bench.source, frames)
         pauses += backpressure / (1 - backpressure) * _beats(self._bench.output, expected)
         return {
-            "limit": 2 * (predicted + round(2 * hold * pauses)) + QUIET_CYCLES,
+            "limit": 2 * (predicted + round(2 * hold * pauses)) + watchdog,
             "least_cycles": predicted + linger,
             "linger_least": linger,
             "linger_most": linger,

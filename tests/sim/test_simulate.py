@@ -305,7 +305,7 @@ FEW = np.arange(20).reshape(4, 5, 1)
 
 @pytest.mark.parametrize(
     ("pause", "predicts", "backpressure"),
-    [(70, None, 0.5), (1000, None, 0), (1000, 20, 0.5), (5000, 4900, 0), (9000, 9000, 0.5)],
+    [(70, None, 0.5), (1000, None, 0), (1000, 20, 0.5), (5000, 4900, 0), (8000, 9000, 0.5)],
 )
 def test_a_late_beat_is_seen(pause: int, predicts: int | None, backpressure: float) -> None:
     """As late as the run is long, or should have been."""
@@ -355,7 +355,7 @@ def test_what_never_stops_talking_is_ended(
 def test_slow_talk_ends_by_what_was_predicted() -> None:
     talker = Talker(after=9, pause=900, extra=0, predicts=20)
     result = simulate(talker, [FEW], [FEW], simulator="icarus", watchdog=1000)
-    assert result.clocks < 101_000
+    assert 1000 < result.clocks < 1100
     assert result.endless is not None
     assert result.endless.startswith(f"no end: still moving after {result.clocks} cycles; ")
 
