@@ -61,10 +61,6 @@ MUTANTS = {
         file=TOP, old="hold(receiver)", new="receiver",
         test=FRAMES, words="frames one after the other: ",
     ),
-    "transmitter not held": Mutant(
-        file=TOP, old="hold(transmitter)", new="transmitter",
-        test=LOST, words="after the clock was lost in mid-frame: ",
-    ),
     "link not held": Mutant(
         file=TOP, old="hold(link)", new="link",
         test=LOST, words="after the clock was lost in mid-frame: ",
