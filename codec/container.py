@@ -246,6 +246,7 @@ class Container:
         salvage: bool = False,
         max_pixels: int = PIXELS_MAX,
         region: Region | None = None,
+        synthesize: golden.Synthesis = golden.synthesis,
     ) -> Decoded:
         """The picture of a file.
 
@@ -259,6 +260,8 @@ class Container:
             takes time and memory for.
         region : Region or None
             Which rows and columns; only what they depend on is decoded (of version 1, all).
+        synthesize : callable
+            What makes the pixels of a whole image; see `golden.decode`.
 
         Raises ContainerError for damaged files, with the part that is, and for other networks;
         UserError for a region beyond the image.
@@ -269,7 +272,7 @@ class Container:
             region.check(height, width)
         reader = self._reader(header, data, salvage, region)
         if region is None or header.version == 1:
-            pixels = golden.decode(self.network, height, width, reader.read)
+            pixels = golden.decode(self.network, height, width, reader.read, synthesize)
         else:
             pixels = decode_region(self.network, (height, width), region, header.layout, reader)
         damaged = reader.damaged()

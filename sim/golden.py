@@ -10,15 +10,12 @@ of an image and not by its size.
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import ThreadpoolController
 
 from lichen.network.arithmetic import (
     ROOT_TABLES,
@@ -42,6 +39,7 @@ from lichen.network.description import (
     Stage,
     Transform,
 )
+from lichen.sim.blas import Blas
 from lichen.sim.convolve import Band, Product, Strip, convolve
 from lichen.sim.images import pad_image
 
@@ -55,35 +53,9 @@ BAND_BYTES = 1 << 25
 """Size that a band of rows may reach in any stage; small images are one band."""
 
 
-class _Blas:
-    """BLAS, one thread per call while strips run: the strips share the cores between them."""
-
-    def __init__(self) -> None:
-        self.libraries = ThreadpoolController().select(user_api="blas")
-        self.threads = max((lib.num_threads for lib in self.libraries.lib_controllers), default=1)
-        self.users = 0
-        self.limit = self.libraries.limit(limits=self.threads)
-        self.lock = threading.Lock()
-
-    @contextmanager
-    def single_threaded(self) -> Iterator[None]:
-        """The limit holds for the process: the first user sets it, the last one lifts it."""
-        with self.lock:
-            if not self.users:
-                self.limit = self.libraries.limit(limits=1)
-            self.users += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.users -= 1
-                if not self.users:
-                    self.limit.restore_original_limits()
-
-
 @functools.cache
-def _blas() -> _Blas:
-    return _Blas()
+def _blas() -> Blas:
+    return Blas()
 
 
 def _each(strips: Iterator[Strip], consume: Callable[..., None]) -> None:
@@ -447,10 +419,23 @@ def code_latent(network: Network, y: Tensor, height: int, width: int) -> Latents
 
     ``y`` (height', width', channels) may come from gateware.
     """
+    segments = tuple(segment for segment, _ in code_values(network, latent_values(network, y)))
+    return Latents(height, width, segments)
+
+
+def latent_values(network: Network, y: Tensor) -> list[Tensor]:
+    """The values of all latents, from y inwards."""
     values = [y]
     for latent in network.latents[1:]:
         transform = network.transform(latent.analysis)
         values.append(run_transform(transform, hyper_input(values[-1], transform.input)))
+    return values
+
+
+def code_values(
+    network: Network, values: Sequence[Tensor]
+) -> Iterator[tuple[Segment, EntropyParameters]]:
+    """The latents of these values (`latent_values`) in coding order."""
     coded = iter(reversed(values))
 
     def read(latent: Latent, parameters: EntropyParameters) -> Symbols:
@@ -460,8 +445,7 @@ def code_latent(network: Network, y: Tensor, height: int, width: int) -> Latents
     shapes = {
         latent.name: value.shape for latent, value in zip(network.latents, values, strict=True)
     }
-    segments = tuple(segment for segment, _ in _unfold(network, shapes, read))
-    return Latents(height, width, segments)
+    return _unfold(network, shapes, read)
 
 
 def _unfold(
@@ -502,13 +486,10 @@ def symbols_in_order(
     )
 
 
-def synthesis(
+def picture_input(
     network: Network, symbols: Tensor, means: Tensor | None, height: int, width: int
-) -> npt.NDArray[np.uint8]:
-    """The image (height, width, 3) of symbols of y and, where there are any, their means.
-
-    Raises ValueError when g_s makes fewer rows or columns than the image has.
-    """
+) -> Tensor:
+    """What g_s reads to make an image; arguments and errors as of `synthesis`."""
     outer = LATENTS[0]
     transform = network.transform(outer.synthesis)
     read = synthesis_input(symbols, means, network.fraction(outer), transform.input)
@@ -518,6 +499,18 @@ def synthesis(
             f"{outer.synthesis} makes {made[0]} rows and {made[1]} columns of an image of {height} "
             f"and {width}"
         )
+    return read
+
+
+def synthesis(
+    network: Network, symbols: Tensor, means: Tensor | None, height: int, width: int
+) -> npt.NDArray[np.uint8]:
+    """The image (height, width, 3) of symbols of y and, where there are any, their means.
+
+    Raises ValueError when g_s makes fewer rows or columns than the image has.
+    """
+    transform = network.transform(LATENTS[0].synthesis)
+    read = picture_input(network, symbols, means, height, width)
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     for first, rows in stream_transform(transform, read):
         part = pixels[first : first + len(rows)]
@@ -525,11 +518,16 @@ def synthesis(
     return pixels
 
 
+Synthesis = Callable[[Network, Tensor, Tensor | None, int, int], npt.NDArray[np.uint8]]
+"""`synthesis`, or what stands in for it."""
+
+
 def decode(
     network: Network,
     height: int,
     width: int,
     read: Callable[[str, npt.NDArray[np.int32]], Symbols],
+    synthesize: Synthesis = synthesis,
 ) -> npt.NDArray[np.uint8]:
     """Decode an image (height, width, 3).
 
@@ -541,12 +539,14 @@ def decode(
     read : callable
         ``read(name, indices)`` returns the symbols of a segment, in the shape of the indices
         into ``network.entropy[name]``. Called for ``z`` (hyperprior models), then for ``y``.
+    synthesize : callable
+        What makes the image in place of `synthesis`: gateware, perhaps.
 
     Raises ValueError when symbols do not suit the network.
     """
     for segment, parameters in symbols_in_order(network, height, width, read):
         last = segment.symbols, parameters.means
-    return synthesis(network, *last, height, width)
+    return synthesize(network, *last, height, width)
 
 
 def reconstruct(network: Network, latents: Latents) -> npt.NDArray[np.uint8]:

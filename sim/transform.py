@@ -93,10 +93,10 @@ class TransformSimulation:
     ----------
     result : SimulationResult
         Of all tiles, each a frame.
-    latents : int array (height, width, channels) or None
+    output : int array (height, width, channels) or None
         Put together from the tiles; None if any is missing.
     compared, mismatches : int
-        Latents of the whole image.
+        Values of the whole output.
     cycles : int or None
         Of all tiles, one after the other; None with pauses or where one never ended.
     predicted_cycles : int
@@ -112,7 +112,7 @@ class TransformSimulation:
     """
 
     result: SimulationResult
-    latents: npt.NDArray[np.int64] | None
+    output: npt.NDArray[np.int64] | None
     compared: int
     mismatches: int
     cycles: int | None
@@ -132,7 +132,7 @@ class TransformSimulation:
         """Everything that is wrong, one sentence each."""
         faults = list(self.result.faults)
         if self.mismatches and not faults:
-            faults.append(f"{self.mismatches} latents of the joined tiles differ")
+            faults.append(f"{self.mismatches} values of the joined tiles differ")
         if self.cycles is not None and self.cycles != self.predicted_cycles:
             faults.append(
                 f"it took {self.cycles} cycles instead of the predicted {self.predicted_cycles}"
@@ -161,7 +161,7 @@ def simulate_transform(
     folding : Folding
         A tensor wider than its ``max_width`` goes through in tiles.
     tensor : int array (height, width, channels)
-        A padded image, in most cases.
+        What the transform reads of an image (`lichen.sim.inputs`), in most cases.
     simulator, waves, cache
         See `Simulator`.
     pauses : Pauses, optional
@@ -195,16 +195,16 @@ def simulate_transform(
         **knobs,
     )
     complete = len(result.outputs) == len(cut)
-    latents, compared, mismatches = None, result.compared, result.mismatches
+    output, compared, mismatches = None, result.compared, result.mismatches
     if complete:
-        latents = _join(result.outputs, cut)
+        output = _join(result.outputs, cut)
         if len(cut) > 1:
             golden = run_transform(transform, tensor)
-            compared, mismatches = golden.size, int(np.count_nonzero(golden != latents))
+            compared, mismatches = golden.size, int(np.count_nonzero(golden != output))
     cycles = sum(result.frame_cycles) if complete and pauses is None else None
     return TransformSimulation(
         result=result,
-        latents=latents,
+        output=output,
         compared=compared,
         mismatches=mismatches,
         cycles=cycles,
@@ -271,13 +271,14 @@ def _locate(
     """A mismatch in a tile, told in columns of the whole tensor."""
     if first is None:
         return None
-    reduction = 1
+    tile = first["frame"]
+    start = cut[tile].start
     for stage in transform.stages:
-        reduction *= stage.convolution.stride
+        stride = stage.convolution.stride
+        start = start * stride if stage.convolution.transposed else start // stride
         if stage.name == first["stage"]:
             break
-    tile = first["frame"]
-    return {**first, "frame": 0, "tile": tile, "x": first["x"] + cut[tile].start // reduction}
+    return {**first, "frame": 0, "tile": tile, "x": first["x"] + start}
 
 
 def _join(outputs: list[npt.NDArray[np.int64]], cut: list[Tile]) -> npt.NDArray[np.int64]:

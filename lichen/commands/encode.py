@@ -203,13 +203,13 @@ def _gateware(container: Container, name: str, picture: Picture) -> Latents:
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the gateware could not be simulated: {error}.") from None
-    if run.faults or run.latents is None:
+    if run.faults or run.output is None:
         raise UserError(f"the simulated gateware is at fault: {'; '.join(run.faults)}.")
     _options.note(
         f"g_a ran in simulated gateware ({run.cycles} cycles in Verilator), "
         "the rest in the golden model."
     )
-    return code_latent(container.network, run.latents, picture.height, picture.width)
+    return code_latent(container.network, run.output, picture.height, picture.width)
 
 
 def _sentence(row: dict[str, Any]) -> str:
