@@ -20,6 +20,7 @@ from lichen.hw.plan import planner
 from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.kinds import check_folding
 from lichen.hw.stage.pipeline import Pipeline
+from lichen.network.arithmetic import ceil_div
 from lichen.network.description import IMAGE_FORMAT, PHOTO, Network, Transform
 from lichen.network.identity import static_digest
 
@@ -59,21 +60,22 @@ def fold(
 ) -> Folding:
     """The planner's folding for a board, the host link's share set aside.
 
-    It takes frames up to ``max_width``, or chooses the width that is fastest in tiles; it uses at
-    most ``multipliers`` if given. Raises UserError when the transform cannot be
+    It takes what the transform reads of images of up to ``max_width`` pixels, or chooses the width
+    that is fastest in tiles; it uses at most ``multipliers`` if given. Raises UserError when the transform cannot be
     generated; whether the folding fits the board is for `check_fits` to say.
     """
     try:
         transform = network.transform(transform_name)
     except ValueError as error:
         raise UserError(f"{error}.") from None
+    frame = network.frames(*PHOTO)[transform_name]
     found = planner.plan(
         transform,
         board.pipeline_budget,
         device=board.family,
-        max_width=max_width,
+        max_width=None if max_width is None else ceil_div(max_width * frame[1], PHOTO[1]),
         multipliers=multipliers,
-        frame=network.frames(*PHOTO)[transform_name],
+        frame=frame,
     )
     return found.folding
 

@@ -35,3 +35,20 @@ def transform_inputs(network: Network, image: npt.NDArray[np.uint8]) -> dict[str
                 segment.symbols, parameters.means, network.fraction(latent), source
             )
     return found
+
+
+def transform_input(network: Network, name: str, image: npt.NDArray[np.uint8]) -> Tensor:
+    """What one transform of a network reads of an image.
+
+    The image transform itself needs no others; its input is padded to what it reduces alone.
+
+    Raises ValueError when the image, or what is in the network, does not do.
+    """
+    first = LATENTS[0].analysis
+    transform = network.transform(name)
+    channels = network.transform(first).in_channels
+    if image.shape[2] != channels:
+        raise ValueError(f"{first} takes {channels} channels, but the image has {image.shape[2]}")
+    if name == first:
+        return pad_image(image, transform.downsampling)
+    return transform_inputs(network, image)[name]

@@ -17,17 +17,22 @@ from lichen.errors import UserError
 from lichen.network.names import lines
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from lichen.boards.board import Board
     from lichen.boards.design import Design
+    from lichen.network.description import Network
 
 board = click.option("--board", "board_name", required=True, help="Board, for example ulx3s-85f.")
 transform = click.option(
-    "--transform", "transform_name", default="g_a", show_default=True, help="Which transform."
-)
+    "--transform", "transform_name", default="g_a", show_default=True,
+    help="Which transform: g_a or h_a of the encoder, g_s or h_s of the decoder.",
+)  # fmt: skip
 max_width = click.option(
     "--max-width", type=click.IntRange(1, 65535), metavar="PIXELS",
-    help="Widest frame; wider images go through in overlapping tiles [default: what is fastest "
-    "for a 768x512 image].",
+    help="Widest frame, in pixels of the image whatever the transform reads; wider images go "
+    "through in overlapping tiles [default: what is fastest for a 768x512 image].",
 )  # fmt: skip
 folding = click.option(
     "--folding", "folding_file", metavar="FILE", type=click.Path(path_type=Path),
@@ -205,14 +210,55 @@ def design(
     folding_file: Path | None,
 ) -> Design:
     """The network's transform, folded by the planner or as the file says."""
-    from lichen.boards.design import Design, fold, read_folding
     from lichen.models import load_network
 
     network = load_network(net)
+    return design_of(network, transform_name, board, max_width, multipliers, folding_file)
+
+
+def design_of(
+    network: Network,
+    transform_name: str,
+    board: Board,
+    max_width: int | None = None,
+    multipliers: int | None = None,
+    folding_file: Path | None = None,
+) -> Design:
+    """`design` of a network that has been read."""
+    from lichen.boards.design import Design, fold, read_folding
+
     if folding_file is not None:
         return Design.make(network, transform_name, read_folding(folding_file))
     planned = fold(network, transform_name, board, max_width=max_width, multipliers=multipliers)
     return Design.make(network, transform_name, planned)
+
+
+SIMULATED, SIMULATED_WIDTH = "ulx3s-85f", 768
+"""What gateware is planned for that only runs in simulation: board, and width of images."""
+
+
+def run_gateware(
+    network: Network, transform_name: str, tensor: npt.NDArray[np.integer]
+) -> npt.NDArray[np.int64]:
+    """What a transform in Verilator makes of a tensor, found equal to the golden model's.
+
+    Raises UserError when it is not, or nothing can be simulated.
+    """
+    from lichen.boards import board as boards
+    from lichen.sim.transform import simulate_transform
+
+    design = design_of(network, transform_name, boards.find(SIMULATED), SIMULATED_WIDTH)
+    try:
+        run = simulate_transform(design.transform, design.folding, tensor, progress=note)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the gateware could not be simulated: {error}.") from None
+    if run.faults or run.output is None:
+        raise UserError(f"the simulated gateware is at fault: {'; '.join(run.faults)}.")
+    note(
+        f"{transform_name} ran in simulated gateware ({run.cycles} cycles in Verilator), "
+        "the rest in the golden model."
+    )
+    return run.output
 
 
 def report(result: Any, json_file: str | None, summary: str) -> None:

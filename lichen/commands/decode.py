@@ -14,9 +14,13 @@ from lichen.commands._command import Command
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from lichen.codec.container import Container, Decoded
     from lichen.codec.region import Region
-    from lichen.sim.golden import Latents
+    from lichen.network.description import Network
+    from lichen.sim.golden import Latents, Tensor
 
 
 @click.command(cls=Command)
@@ -27,7 +31,10 @@ if TYPE_CHECKING:
     help="Image to write; for several files or a folder of them, the folder for PNGs.",
 )  # fmt: skip
 @_options.network
-@click.option("--engine", default="golden", show_default=True, help="golden.")
+@click.option(
+    "--engine", default="golden", show_default=True,
+    help="golden, or verilator: pixels from simulated gateware, found equal to golden's.",
+)  # fmt: skip
 @click.option(
     "--salvage", is_flag=True,
     help="Decode what is undamaged of a damaged file; the rest becomes magenta.",
@@ -76,10 +83,10 @@ def command(
     from lichen.codec.region import Region
     from lichen.sim.images import PIXELS_MAX, image_format
 
-    if engine == "verilator":
-        raise UserError("there is no gateware for decoding yet; use --engine golden.")
-    if engine != "golden":
-        raise UserError(f"there is no engine {engine}; use golden.")
+    if engine not in ("golden", "verilator"):
+        raise UserError(f"there is no engine {engine}; use golden or verilator.")
+    if engine != "golden" and (rows is not None or crop is not None):
+        raise UserError("the gateware decodes whole images; --rows and --crop are golden's.")
     tasks = _options.batch(files, output, ".png", extensions=(".lic",))
     if latents is not None:
         if len(tasks) > 1:
@@ -100,6 +107,7 @@ def command(
         latents=latents is not None,
         max_pixels=PIXELS_MAX if max_pixels is None else max_pixels,
         region=region,
+        engine=engine,
     )
     containers: dict[str, Container] = {}
     done: list[dict[str, Any]] = []
@@ -110,7 +118,7 @@ def command(
         try:
             data = _options.read_bytes(file)
             decoded = _decode(containers, net, file, data, options)
-            done.append(_write(decoded, file, target, latents))
+            done.append(_write(decoded, file, target, latents, engine))
         except UserError as error:
             if len(tasks) == 1:
                 raise
@@ -129,6 +137,7 @@ class _How:
     latents: bool
     max_pixels: int
     region: Region | None
+    engine: str
 
 
 @dataclass(frozen=True)
@@ -165,13 +174,18 @@ def _decode(
 ) -> _Result:
     """Decode the bytes of one file."""
     from lichen.codec.container import ContainerError, inspect
+    from lichen.sim.golden import synthesis
 
     try:
         header = inspect(data, truncated=how.salvage)
         container = _container(containers, net, header.digest, how.threads)
         begin = time.monotonic()
         decoded = container.decode(
-            data, salvage=how.salvage, max_pixels=how.max_pixels, region=how.region
+            data,
+            salvage=how.salvage,
+            max_pixels=how.max_pixels,
+            region=how.region,
+            synthesize=synthesis if how.engine == "golden" else _gateware,
         )
         seconds = time.monotonic() - begin
         symbols = container.latents(data, max_pixels=how.max_pixels) if how.latents else None
@@ -180,7 +194,9 @@ def _decode(
     return _Result(decoded, symbols, container.network.title, seconds)
 
 
-def _write(result: _Result, file: Path, target: Path, latents: Path | None) -> dict[str, Any]:
+def _write(
+    result: _Result, file: Path, target: Path, latents: Path | None, engine: str
+) -> dict[str, Any]:
     """Write the image and the symbols, and return what is to be said of them."""
     import io
 
@@ -203,13 +219,24 @@ def _write(result: _Result, file: Path, target: Path, latents: Path | None) -> d
         "file": str(file),
         "image": str(target),
         "network": result.network,
-        "engine": "golden",
+        "engine": engine,
         "width": decoded.picture.width,
         "height": decoded.picture.height,
         "lost": list(decoded.lost),
         "damaged": 0.0 if decoded.damaged is None else float(decoded.damaged.mean()),
         "seconds": round(result.seconds, 3),
     }
+
+
+def _gateware(
+    network: Network, symbols: Tensor, means: Tensor | None, height: int, width: int
+) -> npt.NDArray[np.uint8]:
+    """Pixels from g_s in Verilator, found equal to the golden model's."""
+    from lichen.sim.golden import picture_input
+
+    tensor = picture_input(network, symbols, means, height, width)
+    output = _options.run_gateware(network, "g_s", tensor)
+    return output[:height, :width].astype("uint8")
 
 
 def _sentence(row: dict[str, Any]) -> str:

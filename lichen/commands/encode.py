@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from lichen.codec.picture import Picture
     from lichen.sim.golden import Latents
 
-BOARD = "ulx3s-85f"
-WIDTH = 768
-"""The simulated gateware is planned for this board and frames of this width."""
-
 
 @click.command(cls=Command)
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True,
@@ -85,15 +81,15 @@ def command(
     tasks = _options.batch(images, output, ".lic")
     if tasks[0][1].suffix.lower() != ".lic":
         raise UserError(f"{output} is no name for a compressed file; use FILE.lic.")
-    name = models.DEFAULT if net is None else net
-    container = Container(models.load_network(name), threads, version=version)
+    network = models.load_network(models.DEFAULT if net is None else net)
+    container = Container(network, threads, version=version)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
     # None: no bar where nobody would see it
     hidden = True if quiet or len(tasks) == 1 else None
     for image, target in tqdm(tasks, unit="image", disable=hidden):
         try:
-            row = _encode(container, name, image, target, engine, size, check, strip)
+            row = _encode(container, image, target, engine, size, check, strip)
             write_atomically(target, row.pop("data"))
             rows.append(row)
         except UserError as error:
@@ -105,7 +101,6 @@ def command(
 
 def _encode(
     container: Container,
-    name: str,
     source: Path,
     target: Path,
     engine: str,
@@ -135,7 +130,7 @@ def _encode(
         if engine == "golden":
             latents = analysis(container.network, picture.pixels)
         else:
-            latents = _gateware(container, name, picture)
+            latents = _gateware(container, picture)
     data = container.pack(latents, picture)
     seconds = time.monotonic() - begin
     header = inspect(data)
@@ -186,30 +181,14 @@ def _symbols(container: Container, source: Path, size: tuple[int, int] | None) -
     return container.from_symbols(symbols, size[1], size[0])
 
 
-def _gateware(container: Container, name: str, picture: Picture) -> Latents:
+def _gateware(container: Container, picture: Picture) -> Latents:
     """Latents from g_a in Verilator, found equal to the golden model's."""
-    from lichen.boards import board as boards
     from lichen.sim.golden import code_latent
     from lichen.sim.images import pad_image
-    from lichen.sim.transform import simulate_transform
 
-    design = _options.design(name, "g_a", boards.find(BOARD), WIDTH, None, None)
-    try:
-        run = simulate_transform(
-            design.transform,
-            design.folding,
-            pad_image(picture.pixels, container.network.factor),
-            progress=_options.note,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"the gateware could not be simulated: {error}.") from None
-    if run.faults or run.output is None:
-        raise UserError(f"the simulated gateware is at fault: {'; '.join(run.faults)}.")
-    _options.note(
-        f"g_a ran in simulated gateware ({run.cycles} cycles in Verilator), "
-        "the rest in the golden model."
-    )
-    return code_latent(container.network, run.output, picture.height, picture.width)
+    pixels = pad_image(picture.pixels, container.network.factor)
+    output = _options.run_gateware(container.network, "g_a", pixels)
+    return code_latent(container.network, output, picture.height, picture.width)
 
 
 def _sentence(row: dict[str, Any]) -> str:

@@ -11,13 +11,19 @@ from lichen.commands import _options
 from lichen.commands._command import Command
 
 if TYPE_CHECKING:
+    from lichen.boards.board import Board
     from lichen.boards.build.achieved import Clock
+    from lichen.boards.design import Design
+    from lichen.hw.plan.planner import Plan
 
 
 @click.command(cls=Command)
 @click.argument("net", metavar="NET")
 @_options.board
-@_options.transform
+@click.option(
+    "--transform", "transform_name",
+    help="Which transform [default: all there are, side by side; g_a with --folding or --plot].",
+)  # fmt: skip
 @_options.max_width
 @_options.multipliers
 @_options.folding
@@ -33,7 +39,7 @@ if TYPE_CHECKING:
 def command(
     net: str,
     board_name: str,
-    transform_name: str,
+    transform_name: str | None,
     max_width: int | None,
     multipliers: int | None,
     folding_file: Path | None,
@@ -43,7 +49,8 @@ def command(
 ) -> None:
     """Fold a network onto a board: cycles, resources, frames per second.
 
-    NET is a network file or the name of a shipped network. Cycles are those of one 768x512 image,
+    NET is a network file or the name of a shipped network. Without --transform, encoder and decoder
+    are planned side by side, each with the whole board to itself. Cycles are those of one 768x512 image,
     with all tiles and their halos where it is wider than --max-width. Multipliers and block RAMs
     are exact, LUTs an estimate. Without --clock the frame rate is that of a clock that place and
     route has reached on this device; the last line says where.
@@ -53,6 +60,9 @@ def command(
     from lichen.boards import board as boards
     from lichen.boards.build.achieved import Clock, expected_clock
     from lichen.hw.plan.planner import evaluate
+    from lichen.models import load_network
+    from lichen.network.description import LATENTS
+    from lichen.network.flow import ORDER
 
     board = boards.find(board_name)
     if plot_file is not None:
@@ -60,52 +70,75 @@ def command(
 
         check_kind(plot_file)
     asked = None if clock is None else board.pll(clock)
-    design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
-    plan = evaluate(design.transform, design.folding, design.frame, device=board.family)
-    overruns = board.pipeline_budget.overruns(plan.resources)
-    bounds = plan.bounds(board.pipeline_budget)
-    if asked is None:
-        known = expected_clock(
-            board,
-            plan.resources,
-            folding=plan.folding,
-            cycles_per_frame=plan.cycles_per_frame,
+    network = load_network(net)
+    # A folding and a drawing are of one transform.
+    if transform_name is None and (folding_file is not None or plot_file is not None):
+        transform_name = LATENTS[0].analysis
+    names = [name for name in ORDER if name in network.transforms]
+    if transform_name is not None:
+        names = [transform_name]
+    reports: dict[str, Any] = {}
+    sentences = []
+    for name in names:
+        design = _options.design_of(network, name, board, max_width, multipliers, folding_file)
+        plan = evaluate(design.transform, design.folding, design.frame, device=board.family)
+        known = (
+            expected_clock(
+                board,
+                plan.resources,
+                folding=plan.folding,
+                cycles_per_frame=plan.cycles_per_frame,
+            )
+            if asked is None
+            else Clock(limit_mhz=asked.output_mhz, source="as asked for")
         )
-        pll = board.pll_below(known.limit_mhz)
-    else:
-        pll, known = asked, Clock(limit_mhz=asked.output_mhz, source="as asked for")
-    report = {
+        pll = board.pll_below(known.limit_mhz) if asked is None else asked
+        report = reports[name] = _report(design, plan, board, pll.output_hz, known)
+        if json_file != "-":
+            _print_table(report["stages"])
+        if plot_file is not None:
+            from lichen.hw.plan.occupancy import draw
+
+            draw(plan, pll.output_hz, f"{design.name} {name} on {board.title}", plot_file)
+        sentences.append(_sentence(report, board, known))
+    result = {"transforms": reports} if transform_name is None else reports[transform_name]
+    _options.report(result, json_file, "\n\n".join(sentences))
+    click.get_current_context().exit(0 if all(r["fits"] for r in reports.values()) else 1)
+
+
+def _report(
+    design: Design, plan: Plan, board: Board, clock_hz: float, clock: Clock
+) -> dict[str, Any]:
+    """The plan of a transform as JSON-serialisable values."""
+    overruns = board.pipeline_budget.overruns(plan.resources)
+    return {
         "network": design.name,
-        "transform": transform_name,
+        "transform": design.transform_name,
         "board": board.name,
-        **plan.describe(pll.output_hz),
-        "clock_source": known.source,
-        "clock_interval_mhz": known.interval_mhz,
+        **plan.describe(clock_hz),
+        "clock_source": clock.source,
+        "clock_interval_mhz": clock.interval_mhz,
         "fits": not overruns,
         "overruns": overruns,
-        "bound_by": bounds,
+        "bound_by": plan.bounds(board.pipeline_budget),
         "folding": plan.folding.model_dump(mode="json"),
     }
-    if json_file != "-":
-        _print_table(report["stages"])
-    if plot_file is not None:
-        from lichen.hw.plan.occupancy import draw
 
-        draw(plan, pll.output_hz, f"{design.name} {transform_name} on {board.title}", plot_file)
-    verdict = "fits" if not overruns else f"does not fit: {', '.join(overruns)}"
-    have = board.budget
-    _options.report(
-        report,
-        json_file,
-        f"{design.name} {transform_name} on {board.title}: {plan.cycles_per_frame} cycles per "
+
+def _sentence(report: dict[str, Any], board: Board, clock: Clock) -> str:
+    """What a report says, for the user."""
+    have, bounds = board.budget, report["bound_by"]
+    verdict = "fits" if report["fits"] else f"does not fit: {', '.join(report['overruns'])}"
+    return (
+        f"{report['network']} {report['transform']} on {board.title}: "
+        f"{report['cycles_per_frame']} cycles per "
         f"768x512 image, {report['fps']:.2f} frames/s at {report['clock_mhz']:g} MHz; "
-        f"{plan.resources.dsp} of {have.dsp} multipliers, {plan.resources.bram} of {have.bram} "
-        f"block RAMs, about {plan.resources.lut} of {have.lut} LUTs; {verdict}\n"
-        f"tiles: {_tiles(report)}\nclock: {known.source}{_interval(known)}"
+        f"{report['dsp']} of {have.dsp} multipliers, {report['bram']} of {have.bram} "
+        f"block RAMs, about {report['lut']} of {have.lut} LUTs; {verdict}\n"
+        f"tiles: {_tiles(report)}\nclock: {clock.source}{_interval(clock)}"
         + (f"\nheld back by: {'; '.join(bounds)}" if bounds else "")
-        + _advice(report, have.bram),
+        + _advice(report, have.bram)
     )
-    click.get_current_context().exit(1 if overruns else 0)
 
 
 def _interval(clock: Clock) -> str:

@@ -71,9 +71,11 @@ def command(
 ) -> None:
     """Run the gateware on an image and compare it with the golden model.
 
-    NET is a network file or the name of a shipped network. Every latent and every stage's output
+    NET is a network file or the name of a shipped network. Every value of every stage's output
     is compared; an image wider than the gateware goes through in tiles. Simulators are built
     once per network and folding.
+
+    g_a reads the image; h_a, h_s and g_s read what the golden model makes of it on the way there.
 
     Without --backpressure it also says what the arrays did with their cycles: ``busy`` is the
     share in which an array took operands, ``efficiency`` the products that the image needed (halos
@@ -83,37 +85,32 @@ def command(
     ones (without --backpressure); 1 otherwise; 2 for unusable arguments.
     """
     from lichen.boards import board as boards
-    from lichen.sim.images import load_image, pad_image
+    from lichen.sim.images import load_image
+    from lichen.sim.inputs import transform_input
     from lichen.sim.transform import Pauses, efficiency, simulate_transform
 
-    if transform_name != "g_a":
-        raise UserError(
-            f"only g_a takes an image; {transform_name} cannot be simulated on one yet."
-        )
     design = _options.design(
         net, transform_name, boards.find(board_name), max_width, multipliers, folding_file
     )
-    transform = design.transform
     pixels, notes = load_image(image)
     for note in notes:
         click.echo(f"{image}: {note}", err=True)
     if crop is not None:
         pixels = _cropped(pixels, crop)
-    height, width, channels = pixels.shape
-    if channels != transform.in_channels:
-        raise UserError(
-            f"{transform_name} of {design.name} takes {transform.in_channels} channels, "
-            f"but {image} has {channels}."
-        )
+    height, width, _ = pixels.shape
+    try:
+        tensor = transform_input(design.network, transform_name, pixels)
+    except ValueError as error:
+        raise UserError(f"{transform_name} cannot run on {image}: {error}.") from None
     # short enough for any suffix
     name = re.sub(r"[^\w.-]+", "_", Path(net).stem, flags=re.ASCII)[:200]
     stem = f"{name}_{transform_name}"
     pauses = None if pauses_seed is None else Pauses.from_seed(pauses_seed)
     try:
         run = simulate_transform(
-            transform,
+            design.transform,
             design.folding,
-            pad_image(pixels, transform.downsampling),
+            tensor,
             simulator=simulator,
             pauses=pauses,
             waves=Path(stem) if waves else None,
@@ -210,7 +207,8 @@ def _verdict(report: dict[str, Any]) -> str:
         if report["cycles"] is None
         else f"{report['cycles']} cycles as predicted"
     )
+    what = {"g_a": "latents", "g_s": "samples"}.get(report["transform"], "values")
     return (
-        f"ok: {report['compared']} latents of {report['network']} compared, 0 mismatches; "
+        f"ok: {report['compared']} {what} of {report['network']} compared, 0 mismatches; "
         f"{cycles}; {speed}"
     )
