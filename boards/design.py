@@ -61,8 +61,8 @@ def fold(
     """The planner's folding for a board, the host link's share set aside.
 
     It takes what the transform reads of images of up to ``max_width`` pixels, or chooses the width
-    that is fastest in tiles; it uses at most ``multipliers`` if given. Raises UserError when the transform cannot be
-    generated; whether the folding fits the board is for `check_fits` to say.
+    that is fastest in tiles; it uses at most ``multipliers`` if given. Raises UserError when the
+    transform cannot be generated; whether the folding fits the board is for `check_fits` to say.
     """
     try:
         transform = network.transform(transform_name)
