@@ -104,7 +104,7 @@ class FeedSignature(wiring.Signature):
                 "head": Out(1),
                 "step": Out(1),
                 "restart": Out(1),
-                "row": Out(range(phases.rows)),
+                "row": Out(range(max(2, phases.rows))),  # at least a bit, for Verilog's sake
                 "a": Out(lanes_of(lanes_of(shape, lanes), pixels)),
                 "first": Out(1),
                 "last": Out(1),

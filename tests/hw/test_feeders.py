@@ -15,6 +15,7 @@ from amaranth.lib.wiring import In, connect, flipped
 from lichen.hw.engine.feed import FEED_LATENCY
 from lichen.hw.engine.gate import FrameGate
 from lichen.hw.engine.pixel_buffer import PixelBuffer
+from lichen.hw.engine.transposed_window import TransposedWindow
 from lichen.hw.engine.window import SIZE_LATENCY, Window, window_rows
 from lichen.network.arithmetic import ceil_div
 from tests.hw.streams import SEED, Agent, Pauses, SizedSource, lanes, simulate, unlanes
@@ -57,12 +58,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class Step:
-    """A step as the array is to see it: operands of the valid pixels, and its flags."""
+    """A step as the array is to see it: operands of the valid positions, and its flags.
+
+    ``count`` is that of its group; None where every position is a pixel.
+    """
 
     operands: tuple[int, ...]
     restart: bool
     first: bool
     last: bool
+    count: int | None = None
+    row: int = 0
+    head: bool | None = None
 
 
 def groups(shape: Shape, frame: np.ndarray) -> list[list[Step]]:
@@ -135,6 +142,7 @@ class FeedWatch(Agent):
             assert self._group, f"{name}: a step too many at {t}, after {number} groups"
             step = self._group.pop(0)
             assert ctx.get(feed.restart) == step.restart, f"{name}: restart is wrong at {t}"
+            assert ctx.get(feed.row) == step.row, f"{name}: the row's phase is wrong at {t}"
             self.steps[t + FEED_LATENCY] = step
             self.finished += not self._group
         else:
@@ -144,9 +152,11 @@ class FeedWatch(Agent):
             assert not self._group, f"{name} starts a group inside another at {t}"
             assert number < len(self.expected), f"{name} starts a group too many at {t}"
             self._group = list(self.expected[number])
-            count = ctx.get(feed.count)
-            right = len(self._group[0].operands)
+            count, step = ctx.get(feed.count), self._group[0]
+            right = len(step.operands) if step.count is None else step.count
             assert count == right, f"{name}: group {number} has {count} pixels instead of {right}"
+            if step.head is not None:
+                assert ctx.get(feed.head) == step.head, f"{name}: group {number} is no head or one"
             self.starts.append(t)
         step = self.steps.pop(t, None)
         bits = BITS * self.lanes
@@ -200,7 +210,7 @@ class EmptyWatch(Agent):
 class Framed(wiring.Component):
     """A feeder behind a gate, so that frames of any sizes can follow each other."""
 
-    def __init__(self, feeder: Window | PixelBuffer, beats: int):
+    def __init__(self, feeder: Window | TransposedWindow | PixelBuffer, beats: int):
         self.feeder = feeder
         stream = feeder.signature.members["i"]
         self.gate = FrameGate(shape=feeder.i.payload.shape(), beats=beats, settle=SIZE_LATENCY)
@@ -228,7 +238,7 @@ class Framed(wiring.Component):
             gate.empty.eq(empty),
             feeder.width.eq(gate.frame_width),
         ]
-        if isinstance(feeder, Window):
+        if not isinstance(feeder, PixelBuffer):
             m.d.comb += feeder.height.eq(gate.frame_height)
         return m
 
