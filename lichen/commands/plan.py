@@ -52,8 +52,8 @@ def command(
     NET is a network file or the name of a shipped network. Without --transform, encoder and decoder
     are planned side by side, each with the whole board to itself. Cycles are those of one 768x512
     image, with all tiles and their halos where it is wider than --max-width. Multipliers and block
-    RAMs are exact, LUTs an estimate. Without --clock the frame rate is that of a clock that place and
-    route has reached on this device; the last line says where.
+    RAMs are exact, LUTs an estimate. Without --clock the frame rate is that of a clock that place
+    and route has reached on this device; the last line says where.
 
     Exit status: 0 when the plan fits the board, 1 when it does not, 2 for unusable arguments.
     """

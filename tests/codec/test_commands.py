@@ -161,7 +161,7 @@ def test_damaged_files(here, monkeypatch, capsys):
         (["decode", "good.lic", "-o", "x.xyz"], "names no image format"),
         (["decode", "good.lic", "-o", "x.png", "-m", "net.lichen"], "made with another network"),
         (["decode", "other.lic", "-o", "x.png"], "which is none of the shipped ones"),
-        (["decode", "good.lic", "-o", "x.png", "--engine", "verilator"], "no gateware for dec"),
+        (["decode", "good.lic", "-o", "x.png", "--engine", "x"], "there is no engine x"),
         (["decode", "good.lic", "-o", "x.png", "--max-pixels", "255"], "more than 255"),
         (["decode", "good.lic", "-o", "x.png", "--latents", "y.txt"], "use FILE.npy"),
         (["decode", "good.lic", "-o", "x.png", "--latents", "no/y.npy"], "cannot write symbols"),
