@@ -232,9 +232,10 @@ class PhaseSequencer:
         self.step = Signal(name="seq_step")
         self.last_step = Signal(name="seq_last_step")
         self.done = Signal(name="seq_done")
-        self.row = Signal(range(phases.rows), name="seq_row", reset_less=True)
-        self.column = Signal(range(phases.columns), name="seq_column", reset_less=True)
+        self.row = Signal(range(max(2, phases.rows)), name="seq_row", reset_less=True)
+        self.column = Signal(range(max(2, phases.columns)), name="seq_column", reset_less=True)
 
+        # Every signal has a bit at least: in Verilog one of none has two, and may run free.
         # A group takes the cycles it takes; what a start depends on lies ready in registers.
         free = Signal(init=1, name="seq_free")  # idle, or in the last cycle of a group
         left = Signal(range(max(group_cycles) + 1), name="seq_cycles_left")
@@ -252,8 +253,8 @@ class PhaseSequencer:
             m.d.sync += left.eq(left - 1)
 
         # Within it, a pass waits first: what counts are the cycles between the ends of passes.
-        index = Signal(range(max(map(max, steps))), name="seq_index")  # steps after this one
-        number = Signal(range(passes), name="seq_pass")
+        index = Signal(range(max(2, *map(max, steps))), name="seq_index")  # steps after this one
+        number = Signal(range(max(2, passes)), name="seq_pass")
         last_pass = number == passes - 1
         active, first_step = Signal(name="seq_active"), Signal(name="seq_first_step")
         restart, pass_done = Signal(name="seq_restart"), Signal(name="seq_pass_done")
@@ -270,7 +271,7 @@ class PhaseSequencer:
         after = Signal.like(index, name="seq_steps_after")  # the first one of the next pass
         m.d.comb += after.eq(_choose([[n - 1 for n in r] for r in steps], row_next, column_next))
         gaps = [[max(0, chain_length - n) for n in r] for r in steps]
-        gap = Signal(range(max(map(max, gaps)) + 1), name="seq_gap")
+        gap = Signal(range(max(2, max(map(max, gaps)) + 1)), name="seq_gap")
         m.d.comb += self.step.eq(active & (gap == 0))
         with m.If(gap != 0):
             m.d.sync += gap.eq(gap - 1)

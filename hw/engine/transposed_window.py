@@ -323,7 +323,7 @@ class TransposedWindow(Unit):
         self._group = data.StructLayout(
             {
                 "row": size,
-                "phase": Shape.cast(range(up.stride)),
+                "phase": Shape.cast(range(max(2, up.stride))),  # a bit at least, for Verilog
                 "x": size,
                 "y": size,
                 "base": row_bits,  # ring address of row q
