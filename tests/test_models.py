@@ -113,3 +113,12 @@ def test_models_command():
         "weight": 8, "activation": 8, "weights": [8, 8], "activations": [8, 8], "mean": 8.0
     }  # fmt: skip
     assert tiny["rd"]["set"] == "kodak" and tiny["rd"]["psnr"] > 26.5 and tiny["rd"]["bpp"] < 0.6
+
+
+def test_files_find_their_network():
+    """What files of either version name every network by is written down, and found."""
+    known = json.loads((models.folder() / "digests.json").read_text("utf-8"))
+    for name in models.names():
+        assert known[name] == models.digests(models.load_network(name))
+        assert [models.find_name(digest) for digest in known[name]] == [name, name]
+    assert models.find("0" * 32) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ SHAPES = (
 )
 """From the best to the smallest, for networks of ever more channels."""
 
-HYPER_SHAPE = Shape(2, 2, 0)
+HYPER_SHAPES = (Shape(2, 2, 0), Shape(2, 0, 0, 12))
 """Of z, of which there is little."""
 
 Z_TIMES = 5
@@ -50,14 +51,14 @@ WEIGHT_IMAGES = 120
 def _bits(shape: Shape, channels: int, levels: int) -> int:
     """Of a model of this shape, its edges and choice at their most."""
     a_channel = 12 + 5 * shape.near + 6 * shape.slope + 10 * shape.inner + (5 if levels else 0)
-    cells = tables.FINEST * (int(tables.PHASE.max()) + 1)
-    return channels * a_channel + 16 * levels + 16 * tables.FINEST + 51 + 7 * cells
+    cells = shape.bins * (int(tables.PHASE.max()) + 1)
+    return channels * a_channel + 16 * levels + 16 * shape.bins + 51 + 7 * cells
 
 
 def choose_shapes(channels: Mapping[str, int], levels: int) -> dict[str, Shape]:
     """The largest models that fit together; ``levels`` of y's hyperprior, 0 without."""
-    for shape in SHAPES:
-        chosen = {name: shape if name == "y" else HYPER_SHAPE for name in channels}
+    for inner, shape in itertools.product(HYPER_SHAPES, SHAPES):
+        chosen = {name: shape if name == "y" else inner for name in channels}
         total = sum(
             _bits(chosen[name], count, levels if name == "y" else 0)
             for name, count in channels.items()
@@ -90,7 +91,7 @@ def _model(
         scales.append(found[0])
         means.append(found[1])
     progress("predictions")
-    return fields, tables.count(scales, means, [one.values for one in images])
+    return fields, tables.count(scales, means, [one.values for one in images], shape.bins)
 
 
 def fit_contexts(

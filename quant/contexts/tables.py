@@ -24,9 +24,6 @@ FloatArray = npt.NDArray[np.float64]
 REACH = 512
 """Histograms hold what lies within; what lies beyond counts at their ends."""
 
-FINEST = 40
-"""Most bins that a latent's scales are cut into."""
-
 TABLES = 96
 """Most tables before merging for entries alone goes on."""
 
@@ -61,11 +58,11 @@ def remainders(
     return np.where(part < 0, -values, values), np.abs(part)
 
 
-def scale_edges(scales: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    """Edges in even steps of the scales' logarithm, and no two within an eighth of a step of 1."""
+def scale_edges(scales: Sequence[npt.NDArray[np.int64]], bins: int) -> npt.NDArray[np.int64]:
+    """Edges of at most so many bins, in even steps of the scales' logarithm."""
     values = np.concatenate([one.reshape(-1)[::7] for one in scales])
     low, high = np.quantile(values, [0.0005, 0.9999])
-    edges = np.geomspace(max(low, 1), max(high, 4), min(FINEST, BINS_MAX) - 1)
+    edges = np.geomspace(max(low, 1), max(high, 4), min(bins, BINS_MAX) - 1)
     return np.unique(np.clip(np.rint(edges), 1, SCALE_MAX).astype(np.int64))
 
 
@@ -73,9 +70,10 @@ def count(
     scales: Sequence[npt.NDArray[np.int64]],
     means: Sequence[npt.NDArray[np.int64]],
     symbols: Sequence[npt.NDArray],
+    bins: int,
 ) -> Cells:
-    """Histograms of images' symbols, (h, w, channels) each."""
-    edges = scale_edges(scales)
+    """Histograms of images' symbols, (h, w, channels) each, in at most so many bins of scales."""
+    edges = scale_edges(scales, bins)
     phases = int(PHASE.max()) + 1
     width = 2 * REACH + 1
     counts = np.zeros((len(edges) + 1) * phases * width)

@@ -45,11 +45,14 @@ class Shape:
         Neighbours for the mean, 0, 2 or 4.
     inner : int
         Sums over earlier channels.
+    bins : int
+        Of scales, at most.
     """
 
     near: int = 4
     slope: int = 4
     inner: int = 4
+    bins: int = 40
 
 
 @dataclass(frozen=True)
