@@ -357,8 +357,8 @@ class Container:
         header = inspect(data, truncated=salvage)
         if header.version == 2 and self.network.contexts is None:
             raise ContainerError(
-                f"the file needs context models, which {self.network.title} lacks; name the "
-                f"network {header.digest[:16]}… that it was made with."
+                f"the file was made with another network: it needs {header.digest[:16]}…, "
+                f"but {self.network.title} has no context models."
             )
         own = self.digest_of(header.version)
         if header.digest != own:

@@ -122,7 +122,7 @@ def test_version_1_is_as_without_contexts():
     assert np.array_equal(Container(network).decode(data).picture.pixels, pixels)
     with pytest.raises(UserError, match="has no context models"):
         Container(plain, version=2)
-    with pytest.raises(ContainerError, match="needs context models"):
+    with pytest.raises(ContainerError, match="has no context models"):
         Container(plain).decode(Container(network).encode(image))
 
 
