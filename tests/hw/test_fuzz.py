@@ -40,7 +40,9 @@ def part(case: Case, rng: np.random.Generator) -> np.ndarray:
     return case.image
 
 
-@pytest.mark.parametrize("make", [random_case, random_upsampling])
+@pytest.mark.parametrize(
+    "make", [random_case, pytest.param(random_upsampling, marks=pytest.mark.slow)]
+)
 def test_random_network(fuzz_seed: int, make: Callable[[int], Case]) -> None:
     case = make(fuzz_seed)
     pipeline = case.pipeline()

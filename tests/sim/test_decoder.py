@@ -90,6 +90,7 @@ def test_hyper_transforms(means: bool, name: str) -> None:
     assert found.cycles == found.predicted_cycles
 
 
+@pytest.mark.slow
 def test_g_s_in_tiles() -> None:
     """Halos where the receptive field has latents; all tiles as predicted."""
     network = random_factorized(5, n=3, m=4)
@@ -111,6 +112,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_file_through_both_simulated_transforms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_file_through_both_simulated_transforms(
     np.testing.assert_array_equal(decoded, container.decode(file).picture.pixels)
 
 
+@pytest.mark.slow
 def test_the_command_simulates_g_s(tmp_path: Path) -> None:
     save(random_factorized(7, n=4, m=6), tmp_path / "net.lichen")
     Image.fromarray(image(16, 16)).save(tmp_path / "image.png")
@@ -198,12 +201,14 @@ def located(
     assert found.faults[0].startswith(f"{expected['stage']}: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tap", [(0, 0), (1, 2), (3, 1), (4, 4)])
 def test_a_phase_s_tap_is_located(monkeypatch: pytest.MonkeyPatch, tap: tuple[int, int]) -> None:
     broken = flip_weight(decoder(), 1, (1, 2, *tap), 5)
     located(monkeypatch, broken, run_stages(broken, tensor()), 1)
 
 
+@pytest.mark.slow
 def test_a_row_of_the_other_parity_is_located(monkeypatch: pytest.MonkeyPatch) -> None:
     """The window starts a row of phases late: padding 1 in place of 2, one row more cropped."""
     intact = transposed.phase_order
@@ -225,6 +230,7 @@ def test_a_row_of_the_other_parity_is_located(monkeypatch: pytest.MonkeyPatch) -
     located(monkeypatch, decoder(), wrong, 0)
 
 
+@pytest.mark.slow
 def test_an_output_padding_too_few_is_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last row and column are missing: what follows waits for them, and that is told."""
     intact = transposed.upsampling_of
