@@ -208,6 +208,22 @@ _INITIAL = re.compile(
 _WORD = re.compile(r"    (?P<name>\S+ ?)\[(?P<address>\d+)\] = \d+'(?:h(?P<hex>[0-9a-f]+)|d0);")
 
 
+def awaken(design: str) -> str:
+    """A design whose combinational blocks run at time zero in Icarus as well, for its bench.
+
+    Icarus runs ``always @*`` when an input changes, and not before: a block whose inputs keep
+    their first values, as at an all-black image, would leave its outputs unknown. yosys names a
+    register in each, but Icarus sets that before any block waits. ``always_comb`` is no way
+    out: Icarus 11 runs such blocks for ever at time zero where two feed a later one, each of the
+    two with a default that a ``case`` overrides. So every block watches a bit of the bench.
+    """
+    return design.replace(_ALWAYS, f"{_ALWAYS}    if ({BENCH}.{_AWAKE}) begin end\n")
+
+
+_ALWAYS = "always @* begin\n"
+_AWAKE = "awake"
+
+
 def _verilog_ports(design: str) -> set[str]:
     """Names of the ports of the top module."""
     header = re.search(rf"^module {TOP}\((.*?)\);", design, re.MULTILINE | re.DOTALL)
@@ -282,6 +298,7 @@ def _generate(
     return _TEMPLATE.format(
         bench=BENCH,
         top=TOP,
+        awake=_AWAKE,
         wires="\n".join(wires),
         connections=",\n      ".join(connections),
         observers="\n".join(observers + counts),
@@ -358,6 +375,9 @@ module {bench} (
   reg clk;
   initial clk = 0;
   always #5 clk = !clk;
+  // Changes once, at time zero, when all blocks wait already; see `awaken`.
+  reg {awake};
+  initial {awake} <= 0;
   initial
     if ($test$plusargs("waves")) begin
       $dumpfile("waves.fst");

@@ -28,7 +28,7 @@ from pathlib import Path
 from lichen import caches, processes
 from lichen.errors import UserError
 from lichen.files import reason
-from lichen.sim.harness import BENCH, Bench, support_file
+from lichen.sim.harness import BENCH, Bench, awaken, support_file
 
 SIMULATORS = ("verilator", "icarus")
 KEPT_BUILDS = 200
@@ -61,6 +61,7 @@ _VERILATOR_FLAGS = (
 # -O2 over -O1: a quarter faster for twice the compile time, paid back within a photograph.
 # No -march=native: it gained nothing, and a cache may be shared by different machines.
 _FAST, _SLOW, _RUNTIME = "-O2", "-O0", "-O1"
+_ICARUS_FLAGS = ("-g2012", "-s", BENCH)
 _SUPPORT = ("harness.v", "harness.cpp")
 
 
@@ -123,6 +124,7 @@ def build(
 
     Raises UserError when a tool is missing, RuntimeError when one fails.
     """
+    design = bench.design
     if simulator == "verilator":
         waves_key, make = waves, _build_verilator
         tools = [str(verilator_root()), _version("verilator"), compiler_version()]
@@ -130,17 +132,18 @@ def build(
         tools += [*_VERILATOR_FLAGS, _FAST, _SLOW, _RUNTIME]
     elif simulator == "icarus":
         waves_key, make = False, _build_icarus
-        tools = [icarus_version()]
+        tools = [icarus_version(), *_ICARUS_FLAGS]
+        design = awaken(design)
     else:
         raise ValueError(f"simulator must be one of {', '.join(SIMULATORS)}, not {simulator}")
-    sources = [bench.design, bench.bench, *(support_file(name) for name in _SUPPORT)]
+    sources = [design, bench.bench, *(support_file(name) for name in _SUPPORT)]
     sources += [part for item in sorted(bench.memories.items()) for part in item]
     key = _digest([simulator, str(waves_key), *tools, *sources])
     # tools run in folders of their own
     cache = (default_cache() if cache is None else cache).absolute()
 
     def create(folder: Path) -> None:
-        (folder / "design.v").write_text(bench.design, encoding="utf-8", newline="\n")
+        (folder / "design.v").write_text(design, encoding="utf-8", newline="\n")
         (folder / "bench.v").write_text(bench.bench, encoding="utf-8", newline="\n")
         for name in _SUPPORT:
             (folder / name).write_text(support_file(name), encoding="utf-8")
@@ -267,13 +270,7 @@ def _run(command: Sequence[str], cwd: Path | None = None, **env: str) -> str:
 
 
 def _build_icarus(folder: Path, waves: bool, cache: Path) -> None:
-    # Icarus runs `always @*` when an input changes, and not before: a block whose inputs keep
-    # their first values, as at an all-black image, would leave its outputs unknown. `always_comb`
-    # also runs at time zero.
-    design = folder / "design.v"
-    text = design.read_text(encoding="utf-8").replace("always @*", "always_comb")
-    design.write_text(text, encoding="utf-8", newline="\n")
-    command = [find_tool("iverilog", "iverilog"), "-g2012", "-s", BENCH]
+    command = [find_tool("iverilog", "iverilog"), *_ICARUS_FLAGS]
     command += ["-o", "simulator.vvp", "design.v", "bench.v", "harness.v"]
     _run(command, cwd=folder)
 

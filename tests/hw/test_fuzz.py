@@ -44,11 +44,21 @@ def part(case: Case, rng: np.random.Generator) -> np.ndarray:
     "make", [random_case, pytest.param(random_upsampling, marks=pytest.mark.slow)]
 )
 def test_random_network(fuzz_seed: int, make: Callable[[int], Case]) -> None:
-    case = make(fuzz_seed)
+    check(make(fuzz_seed), fuzz_seed)
+
+
+# The first seed has a stride of 3, whose tables of steps Icarus once ran for ever at time zero.
+@pytest.mark.parametrize("seed", [2, 4])
+def test_random_upsampling(seed: int) -> None:
+    check(random_upsampling(seed), seed)
+
+
+def check(case: Case, seed: int) -> None:
+    """A case's values, cycles and order, alone and with pauses."""
     pipeline = case.pipeline()
     expected = stage_outputs(case.transform, [case.image])
     last = list(expected.values())[-1]
-    reproduce = f"reproduce: pytest tests/hw/test_fuzz.py --fuzz-seeds {fuzz_seed}"
+    reproduce = f"reproduce: pytest tests/hw/test_fuzz.py --fuzz-seeds {seed} -m 'slow or not slow'"
     simulator = Simulator(pipeline, simulator="icarus", taps=True)
     result = simulator.run([case.image], last, expected_taps=expected, drain=True)
     assert result.ok, f"{result.faults}; {reproduce}"
@@ -57,7 +67,7 @@ def test_random_network(fuzz_seed: int, make: Callable[[int], Case]) -> None:
     assert result.cycles == pipeline.predicted_cycles(*case.image.shape[:2]), reproduce
     # Back to back with another size in between, with random pauses: order and content must not
     # change.
-    frames = [case.image, part(case, np.random.default_rng(fuzz_seed)), case.image]
+    frames = [case.image, part(case, np.random.default_rng(seed)), case.image]
     expected = stage_outputs(case.transform, frames)
     result = simulator.run(
         frames,
@@ -65,8 +75,8 @@ def test_random_network(fuzz_seed: int, make: Callable[[int], Case]) -> None:
         expected_taps=expected,
         idle=0.3,
         backpressure=0.4,
-        hold=1 << (fuzz_seed % 6),
-        seed=fuzz_seed,
+        hold=1 << (seed % 6),
+        seed=seed,
     )
     assert result.ok, f"with pauses: {result.faults}; {reproduce}"
 

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from amaranth.hdl import Module, Signal, signed, unsigned
+from amaranth.hdl import Array, Const, Module, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -155,6 +158,58 @@ def test_wrong_value_is_located(fixture: str, request: pytest.FixtureRequest) ->
         "actual": right,
     }
     assert "row 3, column 4, channel 3" in result.faults[0]
+
+
+class Lookup(wiring.Component):
+    """y = x ^ 3, by a table and a table of tables that are looked up at registers.
+
+    The registers change with x = 255 only.
+    """
+
+    def __init__(self) -> None:
+        lanes = data.ArrayLayout(unsigned(8), LANES)
+        ports = {"i": In(stream.Signature(lanes)), "o": Out(stream.Signature(lanes))}
+        super().__init__({**ports, "width": In(16), "height": In(16)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        row, column, found = Signal(2), Signal(2), Signal(8)
+        with m.If(self.i.valid & (self.i.payload[0] == 255)):
+            m.d.sync += [row.eq(row + 1), column.eq(column + row)]
+        table = Array(Const(1) for _ in range(3))
+        tables = Array(Array(Const(2) for _ in range(3))[column + k] for k in range(3))
+        m.d.comb += [
+            found.eq(table[row] ^ tables[row]),
+            self.o.valid.eq(self.i.valid),
+            self.i.ready.eq(self.o.ready),
+            *(self.o.payload[k].eq(self.i.payload[k] ^ found) for k in range(LANES)),
+        ]
+        return m
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Fail rather than wait for what may never end."""
+
+    def fail(number: int, where: object) -> None:
+        pytest.fail(f"not done in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("black", [False, True])
+def test_blocks_run_once_at_time_zero(black: bool) -> None:
+    """Whether their inputs ever change or not, and time goes on."""
+    image = frame(0) // 2 * (not black)
+    with at_most(60):
+        result = simulate(Lookup(), [image], [image ^ 3], simulator="icarus")
+    assert result.ok, result.faults
 
 
 @pytest.mark.parametrize("fixture", ["icarus", "verilated"])
