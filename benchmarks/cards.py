@@ -25,7 +25,7 @@ from safetensors import safe_open
 from lichen import models
 from lichen.errors import UserError
 from lichen.files import write_atomically
-from lichen.quant.calibration.ptq import Widths, bits_of
+from lichen.quant.calibration.options import Widths, bits_of
 from lichen.quant.float.checkpoint import Checkpoint, load_checkpoint
 
 IMAGES = "073e0d7b7f5db68ea865eaade37549ad042d9cc625a7f18a589c2fc9ca9b5fd0"

@@ -34,7 +34,7 @@ from lichen.errors import UserError
 from lichen.files import write_atomically
 from lichen.network.description import Network
 from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration, usual_size
-from lichen.quant.calibration.ptq import Options
+from lichen.quant.calibration.options import Options
 from lichen.quant.calibration.quantize import choose_clip_factor, quantize
 from lichen.quant.draq.draq import lambda_of
 from lichen.quant.float.architectures import ARCHS, build_model

@@ -23,7 +23,7 @@ import torch
 from lichen import models
 from lichen.files import write_atomically
 from lichen.quant.training.data import CropSource
-from lichen.quant.training.train import TrainConfig, Trainer
+from lichen.quant.training.trainer import TrainConfig, Trainer
 
 
 @click.command()

@@ -50,3 +50,11 @@ ORDER = (
     *(latent.synthesis for latent in reversed(LATENTS)),
 )
 """The transforms in the order in which an image that is coded and decoded goes through them."""
+
+_MAKERS = {latent.name: latent.analysis for latent in LATENTS}
+
+FEEDS: dict[str, str | None] = {
+    **{latent.analysis: _MAKERS.get(latent.source) for latent in LATENTS},
+    **{latent.synthesis: latent.analysis for latent in LATENTS},
+}
+"""The transform whose output each transform reads, coded and decoded again; None for the image."""

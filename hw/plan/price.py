@@ -29,7 +29,7 @@ LATENCY = 0.04
 
 
 class Widths(Protocol):
-    """Bits of a stage; `lichen.quant.calibration.ptq.Widths` is one."""
+    """Bits of a stage; `lichen.quant.calibration.options.Widths` is one."""
 
     @property
     def weight(self) -> int: ...

@@ -12,7 +12,7 @@ import click
 
 from lichen.commands import _options
 from lichen.commands._command import Command
-from lichen.commands.quantize import TUNE, find_clip_factor
+from lichen.commands._quant import TUNE, find_clip_factor
 from lichen.errors import UserError
 
 ROWS = ("minmax", "calibrated clipping", "+ regularization", "+ fine-tuning")
@@ -93,15 +93,16 @@ def command(
     quiet: bool,
 ) -> None:
     """Quantize four ways, measure each on the same images, print the table."""
-    from lichen.commands.quantize import _import_quant
+    from lichen.commands._quant import import_quant
 
-    _import_quant()
+    import_quant()
     import torch
 
     from lichen.network.file import save
     from lichen.quant.calibration.calibrate import load_calibration, usual_size
-    from lichen.quant.calibration.ptq import Options, Widths
-    from lichen.quant.calibration.quantize import measure, measure_float, quantize
+    from lichen.quant.calibration.measure import measure, measure_float
+    from lichen.quant.calibration.options import Options, Widths
+    from lichen.quant.calibration.quantize import quantize
     from lichen.quant.draq.draq import DraqOptions, draq, lambda_of
     from lichen.quant.float.source import load_float_network
     from lichen.quant.training.finetune import TuneConfig

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,52 +13,94 @@ import click
 
 from lichen.commands import _options
 from lichen.commands._command import Command
+from lichen.commands._quant import REGULARIZE_LR, TUNE, find_clip_factor, import_quant
+from lichen.commands._records import records
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
     import numpy.typing as npt
 
     from lichen.network.description import Network
+    from lichen.quant.calibration.calibrate import CalibrationImages
+    from lichen.quant.calibration.options import Options
+    from lichen.quant.calibration.quantize import Quantized
     from lichen.quant.contexts.fit import ContextFit
+    from lichen.quant.draq.draq import DraqResult
+    from lichen.quant.float.network import FloatNetwork
 
 
-def _import_quant() -> None:
-    """Fail with a sentence when the extra is missing."""
-    with _options.quant_extra("quantizing"):
-        import lichen.quant.float.checkpoint  # noqa: F401
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is read and written, and how the command runs."""
+
+    checkpoint: str
+    output: Path
+    method: str
+    train_folder: str | None
+    calibrate: str | None
+    evaluate: str | None
+    outlier_plot: Path | None
+    contexts: bool
+    name: str | None
+    resume: bool
+    overwrite: bool
+    threads: int
+    json_file: str | None
+    quiet: bool
 
 
-def find_clip_factor(
-    network: Any, images: Any, options: Any, weight: float, *, quiet: bool
-) -> tuple[float, dict[float, float]]:
-    """`lichen.quant.calibration.quantize.choose_clip_factor`, with a progress bar."""
-    from tqdm import tqdm
+@dataclass(frozen=True, kw_only=True)
+class Bits:
+    """Widths; ``bits_from`` goes before all others."""
 
-    from lichen.quant.calibration.quantize import CLIP_FACTORS, choose_clip_factor
+    weight_bits: int
+    activation_bits: int
+    gamma_bits: int
+    u_bits: int
+    gdn_input_bits: int
+    latent_bits: int | None
+    latent_fraction: int | None
+    bits_from: str | None
 
-    with tqdm(total=len(CLIP_FACTORS), desc="clip factor", unit="try", disable=quiet) as bar:
-        return choose_clip_factor(
-            network, images, options, weight, progress=lambda step: bar.update() and None
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What calibration does."""
+
+    clip: str
+    percentile: float
+    clip_factor: float | None
+    split: float
+    widen: float
+    latent_gain: float
+    equations: int
+    rounding: str
+    refit: bool
+    crop: int | None
+    max_images: int | None
+    seed: int
 
 
-REGULARIZE_LR = 1e-4
-"""Default of `lichen.quant.draq.draq.DraqOptions` (a test compares them)."""
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What draq does besides; most of it is a `lichen.quant.training.finetune.TuneConfig`."""
 
-# Defaults of `lichen.quant.training.finetune.TuneConfig` (a test compares them), which cannot be
-# imported before the extra is known to be there.
-TUNE = {
-    "lr": 1e-3,
-    "lr_scales": 3.0,
-    "distill": 0.0,
-    "penalty": 0.01,
-    "sigmas": 4.0,
-    "optimizer": "soap",
-    "distortion": "mse",
-}
+    steps: int | None
+    minutes: float | None
+    regularize_steps: int
+    regularize_lr: float
+    lmbda: float | None
+    lr: float
+    lr_scales: float
+    optimizer: str
+    distortion: str
+    batch: int
+    patch: int
+    distill: float
+    penalty: float
+    sigmas: float
+    device: str
 
 
 @click.command(
@@ -127,6 +170,11 @@ TUNE = {
 @click.option(
     "--percentile", type=click.FloatRange(50, 100), default=99.99, show_default=True,
     help="Of the magnitudes, for --clip percentile.",
+)  # fmt: skip
+@click.option(
+    "--widen", type=click.FloatRange(0, 1), default=0.0, metavar="PART",
+    help="Give activations up to 10 bits where they win most of R + lambda D, measured one by one, "
+    "for at most so many more bit-operations [default: 0].",
 )  # fmt: skip
 @click.option(
     "--split-channels", "split", type=click.FloatRange(0, 1), default=0.0, metavar="PART",
@@ -221,184 +269,238 @@ TUNE = {
               help="Threads for FP32 (0: torch's choice).")  # fmt: skip
 @_options.json_file
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def command(
-    checkpoint: str,
-    output: Path,
-    method: str,
-    train_folder: str | None,
-    calibrate: str | None,
-    weight_bits: int,
-    activation_bits: int,
-    gamma_bits: int,
-    u_bits: int,
-    gdn_input_bits: int,
-    latent_bits: int | None,
-    latent_fraction: int | None,
-    bits_from: str | None,
-    clip: str,
-    percentile: float,
-    clip_factor: float | None,
-    split: float,
-    latent_gain: float,
-    equations: int,
-    rounding: str,
-    refit: bool,
-    crop: int | None,
-    max_images: int | None,
-    seed: int,
-    steps: int | None,
-    minutes: float | None,
-    regularize_steps: int,
-    regularize_lr: float,
-    lmbda: float | None,
-    lr: float,
-    lr_scales: float,
-    optimizer: str,
-    distortion: str,
-    batch: int,
-    patch: int,
-    distill: float,
-    penalty: float,
-    sigmas: float,
-    device: str,
-    resume: bool,
-    overwrite: bool,
-    outlier_plot: Path | None,
-    contexts: bool,
-    name: str | None,
-    evaluate: str | None,
-    threads: int,
-    json_file: str | None,
-    quiet: bool,
-) -> None:
+def command(**values: Any) -> None:
     """Quantize, save, and say what it cost."""
+    request: Request
+    tuning: Tuning
+    request, bits, calibration, tuning = records(values, Request, Bits, Calibration, Tuning)
+    _check(request, calibration, tuning)
+    import_quant()
+    import torch
+
+    from lichen.files import write_atomically
+    from lichen.network.file import dumps, load
+    from lichen.quant.training import outliers
+    from lichen.quant.training.runs import state_path
+    from lichen.sim.images import list_images
+
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    started = time.monotonic()
+    work = _prepare(request, bits, calibration, tuning)
+    if request.method == "draq":
+        state = state_path(request.output)
+        _options.check_state(state, resume=request.resume, overwrite=request.overwrite)
+    evaluated = [] if request.evaluate is None else list_images(request.evaluate)
+    _choose_clip_factor(work, request, calibration)
+    _rescale(work, calibration)
+    _widen(work, request, calibration)
+    tuned = None
+    if request.method == "draq":
+        tuned = _fine_tune(work, request, calibration, tuning)
+        if request.outlier_plot is not None:
+            outliers.plot(tuned.outliers, request.outlier_plot)
+    result, rd = _finish(work, request, calibration, tuned, evaluated)
+    integer = result.network
+    if rd is not None:
+        integer = integer.model_copy(update={"provenance": integer.provenance | {"rd": rd}})
+    fitted = _contexts(integer, work.images.crops) if request.contexts else None
+    if fitted is not None:
+        integer = fitted.network
+    data = dumps(integer)
+    write_atomically(request.output, data)
+    load(request.output)  # what was written is a valid network
+    report = _report(work, request, result, integer) | {
+        "contexts": None if fitted is None else fitted.json(),
+        "draq": None if tuned is None else tuned.json(),
+        "rd": rd,
+        "size_bytes": len(data),
+        "provenance": integer.provenance,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    _options.report(
+        report,
+        request.json_file,
+        f"{request.output}: {request.method}, {result.before.psnr:.2f} dB at "
+        f"{result.before.bpp:.3f} bpp in FP32, {result.after.psnr:.2f} dB at "
+        f"{result.after.bpp:.3f} bpp in integers ({len(work.images.crops)} calibration crops, "
+        "bits estimated)",
+    )
+
+
+def _check(request: Request, calibration: Calibration, tuning: Tuning) -> None:
+    """UserError for options that don't go together."""
+    output, draq = request.output, request.method == "draq"
     if not output.parent.is_dir():
         raise UserError(f"cannot write {output}: the folder {output.parent} does not exist.")
     if output.is_dir():
         raise UserError(f"cannot write {output}: it is a folder.")
-    if method == "draq" and train_folder is None:
+    if draq and request.train_folder is None:
         raise UserError("--method draq trains; give a folder of photographs with --train DIR.")
-    if method != "draq" and (clip == "rd" or resume or train_folder is not None):
+    if not draq and (calibration.clip == "rd" or request.resume or request.train_folder):
         raise UserError("--train, --resume and --clip rd go with --method draq only.")
-    if steps is not None and minutes is not None:
+    if tuning.steps is not None and tuning.minutes is not None:
         raise UserError("give either --steps or --minutes, not both.")
-    _import_quant()
-    import numpy as np
-    import torch
-    from tqdm import tqdm
 
-    from lichen.codec.evaluate import NetworkCodec
-    from lichen.codec.evaluate import evaluate as evaluate_codec
-    from lichen.files import write_atomically
+
+@dataclass
+class _Work:
+    """What is quantized, on what, and how; ``original`` as the checkpoint has it."""
+
+    original: FloatNetwork
+    network: FloatNetwork
+    images: CalibrationImages
+    options: Options
+    name: str
+    lmbda: float | None
+    factors: dict[float, float] | None = None
+    widened: dict[str, Any] | None = None
+
+
+def _prepare(request: Request, bits: Bits, calibration: Calibration, tuning: Tuning) -> _Work:
+    """Load the checkpoint and the calibration images."""
     from lichen.models import calibration_photographs, load_network
-    from lichen.network.file import dumps, load
     from lichen.quant.calibration.calibrate import load_calibration, usual_size
-    from lichen.quant.calibration.latents import scale_latents
-    from lichen.quant.calibration.ptq import Options, Widths, bits_of
-    from lichen.quant.calibration.quantize import (
-        check_supported,
-        measure_float,
-        quantize,
-    )
-    from lichen.quant.calibration.quantize import steps as quantize_steps
-    from lichen.quant.calibration.split import split_channels
-    from lichen.quant.draq import outliers
-    from lichen.quant.draq.draq import DraqOptions, DraqResult, draq, lambda_of
+    from lichen.quant.calibration.options import Options, Widths, bits_of
+    from lichen.quant.calibration.quantize import check_supported
+    from lichen.quant.draq.draq import lambda_of
     from lichen.quant.float.source import load_float_network
-    from lichen.quant.training.finetune import TuneConfig, state_path
-    from lichen.sim.images import list_images, read_image
 
-    if threads:
-        torch.set_num_threads(threads)
-    started = time.monotonic()
-    original = network = load_float_network(checkpoint)
+    network = load_float_network(request.checkpoint)
     check_supported(network)
-    per_stage = {} if bits_from is None else bits_of(load_network(bits_from))
-    if calibrate is not None:
-        source: str | list[Path] = calibrate
-    else:
+    per_stage = {} if bits.bits_from is None else bits_of(load_network(bits.bits_from))
+    source: str | list[Path] | None = request.calibrate
+    if source is None:
         source = calibration_photographs()
         click.echo(
             f"lichen: calibrating on the {len(source)} crops of photographs that ship with "
             "Lichen; 20 to 40 photographs of your own (--calibrate DIR) may suit it better.",
             err=True,
         )
-    size = crop or usual_size(network.hyper)
-    images = load_calibration(source, network.factor, size=size, limit=max_images)
-    evaluated = [] if evaluate is None else list_images(evaluate)
+    size = calibration.crop or usual_size(network.hyper)
+    images = load_calibration(source, network.factor, size=size, limit=calibration.max_images)
     options = Options(
-        method="ptq" if method == "draq" else method,
+        method="ptq" if request.method == "draq" else request.method,
         widths=Widths(
-            weight=weight_bits,
-            activation=activation_bits,
-            gamma=gamma_bits,
-            u=u_bits,
-            gdn_input=gdn_input_bits,
+            weight=bits.weight_bits,
+            activation=bits.activation_bits,
+            gamma=bits.gamma_bits,
+            u=bits.u_bits,
+            gdn_input=bits.gdn_input_bits,
         ),
         per_stage=per_stage,
-        latent_bits=latent_bits,
-        latent_fraction=latent_fraction,
-        clip="mse" if clip == "rd" else clip,
-        percentile=percentile,
-        clip_factor=clip_factor or 1.0,
-        equations=equations,
-        rounding=rounding,
-        seed=seed,
+        latent_bits=bits.latent_bits,
+        latent_fraction=bits.latent_fraction,
+        clip="mse" if calibration.clip == "rd" else calibration.clip,
+        percentile=calibration.percentile,
+        clip_factor=calibration.clip_factor or 1.0,
+        equations=calibration.equations,
+        rounding=calibration.rounding,
+        seed=calibration.seed,
     )
-    label = output.stem if name is None else name
-    weight = lambda_of(network) if lmbda is None else lmbda
-    state = state_path(output)
-    if method == "draq":
-        weight = _options.known_lambda(weight, checkpoint)
-        _options.check_state(state, resume=resume, overwrite=overwrite)
-    factors: dict[float, float] | None = None
-    if clip_factor is None and weight is not None and method != "minmax" and clip != "percentile":
-        chosen, factors = find_clip_factor(network, images, options, weight, quiet=quiet)
-        options = replace(options, clip_factor=chosen)
-    if latent_gain != 1:
-        network = scale_latents(network, np.full(network.m, latent_gain))
-        network = replace(network, provenance=network.provenance | {"latent_gain": latent_gain})
-    if split:
-        network = split_channels(network, images, options, split)
-    tuned: DraqResult | None = None
-    if method == "draq":
-        assert train_folder is not None and weight is not None
-        tuned = draq(
-            network,
-            images,
-            list_images(train_folder),
-            DraqOptions(
-                quantization=options,
-                tune=TuneConfig(
-                    steps=2000 if steps is None and minutes is None else steps,
-                    minutes=minutes,
-                    batch=batch,
-                    patch=patch,
-                    lr=lr,
-                    lr_scales=lr_scales,
-                    optimizer=optimizer,
-                    distortion=distortion,
-                    lmbda=weight,
-                    distill=distill,
-                    penalty=penalty,
-                    sigmas=sigmas,
-                    seed=seed,
-                ),
-                rd_clip=clip == "rd",
-                regularize_steps=regularize_steps,
-                regularize_lr=regularize_lr,
-                device=device,
-            ),
-            state=state,
-            resume=resume,
-            name=label,
-            refit=refit,
-            progress=not quiet,
+    lmbda = lambda_of(network) if tuning.lmbda is None else tuning.lmbda
+    if request.method == "draq":
+        lmbda = _options.known_lambda(lmbda, request.checkpoint)
+    name = request.output.stem if request.name is None else request.name
+    return _Work(network, network, images, options, name, lmbda)
+
+
+def _choose_clip_factor(work: _Work, request: Request, calibration: Calibration) -> None:
+    """Where none is given and lambda is known, the one that loses least."""
+    if calibration.clip_factor is not None or work.lmbda is None:
+        return
+    if request.method == "minmax" or calibration.clip == "percentile":
+        return
+    chosen, work.factors = find_clip_factor(
+        work.network, work.images, work.options, work.lmbda, quiet=request.quiet
+    )
+    work.options = replace(work.options, clip_factor=chosen)
+
+
+def _rescale(work: _Work, calibration: Calibration) -> None:
+    """Scale latents and split channels, if asked."""
+    import numpy as np
+
+    from lichen.quant.calibration.latents import scale_latents
+    from lichen.quant.calibration.split import split_channels
+
+    network, gain = work.network, calibration.latent_gain
+    if gain != 1:
+        network = scale_latents(network, np.full(network.m, gain))
+        network = replace(network, provenance=network.provenance | {"latent_gain": gain})
+    if calibration.split:
+        network = split_channels(network, work.images, work.options, calibration.split)
+    work.network = network
+
+
+def _widen(work: _Work, request: Request, calibration: Calibration) -> None:
+    """More bits for some activations, if asked."""
+    from tqdm import tqdm
+
+    from lichen.quant.calibration.widths import widen
+
+    if not calibration.widen:
+        return
+    lmbda = _options.known_lambda(work.lmbda, request.checkpoint)
+    with tqdm(desc="widths", unit="try", disable=request.quiet) as bar:
+        work.options, work.widened = widen(
+            work.network,
+            work.images,
+            work.options,
+            lmbda,
+            calibration.widen,
+            progress=lambda layer: bar.update() and None,
         )
-        if outlier_plot is not None:
-            outliers.plot(tuned.outliers, outlier_plot)
-    done = 0 if tuned is not None else quantize_steps(network)
-    with tqdm(total=done + len(evaluated), desc="quantize", unit="step", disable=quiet) as bar:
+
+
+def _fine_tune(
+    work: _Work, request: Request, calibration: Calibration, tuning: Tuning
+) -> DraqResult:
+    """Calibrate, regularize and fine-tune."""
+    from lichen.quant.draq.draq import DraqOptions, draq
+    from lichen.quant.training.finetune import TuneConfig
+    from lichen.quant.training.runs import state_path
+    from lichen.sim.images import list_images
+
+    assert request.train_folder is not None and work.lmbda is not None
+    names = {field.name for field in fields(TuneConfig)}
+    values = {name: value for name, value in asdict(tuning).items() if name in names}
+    if tuning.steps is None and tuning.minutes is None:
+        values["steps"] = 2000
+    return draq(
+        work.network,
+        work.images,
+        list_images(request.train_folder),
+        DraqOptions(
+            quantization=work.options,
+            tune=TuneConfig(**values | {"lmbda": work.lmbda, "seed": calibration.seed}),
+            rd_clip=calibration.clip == "rd",
+            regularize_steps=tuning.regularize_steps,
+            regularize_lr=tuning.regularize_lr,
+            device=tuning.device,
+        ),
+        state=state_path(request.output),
+        resume=request.resume,
+        name=work.name,
+        refit=calibration.refit,
+        progress=not request.quiet,
+    )
+
+
+def _finish(
+    work: _Work,
+    request: Request,
+    calibration: Calibration,
+    tuned: DraqResult | None,
+    evaluated: Sequence[Path],
+) -> tuple[Quantized, dict[str, Any] | None]:
+    """The quantized network, and its rate and distortion on whole images."""
+    from tqdm import tqdm
+
+    from lichen.quant.calibration.quantize import quantize, steps
+
+    total = len(evaluated) + (0 if tuned is not None else steps(work.network))
+    with tqdm(total=total, desc="quantize", unit="step", disable=request.quiet) as bar:
 
         def progress(step: str) -> None:
             bar.set_postfix_str(step)
@@ -407,40 +509,57 @@ def command(
         if tuned is not None:
             result = tuned.final
         else:
-            result = quantize(network, images, options, name=label, refit=refit, progress=progress)
-        integer = result.network
+            result = quantize(
+                work.network,
+                work.images,
+                work.options,
+                name=work.name,
+                refit=calibration.refit,
+                progress=progress,
+            )
         rd = None
         if evaluated:
-            # static tables, so that what differs from FP32 is what integers cost
-            coded = evaluate_codec(NetworkCodec(integer, 1), evaluated, progress=progress)
-            before = measure_float(original, (read_image(file) for file in evaluated), integer)
-            rd = {
-                "set": Path(str(evaluate)).resolve().name,
-                "images": len(coded.images),
-                "bpp": round(coded.bpp_streams or 0.0, 5),
-                "psnr": round(coded.psnr, 4),
-                "bits_from": "coded bytes",
-                "fp32": {
-                    "bpp": round(before.bpp, 5),
-                    "psnr": round(before.psnr, 4),
-                    "bits_from": "entropy model (estimated)",
-                },
-            }
-            provenance = integer.provenance | {"rd": rd}
-            integer = integer.model_copy(update={"provenance": provenance})
-    fitted = _contexts(integer, images.crops) if contexts else None
-    if fitted is not None:
-        integer = fitted.network
-    data = dumps(integer)
-    write_atomically(output, data)
-    load(output)  # what was written is a valid network
-    report = {
-        "network": str(output),
+            rd = _measure(work.original, result.network, evaluated, progress)
+            rd = {"set": Path(str(request.evaluate)).resolve().name} | rd
+    return result, rd
+
+
+def _measure(
+    original: FloatNetwork,
+    network: Network,
+    files: Sequence[Path],
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Rate and distortion on whole images, as the network's file records them."""
+    from lichen.codec.evaluate import NetworkCodec, evaluate
+    from lichen.quant.calibration.measure import measure_float
+    from lichen.sim.images import read_image
+
+    # static tables, so that what differs from FP32 is what integers cost
+    coded = evaluate(NetworkCodec(network, 1), files, progress=progress)
+    before = measure_float(original, (read_image(file) for file in files), network)
+    return {
+        "images": len(coded.images),
+        "bpp": round(coded.bpp_streams or 0.0, 5),
+        "psnr": round(coded.psnr, 4),
+        "bits_from": "coded bytes",
+        "fp32": {
+            "bpp": round(before.bpp, 5),
+            "psnr": round(before.psnr, 4),
+            "bits_from": "entropy model (estimated)",
+        },
+    }
+
+
+def _report(work: _Work, request: Request, result: Quantized, integer: Network) -> dict[str, Any]:
+    """What is said of the network, as JSON values."""
+    return {
+        "network": str(request.output),
         "name": integer.name,
         "architecture": integer.architecture,
         "n": integer.n,
         "m": integer.m,
-        "method": method,
+        "method": request.method,
         "layers": [stage.json() for stage in result.stages],
         "latent_bits": integer.transforms["g_s"].input.bits,
         "latent_fraction": integer.latent_fraction,
@@ -457,22 +576,10 @@ def command(
             }
             for name, fit in result.tables.items()
         },
-        "contexts": None if fitted is None else fitted.json(),
-        "clip_factor": options.clip_factor,
-        "clip_factor_losses": factors,
-        "draq": None if tuned is None else tuned.json(),
-        "rd": rd,
-        "size_bytes": len(data),
-        "provenance": integer.provenance,
-        "seconds": round(time.monotonic() - started, 2),
+        "clip_factor": work.options.clip_factor,
+        "clip_factor_losses": work.factors,
+        "widened": work.widened,
     }
-    _options.report(
-        report,
-        json_file,
-        f"{output}: {method}, {result.before.psnr:.2f} dB at {result.before.bpp:.3f} bpp in FP32, "
-        f"{result.after.psnr:.2f} dB at {result.after.bpp:.3f} bpp in integers "
-        f"({len(images.crops)} calibration crops, bits estimated)",
-    )
 
 
 def _contexts(network: Network, crops: Sequence[npt.NDArray[np.uint8]]) -> ContextFit | None:

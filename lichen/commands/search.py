@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lichen.commands import _options
 from lichen.commands._command import Command
-from lichen.commands.quantize import TUNE, _import_quant, find_clip_factor
+from lichen.commands._quant import TUNE, find_clip_factor, import_quant
+from lichen.commands._records import records
 from lichen.errors import UserError
+
+if TYPE_CHECKING:
+    from lichen.boards.board import Board
+    from lichen.network.description import Network
+    from lichen.quant.float.network import FloatNetwork
+    from lichen.quant.search.costs import Cost
+    from lichen.quant.search.search import Search
+    from lichen.quant.search.state import SearchResult
 
 
 class Percent(click.ParamType):
@@ -35,6 +44,77 @@ class Percent(click.ParamType):
         if not -1 < share < 1:
             self.fail(f"{value!r} is no share below 1, such as 1% or 0.01.", param, ctx)
         return share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is read and written, and how the command runs."""
+
+    checkpoint: str
+    output: Path
+    start_net: str | None
+    plot_file: Path | None
+    log_file: Path | None
+    name: str | None
+    resume: bool
+    overwrite: bool
+    stop_after: int | None
+    scheduler: str | None
+    threads: int
+    json_file: str | None
+    quiet: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is to be saved, and where."""
+
+    cost_name: str | None
+    board_name: str | None
+    fps: float
+    width: int
+    clock: float | None
+    transform_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Which bits may go where, and when it ends."""
+
+    max_loss: float
+    layers: tuple[str, ...]
+    kinds: tuple[str, ...]
+    least_bits: int
+    among: tuple[int, ...]
+    tries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What stages are requantized and measured on."""
+
+    calibrate: str | None
+    held_out: int
+    crop: int | None
+    max_images: int | None
+    latent_bits: int | None
+    clip_factor: float | None
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Fine-tuning between the steps."""
+
+    train_folder: str | None
+    steps_per_round: int
+    tune_every: int
+    lmbda: float | None
+    lr: float
+    batch: int
+    patch: int
+    device: str
 
 
 @click.command(
@@ -145,211 +225,237 @@ class Percent(click.ParamType):
 @_options.torch_threads
 @_options.json_file
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def command(
-    checkpoint: str,
-    output: Path,
-    start_net: str | None,
-    max_loss: float,
-    cost_name: str | None,
-    board_name: str | None,
-    fps: float,
-    width: int,
-    clock: float | None,
-    transform_name: str,
-    layers: tuple[str, ...],
-    kinds: tuple[str, ...],
-    least_bits: int,
-    among: tuple[int, ...],
-    tries: int,
-    calibrate: str | None,
-    held_out: int,
-    crop: int | None,
-    max_images: int | None,
-    latent_bits: int | None,
-    clip_factor: float | None,
-    samples: int,
-    seed: int,
-    train_folder: str | None,
-    steps_per_round: int,
-    tune_every: int,
-    lmbda: float | None,
-    lr: float,
-    batch: int,
-    patch: int,
-    device: str,
-    scheduler: str | None,
-    resume: bool,
-    overwrite: bool,
-    stop_after: int | None,
-    plot_file: Path | None,
-    log_file: Path | None,
-    name: str | None,
-    threads: int,
-    json_file: str | None,
-    quiet: bool,
-) -> None:
+def command(**values: Any) -> None:
     """Search, save, and say what was saved and lost."""
-    for file in (output, plot_file, log_file):
-        if file is not None and not file.parent.is_dir():
-            raise UserError(f"cannot write {file}: the folder {file.parent} does not exist.")
-    if output.is_dir():
-        raise UserError(f"cannot write {output}: it is a folder.")
-    if (steps_per_round > 0) != (train_folder is not None):
-        raise UserError("fine-tuning takes both --train DIR and --steps-per-round N.")
-    if cost_name == "hardware" and board_name is None:
-        raise UserError("--cost hardware needs a board; give it with --board.")
-    _import_quant()
+    request: Request
+    target: Target
+    request, target, rules, calibration, tuning = records(
+        values, Request, Target, Rules, Calibration, Tuning
+    )
+    _check(request, target, tuning)
+    import_quant()
     import torch
-    from tqdm import tqdm
 
     from lichen.files import write_atomically
-    from lichen.models import calibration_photographs, load_network
     from lichen.network.file import dumps, load
-    from lichen.quant.calibration.calibrate import load_calibration, usual_size
-    from lichen.quant.calibration.ptq import Options, bits_of
-    from lichen.quant.draq.draq import lambda_of
-    from lichen.quant.float.source import load_float_network
-    from lichen.quant.search import search
-    from lichen.quant.training.finetune import TuneConfig, state_path
-    from lichen.sim.images import list_images
+    from lichen.quant.search.plot import plot
 
-    if threads:
-        torch.set_num_threads(threads)
+    if request.threads:
+        torch.set_num_threads(request.threads)
     started = time.monotonic()
-    board = None
-    if board_name is not None:
-        from lichen.boards import board as boards
-
-        board = boards.find(board_name)
-    start: Any = None
-    if Path(checkpoint).suffix == ".lichen":
-        if start_net is not None:
-            raise UserError("--start goes with a checkpoint; a network starts from itself.")
-        start = load_network(checkpoint)
-        network = search.float_network(start)
-    else:
-        if start_net is not None:
-            start = load_network(start_net)
-        network = load_float_network(checkpoint)
-    weight = _options.known_lambda(lambda_of(network) if lmbda is None else lmbda, checkpoint)
-    source = calibration_photographs() if calibrate is None else calibrate
-    size = crop or usual_size(network.hyper)
-    images = load_calibration(source, network.factor, size=size, limit=max_images)
-    tune = None
-    if steps_per_round:
-        tune = TuneConfig(
-            steps=steps_per_round, batch=batch, patch=patch, lr=lr, lmbda=weight, penalty=0.0,
-            seed=seed,
-        )  # fmt: skip
-    quantization = Options(latent_bits=latent_bits, samples=samples, seed=seed)
-    if clip_factor is None:
-        clip_factor, _ = find_clip_factor(network, images, quantization, weight, quiet=quiet)
-    quantization = replace(quantization, clip_factor=clip_factor)
-    options = search.SearchOptions(
-        quantization=quantization,
-        lmbda=weight,
-        max_loss=max_loss,
-        least=least_bits,
-        tries=tries,
-        held_out=held_out,
-        layers=layers,
-        kinds=kinds,
-        among=among,
-        tune=tune,
-        tune_every=tune_every,
-        device=device,
+    place = _place(target)
+    search, result = _search(request, target, place, rules, calibration, tuning)
+    integer = result.final.network
+    write_atomically(request.output, dumps(integer))
+    load(request.output)  # what was written is a valid network
+    if request.plot_file is not None:
+        what = "bit-operations" if search.cost.name == "bops" else "board needed"
+        plot(result.log, request.plot_file, cost=what)
+    if request.log_file is not None:
+        lines = "".join(json.dumps(entry) + "\n" for entry in result.log)
+        write_atomically(request.log_file, lines.encode())
+    report = _report(request, search, result) | {
+        "target": None if place is None else place.json() | {
+            "fits": result.target is not None, "plan": result.target
+        },
+        "log": result.log,
+        "seconds": round(time.monotonic() - started, 2),
+    }  # fmt: skip
+    last, verdict = result.log[-1], ""
+    if place is not None and search.cost.name == "hardware":
+        fits = "fits" if result.target is not None else "does not fit yet"
+        verdict = (
+            f"; {fits} {place.board.name} at width {target.width} with {target.fps:g} frames/s"
+        )
+    _options.report(
+        report,
+        request.json_file,
+        f"{request.output}: {report['steps']} changes, {last['trials']} tried; "
+        f"{report['bops_saved']:.1%} fewer bit-operations, {report['cost_saved']:.1%} less cost "
+        f"({search.cost.name}), loss {last['loss']:.2%} of the rate on {len(search.held_out)} "
+        f"crops held out{verdict}",
     )
-    state = state_path(output)
-    _options.check_state(state, resume=resume, overwrite=overwrite)
-    clock_mhz = 0.0
-    if board is not None:
-        from lichen.boards.build.achieved import expected_clock
 
-        limit = expected_clock(board, board.budget).limit_mhz
-        pll = board.pll_below(limit) if clock is None else board.pll(clock)
-        clock_mhz = pll.output_mhz
 
-    def make_cost(start: Any) -> search.Cost:
-        if board is None or cost_name == "bops":
-            return search.BopsCost(start)
+def _check(request: Request, target: Target, tuning: Tuning) -> None:
+    """UserError for options that don't go together."""
+    for file in (request.output, request.plot_file, request.log_file):
+        if file is not None and not file.parent.is_dir():
+            raise UserError(f"cannot write {file}: the folder {file.parent} does not exist.")
+    if request.output.is_dir():
+        raise UserError(f"cannot write {request.output}: it is a folder.")
+    if (tuning.steps_per_round > 0) != (tuning.train_folder is not None):
+        raise UserError("fine-tuning takes both --train DIR and --steps-per-round N.")
+    if target.cost_name == "hardware" and target.board_name is None:
+        raise UserError("--cost hardware needs a board; give it with --board.")
+    if request.start_net is not None and Path(request.checkpoint).suffix == ".lichen":
+        raise UserError("--start goes with a checkpoint; a network starts from itself.")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The board that the result is for, and the clock it will have there."""
+
+    board: Board
+    target: Target
+    clock_mhz: float
+
+    def cost(self, start: Network) -> Cost:
+        """What the board charges for a network."""
         from lichen.hw.plan.price import Pace
         from lichen.network.description import PHOTO
+        from lichen.quant.search.costs import HardwareCost
 
+        key = self.target.transform_name
         pace = Pace(
-            budget=board.pipeline_budget,
-            device=board.family,
-            max_width=width,
-            cycles_per_frame=int(clock_mhz * 1e6 / fps),
-            frame=start.frames(*PHOTO).get(transform_name, PHOTO),
+            budget=self.board.pipeline_budget,
+            device=self.board.family,
+            max_width=self.target.width,
+            cycles_per_frame=int(self.clock_mhz * 1e6 / self.target.fps),
+            frame=start.frames(*PHOTO).get(key, PHOTO),
         )
-        return search.HardwareCost(start, transform_name, pace)
+        return HardwareCost(start, key, pace)
 
-    with tqdm(desc="search", unit="trial", disable=quiet, mininterval=1) as bar:
+    def json(self) -> dict[str, Any]:
+        return {
+            "board": self.board.name,
+            "fps": self.target.fps,
+            "width": self.target.width,
+            "clock_mhz": self.clock_mhz,
+        }
+
+
+def _place(target: Target) -> _Place | None:
+    """The board asked for, if any."""
+    if target.board_name is None:
+        return None
+    from lichen.boards import board as boards
+    from lichen.boards.build.achieved import expected_clock
+
+    board = boards.find(target.board_name)
+    limit = expected_clock(board, board.budget).limit_mhz
+    pll = board.pll_below(limit) if target.clock is None else board.pll(target.clock)
+    return _Place(board, target, pll.output_mhz)
+
+
+def _networks(request: Request) -> tuple[FloatNetwork, Network | None]:
+    """The real network, and the integers to start from, if they are given."""
+    from lichen.models import load_network
+    from lichen.quant.float.source import load_float_network
+    from lichen.quant.search.parents import float_network
+
+    if Path(request.checkpoint).suffix == ".lichen":
+        start = load_network(request.checkpoint)
+        return float_network(start), start
+    start_net = request.start_net
+    network = load_float_network(request.checkpoint)
+    return network, None if start_net is None else load_network(start_net)
+
+
+def _search(
+    request: Request,
+    target: Target,
+    place: _Place | None,
+    rules: Rules,
+    calibration: Calibration,
+    tuning: Tuning,
+) -> tuple[Search, SearchResult]:
+    """Search, with a progress bar."""
+    from tqdm import tqdm
+
+    from lichen.models import calibration_photographs
+    from lichen.quant.calibration.calibrate import load_calibration, usual_size
+    from lichen.quant.calibration.options import Options
+    from lichen.quant.draq.draq import lambda_of
+    from lichen.quant.search.costs import BopsCost
+    from lichen.quant.search.executors import Cluster
+    from lichen.quant.search.search import Search
+    from lichen.quant.search.state import SearchOptions
+    from lichen.quant.training.finetune import TuneConfig
+    from lichen.quant.training.runs import state_path
+    from lichen.sim.images import list_images
+
+    network, start = _networks(request)
+    lmbda = lambda_of(network) if tuning.lmbda is None else tuning.lmbda
+    lmbda = _options.known_lambda(lmbda, request.checkpoint)
+    photographs = calibration.calibrate or calibration_photographs()
+    size = calibration.crop or usual_size(network.hyper)
+    images = load_calibration(photographs, network.factor, size=size, limit=calibration.max_images)
+    tune = None
+    if tuning.steps_per_round:
+        tune = TuneConfig(
+            steps=tuning.steps_per_round, batch=tuning.batch, patch=tuning.patch, lr=tuning.lr,
+            lmbda=lmbda, penalty=0.0, seed=calibration.seed,
+        )  # fmt: skip
+    quantization = Options(
+        latent_bits=calibration.latent_bits, samples=calibration.samples, seed=calibration.seed
+    )
+    factor = calibration.clip_factor
+    if factor is None:
+        factor, _ = find_clip_factor(network, images, quantization, lmbda, quiet=request.quiet)
+    options = SearchOptions(
+        quantization=replace(quantization, clip_factor=factor),
+        lmbda=lmbda,
+        max_loss=rules.max_loss,
+        least=rules.least_bits,
+        tries=rules.tries,
+        held_out=calibration.held_out,
+        layers=rules.layers,
+        kinds=rules.kinds,
+        among=rules.among,
+        tune=tune,
+        tune_every=tuning.tune_every,
+        device=tuning.device,
+    )
+    state = state_path(request.output)
+    _options.check_state(state, resume=request.resume, overwrite=request.overwrite)
+    folder = tuning.train_folder
+    with tqdm(desc="search", unit="trial", disable=request.quiet, mininterval=1) as bar:
 
         def watch(phrase: str, trials: int) -> None:
             bar.set_postfix_str(phrase)
             bar.update(trials)
 
-        run = search.Search(
+        search = Search(
             network,
             images,
             options,
-            make_cost,
-            name=output.stem if name is None else name,
+            BopsCost if place is None or target.cost_name == "bops" else place.cost,
+            name=request.output.stem if request.name is None else request.name,
             start=start,
-            train=[] if train_folder is None else list_images(train_folder),
+            train=[] if folder is None else list_images(folder),
             state=state,
-            resume=resume,
-            executor=None if scheduler is None else search.Cluster(scheduler),
+            resume=request.resume,
+            executor=None if request.scheduler is None else Cluster(request.scheduler),
             watch=watch,
         )
-        result = run.run(stop_after)
-    integer = result.final.network
-    write_atomically(output, dumps(integer))
-    load(output)  # what was written is a valid network
-    first, last = result.log[0], result.log[-1]
-    if plot_file is not None:
-        what = "bit-operations" if run.cost.name == "bops" else "board needed"
-        search.plot(result.log, plot_file, cost=what)
-    if log_file is not None:
-        lines = "".join(json.dumps(entry) + "\n" for entry in result.log)
-        write_atomically(log_file, lines.encode())
-    report = {
-        "network": str(output),
+        return search, search.run(request.stop_after)
+
+
+def _report(request: Request, search: Search, result: SearchResult) -> dict[str, Any]:
+    """What is said of the search, as JSON values."""
+    from lichen.quant.calibration.options import bits_of
+    from lichen.quant.search.state import CHANGING
+
+    integer, first, last = result.final.network, result.log[0], result.log[-1]
+    return {
+        "network": str(request.output),
         "name": integer.name,
         "architecture": integer.architecture,
         "layers": {layer: asdict(widths) for layer, widths in bits_of(integer).items()},
         "bops": last["bops"],
         "macs": last["macs"],
         "cost": last["cost"],
-        "cost_counts": run.cost.json(),
+        "cost_counts": search.cost.json(),
         "ended": result.ended,
-        "steps": sum(entry["step"] in search.CHANGING for entry in result.log),
+        "steps": sum(entry["step"] in CHANGING for entry in result.log),
         "trials": last["trials"],
         "before": {key: first[key] for key in _FIGURES},
         "after": {key: last[key] for key in _FIGURES},
         "bops_saved": 1 - last["bops"] / first["bops"],
         "cost_saved": 1 - last["cost"] / first["cost"],
         "rd": result.final.after.json(),
-        "target": None
-        if board is None
-        else {"board": board.name, "fps": fps, "width": width, "clock_mhz": clock_mhz,
-              "fits": result.target is not None, "plan": result.target},
-        "log": result.log,
-        "seconds": round(time.monotonic() - started, 2),
-    }  # fmt: skip
-    verdict = ""
-    if board is not None and run.cost.name == "hardware":
-        fits = "fits" if result.target is not None else "does not fit yet"
-        verdict = f"; {fits} {board.name} at width {width} with {fps:g} frames/s"
-    _options.report(
-        report,
-        json_file,
-        f"{output}: {report['steps']} changes, {last['trials']} tried; "
-        f"{report['bops_saved']:.1%} fewer bit-operations, {report['cost_saved']:.1%} less cost "
-        f"({run.cost.name}), loss {last['loss']:.2%} of the rate on {len(run.held_out)} crops "
-        f"held out{verdict}",
-    )
+    }
 
 
 _FIGURES = ("cost", "bops", "macs", "loss", "bpp", "psnr", "rd")

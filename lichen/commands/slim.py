@@ -11,7 +11,7 @@ from lichen.commands import _options
 from lichen.commands._command import Command
 from lichen.errors import UserError
 
-# Defaults of `lichen.quant.slim.slim.SlimConfig` (a test compares them), which cannot be imported
+# Defaults of `lichen.quant.slim.config.SlimConfig` (a test compares them), which cannot be imported
 # before the extra is known to be there.
 SLIM: dict[str, Any] = {
     "rounds": 4,
@@ -126,7 +126,8 @@ def command(
 
         from lichen.quant.float.architectures import ARCHS
         from lichen.quant.float.checkpoint import load_checkpoint, stated_lambda
-        from lichen.quant.slim import slim
+        from lichen.quant.slim.config import SlimConfig
+        from lichen.quant.slim.slim import slim, work_folder
         from lichen.quant.training.data import CropSource
     from lichen.models import calibration_photographs
     from lichen.quant.calibration.calibrate import load_calibration
@@ -136,12 +137,12 @@ def command(
         torch.set_num_threads(threads)
     if resume and overwrite:
         raise UserError("give either --resume or --overwrite, not both.")
-    _options.check_state(slim.work_folder(output), resume=resume, overwrite=overwrite)
+    _options.check_state(work_folder(output), resume=resume, overwrite=overwrite)
     start = load_checkpoint(checkpoint)
     weight = _options.known_lambda(
         stated_lambda(start.metadata) if lmbda is None else lmbda, checkpoint
     )
-    config = slim.SlimConfig(
+    config = SlimConfig(
         **options,
         final_steps=final_steps,
         kinds=_names(transforms),
@@ -151,7 +152,7 @@ def command(
     crops = load_calibration(
         validate if validate is not None else calibration_photographs(), ARCHS[start.arch].factor
     )
-    result = slim.slim(
+    result = slim(
         start,
         config,
         CropSource(list_images(train_folder), patch=config.patch),

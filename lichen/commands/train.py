@@ -15,11 +15,10 @@ from lichen.commands._command import Command
 from lichen.errors import UserError
 
 
-def _import_quant() -> Any:
-    """The training module, or a sentence about the missing extra."""
+def _import_quant() -> None:
+    """Fail with a sentence when the extra is missing."""
     with _options.quant_extra("training"):
-        from lichen.quant.training import train
-    return train
+        import lichen.quant.training.train  # noqa: F401
 
 
 @click.command(cls=Command, name="train", help="Train an FP32 network on a folder of images.")
@@ -110,12 +109,15 @@ def command(
     **options: Any,
 ) -> None:
     """Train or resume, then measure bpp and PSNR from really coded bytes."""
-    quant = _import_quant()
+    _import_quant()
     import torch
 
     from lichen.quant.float.architectures import build_model, other_widths
     from lichen.quant.float.checkpoint import load_checkpoint, stated_lambda
     from lichen.quant.training.evaluate import evaluate_fp32
+    from lichen.quant.training.runs import state_path
+    from lichen.quant.training.train import load_state, train
+    from lichen.quant.training.trainer import TrainConfig
     from lichen.sim.images import list_images
 
     if threads < 0:
@@ -129,12 +131,12 @@ def command(
 
     target = Path(output)
     start = None
-    _options.check_state(quant.state_path(target), resume=resume, overwrite=overwrite)
+    _options.check_state(state_path(target), resume=resume, overwrite=overwrite)
     if resume:
         if init or overwrite:
             raise UserError("--resume goes with neither --init nor --overwrite.")
         # What is not typed again is taken from the saved run.
-        saved = quant.load_state(target)[1]["config"]
+        saved = load_state(target)[1]["config"]
         if given("steps") or given("minutes"):
             saved = {**saved, "steps": None, "minutes": None}
         options = {**saved, **{k: v for k, v in options.items() if given(k)}}
@@ -153,8 +155,8 @@ def command(
             if options["arch"] == start.arch or name.startswith(("g_a.", "g_s."))
         } or None
     measured = list_images(validate) if validate else list_images(images)[:8]
-    trainer = quant.train(
-        quant.TrainConfig(**options),
+    trainer = train(
+        TrainConfig(**options),
         images,
         target,
         init=start,

@@ -11,14 +11,19 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from lichen.network.arithmetic import MULTIPLIER_BITS, NORM_BITS, SATURATION_BITS, NormKind
+from lichen.network.arithmetic import (
+    MANTISSA_BITS,
+    MULTIPLIER_MAX,
+    NORM_BITS,
+    SATURATION_MAX,
+    NormKind,
+)
 from lichen.network.description import SHIFT_MAX, Format, Normalization, Requantizer
+
+MANTISSA_MAX = (1 << MANTISSA_BITS) - 1
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-
-SATURATED = (1 << (SATURATION_BITS - 1)) - 1
-MULTIPLIER_MAX = (1 << MULTIPLIER_BITS) - 1
 
 COMMON_SHIFT_STEPS = 64
 """One pre-shift serves all channels while this many steps of it make one of the output."""
@@ -74,7 +79,7 @@ def make_requantizer(
     if slope is not None and observed_least is not None:
         down = np.maximum(down, np.minimum(-1.25 * observed_least, np.maximum(-least, 0)))
     reach = np.maximum(np.maximum(up, down), 1.0)
-    shifts = np.clip(np.ceil(np.log2(reach / SATURATED)), 0, 31).astype(np.int64)
+    shifts = np.clip(np.ceil(np.log2(reach / SATURATION_MAX)), 0, 31).astype(np.int64)
     live = most > least
     if np.all(reach[live] / 2.0 ** shifts.max() >= COMMON_SHIFT_STEPS * output.magnitude):
         shifts[:] = shifts.max()
@@ -85,9 +90,11 @@ def make_requantizer(
         m = np.clip(np.rint(scaled * 2.0**s), 1, MULTIPLIER_MAX).astype(np.int64)
         # Rounding m down can leave a saturated value just inside the clipping range.
         half = (1 << s) >> 1
-        short = (most / 2.0**shifts > SATURATED) & (((SATURATED * m + half) >> s) < hi)
+        short = (most / 2.0**shifts > SATURATION_MAX) & (((SATURATION_MAX * m + half) >> s) < hi)
         if slope is None and lo < 0:
-            short |= (-least / 2.0**shifts > SATURATED) & (((-SATURATED * m + half) >> s) > lo)
+            short |= (-least / 2.0**shifts > SATURATION_MAX) & (
+                ((-SATURATION_MAX * m + half) >> s) > lo
+            )
         short &= shifts < 31
         if not short.any():
             break
@@ -95,9 +102,9 @@ def make_requantizer(
     negative = None
     if slope is not None:
         negative = np.clip(np.rint(scaled * slope * 2.0**s), 0, MULTIPLIER_MAX).astype(np.int64)
-        saturates = live & (-least / 2.0**shifts > SATURATED)
+        saturates = live & (-least / 2.0**shifts > SATURATION_MAX)
         if saturates.any():
-            reached = int(((-SATURATED * negative[saturates] + half) >> s).max())
+            reached = int(((-SATURATION_MAX * negative[saturates] + half) >> s).max())
             lo = max(lo, min(reached, -1))
         output = Format(bits=output.bits, signed=output.signed, lo=lo, hi=hi)
     requantizer = Requantizer(
@@ -194,7 +201,7 @@ def make_normalization(
     """
     peak = _peak(kind, source) >> u_shift
     a = 0
-    while source.magnitude * 65535 >> a > SATURATED:
+    while source.magnitude * MANTISSA_MAX >> a > SATURATION_MAX:
         a += 1
     point = 15 if kind.inverse else 16  # of the root's mantissa
     gain = np.maximum(x_scale * step ** norm_exponent(kind) / y_scale, 1e-15)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from lichen.codec.evaluate import PSNR_EXACT
 from lichen.errors import UserError
 from lichen.network.arithmetic import latent_symbol
 from lichen.network.description import IMAGE_FORMAT, Activation, Format, Network, Transform
+from lichen.network.flow import IMAGE, LATENTS
 from lichen.quant.calibration.calibrate import CalibrationImages, crop_image
 from lichen.quant.calibration.constants import symmetric, unsigned
 from lichen.quant.calibration.entropy import (
@@ -24,72 +24,46 @@ from lichen.quant.calibration.entropy import (
     TableFit,
     fit_gaussian_tables,
     fit_tables,
-    float_bits,
-    gaussian_bits,
     scale_table,
     scale_thresholds,
 )
-from lichen.quant.calibration.ptq import FixedOutput, Options, StageReport, TransformQuantizer
+from lichen.quant.calibration.measure import (
+    Image,
+    RateDistortion,
+    estimate_float_bits,
+    mean_of,
+    measure,
+    measure_float,
+    pixels_of,
+)
+from lichen.quant.calibration.options import FixedOutput, Options
+from lichen.quant.calibration.ptq import StageReport, TransformQuantizer
 from lichen.quant.float.network import FloatLatents, FloatNetwork
 from lichen.sim.golden import (
     EntropyParameters,
     Latents,
     Segment,
-    analysis,
     channel_indices,
     entropy_parameters,
     estimate_bits,
     hyper_input,
     psnr,
-    reconstruct,
-    symbol_bits,
     synthesis_input,
 )
 
 PARAMETER_BITS = 16
 """Width of what h_s makes: scales run from 0.11 to 256."""
 
+
 FRACTION_IMAGES = 8
 """Calibration crops that `choose_fraction` looks at."""
 
+
 FRACTION_MAX = 8
+
 
 MEAN_FRACTION = 2
 """Fewest fractional bits chosen beside means: 8 bits then hold latents up to 31.75."""
-
-Image = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class RateDistortion:
-    """Means over images.
-
-    Attributes
-    ----------
-    psnr : float
-        dB, of the reconstruction rounded to 8 bits.
-    bpp : float
-        Bits per pixel, estimated: what an ideal entropy coder needs.
-    images : int
-    segments : dict of str to float
-        The part of ``bpp`` that each of the symbols ``y`` and ``z`` take.
-    mse : float
-        Mean squared error of 8-bit pixels; its mean is not that of the images' PSNRs.
-    """
-
-    psnr: float
-    bpp: float
-    images: int
-    segments: dict[str, float]
-    mse: float
-
-    def json(self) -> dict[str, Any]:
-        return {
-            "psnr": round(self.psnr, 4),
-            "bpp": round(self.bpp, 5),
-            "images": self.images,
-            "segments": {name: round(bpp, 5) for name, bpp in self.segments.items()},
-        }
 
 
 @dataclass(frozen=True)
@@ -113,79 +87,16 @@ class Quantized:
     after: RateDistortion
 
 
-def _mean(psnrs: list[float], bits: list[dict[str, float]], pixels: list[int]) -> RateDistortion:
-    """The mean over images of so many pixels, of PSNRs and of bits by segment."""
-    segments = {
-        name: float(np.mean([b[name] / p for b, p in zip(bits, pixels, strict=True)]))
-        for name in (bits[0] if bits else ())
-    }
-    return RateDistortion(
-        float(np.mean([min(p, PSNR_EXACT) for p in psnrs])),
-        sum(segments.values()),
-        len(psnrs),
-        segments,
-        float(np.mean([255**2 / 10 ** (p / 10) for p in psnrs])),
-    )
-
-
-def _pixels(images: Sequence[Image]) -> list[int]:
-    return [image.shape[0] * image.shape[1] for image in images]
-
-
-def measure(network: Network, images: Sequence[Image]) -> RateDistortion:
-    """The golden model on images (H, W, 3); bits from the network's tables."""
-    psnrs, bits = [], []
-    for image in images:
-        latents = analysis(network, image)
-        psnrs.append(psnr(image, reconstruct(network, latents)))
-        bits.append(estimate_bits(network, latents))
-    return _mean(psnrs, bits, _pixels(images))
-
-
-def estimate_float_bits(
-    network: FloatNetwork, latents: FloatLatents, tables: Network | None = None
-) -> dict[str, float]:
-    """Bits of each segment under the FP32 entropy model, as CompressAI counts them.
-
-    Factorized symbols of a network without an entropy bottleneck take the tables of the
-    integer network ``tables``; without those, their bits are not a number.
-    """
-    bits = {}
-    factorized = {"y": latents.y} if latents.z is None else {"z": latents.z}
-    for name, symbols in factorized.items():
-        if name in network.bottlenecks:
-            bits[name] = float_bits(Bottleneck(network.bottlenecks[name]), symbols)
-        elif tables is not None:
-            rows = channel_indices(symbols.shape)
-            bits[name] = symbol_bits(tables.entropy[name], symbols, rows)
-        else:
-            bits[name] = math.nan
-    if latents.scales is not None:
-        bits["y"] = gaussian_bits(latents.scales, latents.y)
-    return bits
-
-
-def measure_float(
-    network: FloatNetwork, images: Iterable[Image], tables: Network | None = None
-) -> RateDistortion:
-    """The FP32 network on images (H, W, 3), symbols rounded to integers.
-
-    Bits as in `estimate_float_bits`.
-    """
-    psnrs, bits, pixels = [], [], []
-    for image in images:
-        pixels.append(image.shape[0] * image.shape[1])
-        latents = network.code(image)
-        psnrs.append(psnr(image, network.reconstruct(latents, *image.shape[:2])))
-        bits.append(estimate_float_bits(network, latents, tables))
-    return _mean(psnrs, bits, pixels)
-
-
 def check_supported(network: FloatNetwork) -> None:
     """Raise UserError unless the network is one that `quantize` can do."""
-    needed = ["g_a", "g_s"]
-    if "h_a" in network.transforms or network.hyper:
-        needed += ["h_a", "h_s"]
+    had = [
+        latent
+        for latent in LATENTS
+        if latent.source == IMAGE
+        or latent.analysis in network.transforms
+        or latent.synthesis in network.transforms
+    ]
+    needed = [name for latent in had for name in (latent.analysis, latent.synthesis)]
     missing = [name for name in needed if name not in network.transforms]
     if missing:
         raise UserError(f"the network has no {' and no '.join(missing)}; it cannot be quantized.")
@@ -343,6 +254,42 @@ def quantize(
     options = options or Options()
     if not images.crops:
         raise UserError("there are no calibration images; give a folder of photographs.")
+    _check_options(network, options)
+    run = _Transforms(network, images.crops, options, progress)
+    run.encode()
+    if network.hyper:
+        run.hyperprior()
+    fields: dict[str, Any] = {
+        "name": network.name if name is None else name,
+        "architecture": network.architecture,
+        "n": network.n,
+        "m": network.m,
+        "latent_fraction": run.fraction,
+        "scale_thresholds": run.thresholds,
+    }
+    coded = _code(Network(transforms=dict(run.transforms), **fields), run.ys, run.zs)
+    decoded = run.decode(coded.reads)
+    settings = asdict(options) | {
+        "per_stage": {key: asdict(widths) for key, widths in options.per_stage.items()},
+        "clip_rules": {key: asdict(rule) for key, rule in options.clip_rules.items()},
+        "refit": refit,
+    }
+    result = assemble(
+        network,
+        images,
+        Network(transforms={key: run.transforms[key] for key in network.transforms}, **fields),
+        coded.latents,
+        decoded,
+        settings=settings,
+        stages=run.reports,
+        refit=refit,
+    )
+    progress("measurement")
+    return result
+
+
+def _check_options(network: FloatNetwork, options: Options) -> None:
+    """Raise UserError for options that the network has no use for."""
     stage_names = {
         f"{key}.{stage.name}"
         for key, transform in network.transforms.items()
@@ -355,103 +302,138 @@ def quantize(
         )
     if options.latent_fraction and not network.hyper:
         raise UserError("the fraction of the latent must be 0 for a network without a hyperprior.")
-    f = options.latent_fraction or 0
-    if network.hyper and options.latent_fraction is None:
-        f = choose_fraction(network, images.crops, options)
-    transforms: dict[str, Transform] = {}
-    reports: list[StageReport] = []
 
-    def run(key: str, **arguments: Any) -> TransformQuantizer:
+
+class _Transforms:
+    """Quantizes the transforms of a network, each on what those before it make of the images.
+
+    Attributes
+    ----------
+    transforms : dict of str to Transform
+        What is done.
+    reports : list of StageReport
+    fraction : int
+        Fractional bits of y.
+    ys, zs : list of int array, or None
+        What g_a and h_a make.
+    thresholds : int array or None
+        Of the scales.
+    """
+
+    def __init__(
+        self,
+        network: FloatNetwork,
+        crops: list[Image],
+        options: Options,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.network, self.crops, self.options = network, crops, options
+        self.progress = progress
+        self.transforms: dict[str, Transform] = {}
+        self.reports: list[StageReport] = []
+        self.fraction = options.latent_fraction or 0
+        if network.hyper and options.latent_fraction is None:
+            self.fraction = choose_fraction(network, crops, options)
+        self.ys: list[npt.NDArray] = []
+        self.zs: list[npt.NDArray] | None = None
+        self.thresholds: npt.NDArray | None = None
+        self._latents: list[Tensor] = []  # FP32's y
+
+    def _run(self, key: str, **arguments: Any) -> TransformQuantizer:
         quantizer = TransformQuantizer(
-            key, network.transforms[key], options=options, progress=progress, **arguments
+            key,
+            self.network.transforms[key],
+            options=self.options,
+            progress=self.progress,
+            **arguments,
         )
-        transforms[key] = quantizer.run()
-        if key in ("g_a", "h_a"):
-            check_latents("y" if key == "g_a" else "z", quantizer.floats)
-        reports.extend(quantizer.reports)
+        self.transforms[key] = quantizer.run()
+        for latent in LATENTS:
+            if latent.analysis == key:
+                check_latents(latent.name, quantizer.floats)
+        self.reports.extend(quantizer.reports)
         return quantizer
 
-    encoder = run(
-        "g_a",
-        source=IMAGE_FORMAT,
-        source_scale=1 / 255,
-        inputs=list(images.crops),
-        # Beside means g_s reads the fraction as well: it counts among the bits of the latent.
-        last=FixedOutput(
-            2.0**-f, options.latent_bits, True, 0 if network.means else f, floor=f > 0
-        ),
-    )
-    ys, zs, thresholds = encoder.ints, None, None
-    if network.hyper:
-        source = _hyper_format(network, options)
-        absolute = network.transforms["h_a"].absolute_input
-        hyper_encoder = run(
+    def encode(self) -> None:
+        """Quantize g_a."""
+        f = self.fraction
+        encoder = self._run(
+            "g_a",
+            source=IMAGE_FORMAT,
+            source_scale=1 / 255,
+            inputs=list(self.crops),
+            # Beside means g_s reads the fraction as well: it counts among the bits of the latent.
+            last=FixedOutput(
+                2.0**-f,
+                self.options.latent_bits,
+                True,
+                0 if self.network.means else f,
+                floor=f > 0,
+            ),
+        )
+        self.ys, self._latents = encoder.ints, encoder.floats
+
+    def hyperprior(self) -> None:
+        """Quantize h_a and h_s."""
+        f, source = self.fraction, _hyper_format(self.network, self.options)
+        absolute = self.network.transforms["h_a"].absolute_input
+        self.zs = self._run(
             "h_a",
             source=source,
             source_scale=2.0**-f,
-            inputs=[hyper_input(y, source) for y in ys],
+            inputs=[hyper_input(y, source) for y in self.ys],
             # FP32 of the latent before it was rounded and limited
-            reals=[y.abs() if absolute else y for y in encoder.floats],
-            last=FixedOutput(1.0, options.latent_bits, True),
-        )
-        zs = hyper_encoder.ints
-        last = network.transforms["h_s"].stages[-1]
+            reals=[y.abs() if absolute else y for y in self._latents],
+            last=FixedOutput(1.0, self.options.latent_bits, True),
+        ).ints
+        last = self.network.transforms["h_s"].stages[-1]
         signed = last.activation is not Activation.RELU
         step = scale_step(symmetric(PARAMETER_BITS) if signed else unsigned(PARAMETER_BITS))
         parameter_steps = np.full(last.out_channels, step)
-        if network.means:
+        if self.network.means:
             parameter_steps[last.out_channels // 2 :] = 2.0**-f
-        run(
+        self._run(
             "h_s",
-            source=transforms["h_a"].output,
+            source=self.transforms["h_a"].output,
             source_scale=1.0,
-            inputs=zs,
+            inputs=self.zs,
             last=FixedOutput(parameter_steps, PARAMETER_BITS, signed),
         )
-        thresholds = scale_thresholds(scale_table(), step)
-    fields: dict[str, Any] = {
-        "name": network.name if name is None else name,
-        "architecture": network.architecture,
-        "n": network.n,
-        "m": network.m,
-        "latent_fraction": f,
-        "scale_thresholds": thresholds,
-    }
-    partial = Network(transforms=dict(transforms), **fields)
-    coded = _code(partial, ys, zs)
-    # The decoder is fitted to what the encoder sends, not to FP32's latents.
-    y_format = transforms["g_a"].output
-    decoder = run(
-        "g_s",
-        source=y_format if network.means else symmetric(y_format.bits - f),
-        source_scale=2.0**-f if network.means else 1.0,
-        inputs=coded.reads,
-        last=FixedOutput(1 / 255, IMAGE_FORMAT.bits, False),
-    )
-    settings = asdict(options) | {
-        "per_stage": {key: asdict(widths) for key, widths in options.per_stage.items()},
-        "clip_rules": {key: asdict(rule) for key, rule in options.clip_rules.items()},
-        "refit": refit,
-    }
-    result = assemble(
-        network,
-        images,
-        Network(transforms={key: transforms[key] for key in network.transforms}, **fields),
-        coded.latents,
-        decoder.ints,
-        settings=settings,
-        stages=reports,
-        refit=refit,
-    )
-    progress("measurement")
-    return result
+        self.thresholds = scale_thresholds(scale_table(), step)
+
+    def decode(self, reads: list[npt.NDArray]) -> list[npt.NDArray]:
+        """Quantize g_s; what it makes of ``reads``.
+
+        The decoder is fitted to what the encoder sends, not to FP32's latents.
+        """
+        y_format, f = self.transforms["g_a"].output, self.fraction
+        return self._run(
+            "g_s",
+            source=y_format if self.network.means else symmetric(y_format.bits - f),
+            source_scale=2.0**-f if self.network.means else 1.0,
+            inputs=reads,
+            last=FixedOutput(1 / 255, IMAGE_FORMAT.bits, False),
+        ).ints
 
 
 CLIP_FACTORS = (1.0, 1.25, 1.5, 2.0)
 """What `choose_clip_factor` chooses from."""
 
-CLIP_IMAGES, CLIP_HELD, CLIP_CROP = 24, 12, 256
-"""How many calibration images, and of what size, it looks at."""
+
+SOME, HELD_OUT, SOME_CROP = 24, 12, 256
+"""How many images, and of what size, choices are made on."""
+
+
+def some_and_held_out(
+    network: FloatNetwork, images: CalibrationImages
+) -> tuple[CalibrationImages, list[Image]]:
+    """Parts of every other calibration image to calibrate trials on, and of others to measure.
+
+    A single image must do for both.
+    """
+    size = -(-SOME_CROP // network.factor) * network.factor
+    crops = [crop_image(crop, network.factor, size) for crop in images.crops]
+    return CalibrationImages(crops[::2][:SOME]), crops[1::2][:HELD_OUT] or crops
 
 
 def choose_clip_factor(
@@ -472,10 +454,7 @@ def choose_clip_factor(
 
     Returns the factor, and the loss of each of `CLIP_FACTORS`.
     """
-    size = -(-CLIP_CROP // network.factor) * network.factor
-    crops = [crop_image(crop, network.factor, size) for crop in images.crops]
-    some = CalibrationImages(crops[::2][:CLIP_IMAGES])
-    held = crops[1::2][:CLIP_HELD] or crops
+    some, held = some_and_held_out(network, images)
     losses = {}
     for factor in CLIP_FACTORS:
         trial = quantize(network, some, replace(options, clip="mse", clip_factor=factor))
@@ -524,13 +503,13 @@ def assemble(
         | {"entropy": {key: fit.tables for key, fit in fits.items()}, "provenance": {}}
     )
     before = measure_float(network, images.crops, result)
-    after = _mean(
+    after = mean_of(
         [
             psnr(image, pixels.astype(np.uint8))
             for image, pixels in zip(images.crops, decoded, strict=True)
         ],
         [estimate_bits(result, latent) for latent in latents],
-        _pixels(images.crops),
+        pixels_of(images.crops),
     )
     provenance = network.provenance | {
         "quantization": dict(settings)

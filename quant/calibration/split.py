@@ -13,7 +13,7 @@ products are added.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,8 @@ from lichen.quant.calibration.calibrate import (
     phases,
     sample_positions,
 )
-from lichen.quant.calibration.ptq import Options, slope_weights
+from lichen.quant.calibration.options import Options
+from lichen.quant.calibration.ptq import slope_weights
 from lichen.quant.float.channels import output_sizes, transform_macs
 from lichen.quant.float.network import (
     FloatNetwork,
@@ -253,72 +254,108 @@ def split_channels(
     if not 0 <= part <= 1:
         raise UserError(f"the products to add must lie in 0 .. 1 of what there is, not {part}.")
     crops = images.some(IMAGES).crops
+    pixels = [to_torch(image / 255) for image in crops]
+    latents = [to_torch(network.code(image).read) for image in crops]
     sampler = StageSamples(max(SAMPLES // len(crops), 64), np.random.default_rng(seed))
-    pixels: list[torch.Tensor] = []
-    latents: list[torch.Tensor] = []
-    for image in crops:
-        pixels.append(to_torch(image / 255))
-        latents.append(to_torch(network.code(image).read))
     tensors: dict[tuple[str, int], _Tensor] = {}
     sizes = {}
     after = np.ones(3)
     for key, entering in (("g_s", latents), ("g_a", pixels)):
-        stages = network.transforms[key].stages
         down = 1 if key == "g_a" else network.transforms["g_a"].downsampling
+        stages = network.transforms[key].stages
         sizes[key] = output_sizes(stages, PHOTO[0] // down, PHOTO[1] // down)
         rng = np.random.default_rng([seed, *key.encode()])
-        correlations = _Correlations(network.transforms[key], len(crops), rng)
-        for values in entering:
-            observers = (sampler.observer(key), correlations.observer(values))
-            network.transforms[key](values, _both(*observers))
-        samples = sampler.joined()
-        rounding = correlations.rounding_gains(options.damping)
-        slopes = [np.ones(stage.out_channels) for stage in stages]
-        for i, stage in enumerate(stages):
-            if stage.normalized:
-                x, y = (samples[f"{key}.{stage.name}.{what}"] for what in ("x", "output"))
-                slopes[i] = slope_weights(x, y).mean(axis=0)
-        gains = _gains(network.transforms[key], slopes, after)
-        steps, square = np.ones(stages[0].in_channels), _variance(entering)
-        if key == "g_a":
-            steps, square = steps / 255, square * 255**2
-        weights = []  # of each stage: noise of a row of peak 1, and rows' peaks
-        for i, stage in enumerate(stages):
-            widths = options.per_stage.get(f"{key}.{stage.name}", options.widths)
-            counts = gains[i + 1] * slopes[i] * math.prod(sizes[key][i])
-            folded = stage.weight * steps[None, :, None, None]
-            folded = folded * np.sqrt(counts)[:, None, None, None]
-            taps = stage.kernel**2 / (stage.stride**2 if stage.transposed else 1)
-            unit = rounding[i] * square * taps / 12 / ((1 << (widths.weight - 1)) - 1) ** 2
-            peaks = np.abs(folded).max(axis=(2, 3))
-            weights.append((unit, peaks))
-            if i:
-                maker_unit, maker_peaks = weights[i - 1]
-                activations = (folded**2).sum(axis=(0, 2, 3)) * taps / stage.kernel**2 / 12
-                makers = maker_unit * maker_peaks.max(axis=1) ** 2
-                before = f"{key}.{stages[i - 1].name}"
-                tensors[key, i - 1] = _Tensor(
-                    peaks,
-                    unit,
-                    activations,
-                    makers,
-                    _kept(
-                        samples[f"{before}.x"],
-                        samples[f"{before}.output"],
-                        steps,
-                        # two copies' weights err in opposite ways
-                        4 * makers / np.maximum(12 * activations, 1e-300),
-                    ),
-                    np.ones(stage.in_channels, np.int64),
-                )
-            if i + 1 < len(stages):
-                levels = (1 << (widths.activation - 1)) - 1
-                tensor = f"{key}.{stage.name}.output"
-                y = samples[tensor]
-                steps = options.clip_rule(tensor).clip(y, levels) / levels
-                square = float((np.clip(y / steps, -levels, levels) ** 2).mean(axis=0).sum())
-        after = gains[0]
+        found, after = _tensors(
+            network.transforms[key], key, entering, sizes[key], options, sampler, rng, after
+        )
+        tensors |= {(key, i): tensor for i, tensor in found.items()}
+    channels = _spend(network, tensors, sizes, part)
+    transforms = dict(network.transforms)
+    for key in sizes:
+        stages = list(network.transforms[key].stages)
+        for i in range(len(stages) - 1):
+            stages[i], stages[i + 1] = repeat(stages[i], stages[i + 1], tensors[key, i].copies)
+        transforms[key] = replace(network.transforms[key], stages=stages)
+    provenance = network.provenance | {"split_channels": channels}
+    return replace(network, transforms=transforms, provenance=provenance)
 
+
+def _tensors(
+    transform: FloatTransform,
+    key: str,
+    entering: list[torch.Tensor],
+    sizes: list[tuple[int, int]],
+    options: Options,
+    sampler: StageSamples,
+    rng: np.random.Generator,
+    after: npt.NDArray,
+) -> tuple[dict[int, _Tensor], npt.NDArray]:
+    """What the tensors between the stages of a transform lose, by the stage that makes them.
+
+    ``after`` is what errors of its output count, channel by channel; returned is what errors of
+    its input do.
+    """
+    stages, tensors = transform.stages, {}
+    correlations = _Correlations(transform, len(entering), rng)
+    for values in entering:
+        observers = (sampler.observer(key), correlations.observer(values))
+        transform(values, _both(*observers))
+    samples = sampler.joined()
+    rounding = correlations.rounding_gains(options.damping)
+    slopes = [np.ones(stage.out_channels) for stage in stages]
+    for i, stage in enumerate(stages):
+        if stage.normalized:
+            x, y = (samples[f"{key}.{stage.name}.{what}"] for what in ("x", "output"))
+            slopes[i] = slope_weights(x, y).mean(axis=0)
+    gains = _gains(transform, slopes, after)
+    steps, square = np.ones(stages[0].in_channels), _variance(entering)
+    if key == "g_a":
+        steps, square = steps / 255, square * 255**2
+    weights = []  # of each stage: noise of a row of peak 1, and rows' peaks
+    for i, stage in enumerate(stages):
+        widths = options.per_stage.get(f"{key}.{stage.name}", options.widths)
+        counts = gains[i + 1] * slopes[i] * math.prod(sizes[i])
+        folded = stage.weight * steps[None, :, None, None]
+        folded = folded * np.sqrt(counts)[:, None, None, None]
+        taps = stage.kernel**2 / (stage.stride**2 if stage.transposed else 1)
+        unit = rounding[i] * square * taps / 12 / ((1 << (widths.weight - 1)) - 1) ** 2
+        peaks = np.abs(folded).max(axis=(2, 3))
+        weights.append((unit, peaks))
+        if i:
+            maker_unit, maker_peaks = weights[i - 1]
+            activations = (folded**2).sum(axis=(0, 2, 3)) * taps / stage.kernel**2 / 12
+            makers = maker_unit * maker_peaks.max(axis=1) ** 2
+            before = f"{key}.{stages[i - 1].name}"
+            tensors[i - 1] = _Tensor(
+                peaks,
+                unit,
+                activations,
+                makers,
+                _kept(
+                    samples[f"{before}.x"],
+                    samples[f"{before}.output"],
+                    steps,
+                    # two copies' weights err in opposite ways
+                    4 * makers / np.maximum(12 * activations, 1e-300),
+                ),
+                np.ones(stage.in_channels, np.int64),
+            )
+        if i + 1 < len(stages):
+            levels = (1 << (widths.activation - 1)) - 1
+            tensor = f"{key}.{stage.name}.output"
+            y = samples[tensor]
+            steps = options.clip_rule(tensor).clip(y, levels) / levels
+            square = float((np.clip(y / steps, -levels, levels) ** 2).mean(axis=0).sum())
+    return tensors, gains[0]
+
+
+def _spend(
+    network: FloatNetwork,
+    tensors: Mapping[tuple[str, int], _Tensor],
+    sizes: Mapping[str, list[tuple[int, int]]],
+    part: float,
+) -> dict[str, list[int]]:
+    """Take copies one by one for a part of the products; the channels that stages then make."""
     channels = {key: [s.out_channels for s in network.transforms[key].stages] for key in sizes}
 
     def macs(key: str, more: int | None = None) -> int:
@@ -340,11 +377,4 @@ def split_channels(
         tensors[where].copies[best[where][1]] += 1
         channels[where[0]][where[1]] += 1
         left -= prices[where]
-    transforms = dict(network.transforms)
-    for key in sizes:
-        stages = list(network.transforms[key].stages)
-        for i in range(len(stages) - 1):
-            stages[i], stages[i + 1] = repeat(stages[i], stages[i + 1], tensors[key, i].copies)
-        transforms[key] = replace(network.transforms[key], stages=stages)
-    provenance = network.provenance | {"split_channels": channels}
-    return replace(network, transforms=transforms, provenance=provenance)
+    return channels

@@ -8,7 +8,7 @@ and the schedule are ours:
    ``clip="rd"``, the estimator of each tensor is the one with the least ``R + lambda D``
    (`choose_clips`).
 2. *Regularization.* The real network is trained with a penalty on outlying weights that grows
-   (`lichen.quant.draq.outliers`), and calibrated anew.
+   (`lichen.quant.training.outliers`), and calibrated anew.
 3. *Fine-tuning.* Every integer, every free scale and the entropy bottleneck are trained with
    ``R + lambda D`` and a penalty that fades, through fake quantization
    (`lichen.quant.training.fake`).
@@ -26,18 +26,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lichen.errors import UserError
 from lichen.network.arithmetic import latent_symbol
 from lichen.network.description import Network
 from lichen.quant.calibration.calibrate import CalibrationImages, StageSamples
 from lichen.quant.calibration.latents import fit_latent_range
-from lichen.quant.calibration.ptq import ClipRule, Options, slope_weights
+from lichen.quant.calibration.options import ClipRule, Options
+from lichen.quant.calibration.ptq import slope_weights
 from lichen.quant.calibration.quantize import Quantized, assemble, check_supported, quantize
-from lichen.quant.draq import outliers
 from lichen.quant.float.checkpoint import stated_lambda
 from lichen.quant.float.network import FloatNetwork
-from lichen.quant.training import finetune, rate
+from lichen.quant.training import finetune, outliers, rate
 from lichen.quant.training.data import CropSource
 from lichen.quant.training.fake import mismatch_rate
 from lichen.quant.training.finetune import INTEGER, REAL, FineTuner, TuneConfig
@@ -352,9 +353,8 @@ def draq(
     if resume:
         if state is None:
             raise ValueError("resuming takes a state")
-        saved = finetune.load_state(state)
+        saved = finetune.load_tuner(state)
         _check_same_run(options, images, saved[1]["extra"])
-
     parent, quantization = network, options.quantization
     if not network.hyper:
         bits = quantization.latent_bits or quantization.widths.activation
@@ -363,89 +363,154 @@ def draq(
         quantization = replace(quantization, latent_bits=bits)
     if tune.patch % network.factor:
         raise UserError(f"the patch must be a multiple of {network.factor}, not {tune.patch}.")
-    extra: dict[str, Any] = {"options": _settings(options), "calibration": images.digest}
+    run = _Run(
+        network, parent, images, source, options, quantization, device, state, name, refit,
+        progress, stop_after, log,
+    )  # fmt: skip
+    begun = run.calibrate() if saved is None else run.go_on(saved)
+    # A run saved in its second phase has done with the first.
+    if options.regularize_steps and (saved is None or saved[1]["phase"] == REAL):
+        begun, saved = run.regularize(begun, saved), None
+    return run.finish(begun, saved)
 
-    def calibrated(real: FloatNetwork, rules: Mapping[str, ClipRule]) -> Quantized:
-        chosen = replace(quantization, clip_rules=dict(quantization.clip_rules) | dict(rules))
-        return quantize(real, images, chosen, name=name, refit=refit)
 
-    def keep(tuner: FineTuner) -> Callable[[], None]:
-        def save() -> None:
-            if state is not None:
-                finetune.save_state(tuner, state, extra)
+Saved = tuple[dict[str, Tensor], dict[str, Any], Network]
+"""What `lichen.quant.training.finetune.load_tuner` returns."""
 
-        return save
 
-    if saved is None:
-        bottleneck = bottleneck_of(parent, images, tune.seed)
-        start = calibrated(parent, {})
-        rules: dict[str, ClipRule] = {}
-        if options.rd_clip:
+@dataclass(frozen=True)
+class _Begun:
+    """Where a phase starts: integers, the real network that they stand for, its bottleneck."""
+
+    start: Quantized
+    network: Network
+    real: FloatNetwork
+    bottleneck: dict[str, npt.NDArray]
+    rules: dict[str, ClipRule]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the phases of a run have in common; ``parent`` is the network with latents that fit."""
+
+    network: FloatNetwork
+    parent: FloatNetwork
+    images: CalibrationImages
+    source: CropSource
+    options: DraqOptions
+    quantization: Options
+    device: torch.device
+    state: Path | None
+    name: str | None
+    refit: bool
+    progress: bool
+    stop_after: int | None
+    log: Callable[[str], None]
+
+    def _quantized(self, real: FloatNetwork, rules: Mapping[str, ClipRule]) -> Quantized:
+        own = self.quantization
+        chosen = replace(own, clip_rules=dict(own.clip_rules) | dict(rules))
+        return quantize(real, self.images, chosen, name=self.name, refit=self.refit)
+
+    def calibrate(self) -> _Begun:
+        """The calibrated start, with clipping rules chosen if asked."""
+        tune = self.options.tune
+        bottleneck = bottleneck_of(self.parent, self.images, tune.seed)
+        start, rules = self._quantized(self.parent, {}), {}
+        if self.options.rd_clip:
             rules = choose_clips(
-                parent, start.network, bottleneck, images, tune.lmbda, seed=tune.seed
+                self.parent, start.network, bottleneck, self.images, tune.lmbda, seed=tune.seed
             )
-            start = calibrated(parent, rules)
-        log(f"calibrated: {start.after.psnr:.3f} dB, {start.after.bpp:.4f} bpp")
-        begun = start.network
-    else:
-        rules = {key: ClipRule(**rule) for key, rule in saved[1]["extra"]["clips"].items()}
-        begun = saved[2]
+            start = self._quantized(self.parent, rules)
+        self.log(f"calibrated: {start.after.psnr:.3f} dB, {start.after.bpp:.4f} bpp")
+        return _Begun(start, start.network, self.parent, bottleneck, rules)
+
+    def go_on(self, saved: Saved) -> _Begun:
+        """Where a saved run stands."""
+        tensors, info, network = saved
+        rules = {key: ClipRule(**rule) for key, rule in info["extra"]["clips"].items()}
         bottleneck = {
             key.removeprefix("model.bottleneck."): value.double().numpy()
-            for key, value in saved[0].items()
+            for key, value in tensors.items()
             if key.startswith("model.bottleneck.")
         }
-        start = measured(network, images, begun, bottleneck, begun.provenance, name, refit)
-    extra["clips"] = {key: asdict(rule) for key, rule in rules.items()}
+        start = measured(
+            self.network,
+            self.images,
+            network,
+            bottleneck,
+            network.provenance,
+            self.name,
+            self.refit,
+        )
+        return _Begun(start, network, self.parent, bottleneck, rules)
 
-    # A run saved in its second phase has done with the first.
-    real = parent
-    if options.regularize_steps and (saved is None or saved[1]["phase"] == REAL):
+    def _tune(
+        self, phase: str, config: TuneConfig, begun: _Begun, saved: Saved | None
+    ) -> FineTuner:
+        """Run a phase to its end."""
+        tuner = FineTuner(
+            phase, begun.network, begun.real, begun.bottleneck, config, self.source, self.device
+        )
+        if saved is not None:
+            tuner.restore(*saved[:2])
+        extra = {
+            "options": _settings(self.options),
+            "calibration": self.images.digest,
+            "clips": {key: asdict(rule) for key, rule in begun.rules.items()},
+        }
+
+        def save() -> None:
+            if self.state is not None:
+                finetune.save_tuner(tuner, self.state, extra)
+
+        finetune.run(
+            tuner, save=save, progress=self.progress, stop_after=self.stop_after, log=self.log
+        )
+        return tuner
+
+    def regularize(self, begun: _Begun, saved: Saved | None) -> _Begun:
+        """Train the real network with the penalty, and calibrate what comes of it."""
         config = replace(
-            with_level(tune, start),
-            steps=options.regularize_steps,
+            with_level(self.options.tune, begun.start),
+            steps=self.options.regularize_steps,
             minutes=None,
             distill=0.0,
             optimizer="adam",
-            lr=options.regularize_lr,
+            lr=self.options.regularize_lr,
         )
-        tuner = FineTuner(REAL, begun, parent, bottleneck, config, source, device)
-        if saved is not None:
-            tuner.restore(*saved[:2])
-        saved = None
-        finetune.run(tuner, save=keep(tuner), progress=progress, stop_after=stop_after, log=log)
-        real = real_network(tuner, parent)
+        tuner = self._tune(REAL, config, begun, saved)
+        real = real_network(tuner, self.parent)
+        start = self._quantized(real, begun.rules)
+        self.log(f"regularized: {start.after.psnr:.3f} dB, {start.after.bpp:.4f} bpp")
         bottleneck = rate.parameters_of(tuner.bottleneck)
-        start = calibrated(real, rules)
-        begun = start.network
-        log(f"regularized: {start.after.psnr:.3f} dB, {start.after.bpp:.4f} bpp")
+        return _Begun(start, start.network, real, bottleneck, begun.rules)
 
-    config = with_level(tune, start)
-    tuner = FineTuner(INTEGER, begun, real, bottleneck, config, source, device)
-    if saved is not None:
-        tuner.restore(*saved[:2])
-    finetune.run(tuner, save=keep(tuner), progress=progress, stop_after=stop_after, log=log)
-    tuned = tuned_network(tuner)
-    settings = _settings(options) | {
-        "method": "draq",
-        "refit": refit,
-        "steps_done": tuner.step,
-        "clip_rules": {key: rule.json() for key, rule in rules.items()},
-        "training": {"images": len(source.images), "sha256": source.digest},
-    }
-    final = measured(
-        network, images, tuned, rate.parameters_of(tuner.bottleneck), settings, name, refit
-    )
-    mismatches = float32_mismatches(tuner, tuned, images)
-    return DraqResult(
-        start,
-        final,
-        outlier_report(parent, start.network, final.network),
-        rules,
-        mismatches,
-        tuner.elapsed / max(tuner.step, 1),
-        tuner.step,
-    )
+    def finish(self, begun: _Begun, saved: Saved | None) -> DraqResult:
+        """Fine-tune the integers, and measure them."""
+        config = with_level(self.options.tune, begun.start)
+        tuner = self._tune(INTEGER, config, begun, saved)
+        tuned, rules = tuned_network(tuner), begun.rules
+        settings = _settings(self.options) | {
+            "method": "draq",
+            "refit": self.refit,
+            "steps_done": tuner.step,
+            "clip_rules": {key: rule.json() for key, rule in rules.items()},
+            "training": {"images": len(self.source.images), "sha256": self.source.digest},
+        }
+        bottleneck = rate.parameters_of(tuner.bottleneck)
+        final = measured(
+            self.network, self.images, tuned, bottleneck, settings, self.name, self.refit
+        )
+        return DraqResult(
+            begun.start,
+            final,
+            outlier_report(self.parent, begun.start.network, final.network),
+            rules,
+            float32_mismatches(tuner, tuned, self.images),
+            tuner.elapsed / max(tuner.step, 1),
+            tuner.step,
+        )
 
 
 def float32_mismatches(
@@ -510,7 +575,7 @@ def _check_same_run(
     if saved["calibration"] != images.digest:
         raise UserError(
             "the calibration images differ from those of the saved run; give the same folder or "
-            "start anew without --resume."
+            "start anew."
         )
     mine, theirs = _settings(options), dict(saved["options"])
     for values in (mine, theirs):
@@ -520,5 +585,5 @@ def _check_same_run(
         if theirs.get(key) != value:
             raise UserError(
                 f"the saved run differs in its options ({key.replace('_', ' ')}); resume it with "
-                "the same ones or start anew without --resume."
+                "the same ones or start anew."
             )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lichen.errors import UserError
 from lichen.network.arithmetic import convolution_output_size, transposed_output_size
+from lichen.network.flow import FEEDS, LATENTS, TRANSFORMS
 
 with warnings.catch_warnings():
     # compressai's import decorates functions with the deprecated torch.jit.script.
@@ -48,10 +49,6 @@ ARCHS = {
         Arch("mbt2018-mean", MeanScaleHyperprior, 64, gdn=True, hyperprior=True, means=True),
     )
 }
-
-
-TRANSFORMS = ("g_a", "g_s", "h_a", "h_s")
-"""CompressAI's attributes that hold a transform's layers."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +178,10 @@ def _last(arch: str, transform: str) -> str:
 
 
 def _coded(arch: str, widths: Mapping[str, int]) -> int:
-    """Channels of the latent that the entropy bottleneck codes."""
-    return widths[_last(arch, "h_a" if ARCHS[arch].hyperprior else "g_a")]
+    """Channels of the innermost latent, which the entropy bottleneck codes."""
+    made = {layer.transform for layer in layers_of(arch)}
+    innermost = [latent for latent in LATENTS if latent.analysis in made][-1]
+    return widths[_last(arch, innermost.analysis)]
 
 
 def _channels(arch: str, widths: Mapping[str, int]) -> list[tuple[int, int]]:
@@ -190,9 +189,8 @@ def _channels(arch: str, widths: Mapping[str, int]) -> list[tuple[int, int]]:
     found, before = [], ""
     for layer in layers_of(arch):
         if layer.transform != before:
-            inputs = 3
-            if layer.transform != "g_a":
-                inputs = widths[_last(arch, "h_a" if layer.transform == "h_s" else "g_a")]
+            feed = FEEDS[layer.transform]
+            inputs = 3 if feed is None else widths[_last(arch, feed)]
         found.append((inputs, widths[layer.name]))
         before, inputs = layer.transform, widths[layer.name]
     return found

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lichen.network.arithmetic import convolution_macs, norm_macs
 from lichen.network.description import PHOTO
-from lichen.quant.float.architectures import ARCHS, TRANSFORMS, Layer, layers_of
+from lichen.network.flow import FEEDS, ORDER, TRANSFORMS
+from lichen.quant.float.architectures import ARCHS, Layer, layers_of
 
 LATENTS = "latents"
 """The kind of groups whose channels are symbols; those of others are their transform's name."""
@@ -158,22 +159,19 @@ def macs(
     ``widths`` are the output channels of all layers (`lichen.quant.float.architectures.widths_of`).
     The same as `lichen.network.description.Transform.macs` of the integer network.
     """
-    last = {layer.transform: widths[layer.name] for layer in layers_of(arch)}
-    inputs = {"g_a": 3, "g_s": last["g_a"], "h_a": last["g_a"], "h_s": last.get("h_a", 0)}
-    size = dict.fromkeys(TRANSFORMS, PHOTO)
+    # channels and size of what each transform makes, and of the image
+    made: dict[str | None, tuple[int, tuple[int, int]]] = {None: (3, PHOTO)}
     result = {}
-    for key in ("g_a", "h_a", "h_s", "g_s"):
-        if key not in last:
-            continue
+    for key in ORDER:
         layers = [layer for layer in layers_of(arch) if layer.transform == key]
-        sizes = output_sizes(layers, *size[key])
-        if key == "g_a":
-            size["g_s"] = size["h_a"] = sizes[-1]
-        if key == "h_a":
-            size["h_s"] = sizes[-1]
+        if not layers:
+            continue
+        inputs, size = made[FEEDS[key]]
+        sizes = output_sizes(layers, *size)
+        outputs = [widths[layer.name] for layer in layers]
+        made[key] = outputs[-1], sizes[-1]
         if key in transforms:
-            outputs = [widths[layer.name] for layer in layers]
-            result[key] = transform_macs(layers, sizes, inputs[key], outputs)
+            result[key] = transform_macs(layers, sizes, inputs, outputs)
     return {key: result[key] for key in TRANSFORMS if key in result}
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 from lichen.errors import UserError
 from lichen.network.arithmetic import convolution_output_size, transposed_output_size
 from lichen.network.description import Activation, Convolution
+from lichen.network.flow import LATENTS, TRANSFORMS
 from lichen.sim.images import pad_image
 
 FloatArray = npt.NDArray[np.float64]
@@ -313,10 +314,8 @@ class FloatNetwork:
     @property
     def factor(self) -> int:
         """Sides of an image must be a multiple of this."""
-        factor = self.transforms["g_a"].downsampling
-        if "h_a" in self.transforms:
-            factor *= self.transforms["h_a"].downsampling
-        return factor
+        made = [latent.analysis for latent in LATENTS if latent.analysis in self.transforms]
+        return math.prod(self.transforms[name].downsampling for name in made)
 
     @property
     def hyper(self) -> bool:
@@ -464,7 +463,7 @@ def from_compressai(
     not finite.
     """
     transforms, kept = {}, kept_channels or {}
-    for key in ("g_a", "g_s", "h_a", "h_s"):
+    for key in TRANSFORMS:
         modules = getattr(model, key, None)
         if isinstance(modules, nn.Sequential):
             transform = transform_from_modules(modules, key)
@@ -481,7 +480,8 @@ def from_compressai(
     bottlenecks = {}
     bottleneck = getattr(model, "entropy_bottleneck", None)
     if bottleneck is not None:
-        bottlenecks["z" if "h_a" in transforms else "y"] = {
+        innermost = [latent.name for latent in LATENTS if latent.analysis in transforms][-1]
+        bottlenecks[innermost] = {
             key: parameter.detach().double().numpy()
             for key, parameter in bottleneck.named_parameters()
         }

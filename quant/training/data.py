@@ -42,7 +42,7 @@ class CropSource:
             if min(image.shape[:2]) < patch:
                 raise UserError(
                     f"{file} is {image.shape[1]}x{image.shape[0]}, smaller than the patch of "
-                    f"{patch}; remove it or choose a smaller --patch."
+                    f"{patch}; remove it or choose a smaller patch."
                 )
             # Digest of the decoded pixels: a re-compressed PNG is still the same data set.
             digest.update(np.array(image.shape, dtype="<i8").tobytes())

@@ -8,9 +8,7 @@ had never stopped.
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,23 +18,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lichen.errors import UserError
-from lichen.files import temporary_name
 from lichen.network.description import Network
-from lichen.network.file import dumps, load
 from lichen.processes import Interrupted
 from lichen.quant.calibration.quantize import scale_step
-from lichen.quant.draq import outliers
 from lichen.quant.float.network import FloatNetwork
-from lichen.quant.float.tensors import save_tensors
-from lichen.quant.training import rate
+from lichen.quant.training import outliers, rate
 from lichen.quant.training.data import CropSource
+from lichen.quant.training.device import flushed_denormals
 from lichen.quant.training.fake import BIN_MARGIN, FakeTransform
-from lichen.quant.training.train import deferred_interrupts, flatten, flushed_denormals, unflatten
+from lichen.quant.training.runs import (
+    deferred_interrupts,
+    flatten,
+    network_of,
+    network_tensor,
+    not_a_state,
+    read_state,
+    save_state,
+    unflatten,
+)
 
 REAL, INTEGER = "regularize", "finetune"
 """The phases: real arithmetic with a growing penalty, integer arithmetic with a fading one."""
@@ -230,7 +233,7 @@ class FineTuner:
         self.bottleneck = rate.make_bottleneck(coded.out_channels, bottleneck).to(self.device)
         self.fraction = start.latent_fraction
         # g_a rounds a latent with a fraction down
-        # (`lichen.quant.calibration.ptq.FixedOutput.floor`), but real shadows do not.
+        # (`lichen.quant.calibration.options.FixedOutput.floor`), but real shadows do not.
         self.offset = 0.5 if self.fraction and phase == INTEGER else 0.0
         if start.hyper:
             # of one integer that h_s makes
@@ -486,7 +489,7 @@ class FineTuner:
         if info["images"] != self.source.digest:
             raise UserError(
                 "the training images differ from those of the saved run; give the same folder "
-                "or start anew without --resume."
+                "or start anew."
             )
         with torch.no_grad():
             for name, value in self._everything().items():
@@ -510,43 +513,29 @@ class FineTuner:
         self.step, self.elapsed = int(info["step"]), float(info["elapsed"])
 
 
-STATE_HEADER = "lichen-draq"
+STATE = "lichen-draq"
+"""The kind of a phase's state."""
 
 
-def state_path(output: str | Path) -> Path:
-    """Where the state of a run lies: NET.lichen -> NET.state.safetensors."""
-    output = Path(output)
-    return output.with_name(temporary_name(output.stem, ".state.safetensors"))
-
-
-def save_state(tuner: FineTuner, path: Path, extra: dict[str, Any]) -> None:
+def save_tuner(tuner: FineTuner, path: Path, extra: dict[str, Any]) -> None:
     """Write a phase's state atomically, with further JSON values and the starting network."""
     tensors, info = tuner.state()
-    tensors["start"] = torch.frombuffer(bytearray(dumps(tuner.start)), dtype=torch.uint8)
-    save_tensors(tensors, path, {STATE_HEADER: json.dumps(info | {"extra": extra})})
+    save_state(
+        path, STATE, tensors | {"start": network_tensor(tuner.start)}, info | {"extra": extra}
+    )
 
 
-def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Network]:
-    """Tensors, JSON values and starting network that `save_state` wrote.
+def load_tuner(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Network]:
+    """Tensors, JSON values and starting network that `save_tuner` wrote.
 
     Raises UserError when there is no state or it is damaged.
     """
-    if not path.exists():
-        raise UserError(
-            f"{path} does not exist, so there is nothing to resume; leave out --resume to start."
-        )
+    tensors, info = read_state(path, STATE)
     try:
-        with safe_open(path, framework="pt") as file:
-            info = json.loads((file.metadata() or {})[STATE_HEADER])
-            TuneConfig(**info["config"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            start = tensors.pop("start").numpy().tobytes()
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError):
-        raise UserError(f"{path} is not the state of a DRAQ run; delete it.") from None
-    with tempfile.TemporaryDirectory() as folder:
-        file_path = Path(folder) / "start.lichen"
-        file_path.write_bytes(start)
-        return tensors, info, load(file_path)
+        TuneConfig(**info["config"])
+        return tensors, info, network_of(tensors.pop("start"))
+    except (KeyError, TypeError):
+        raise not_a_state(path, STATE) from None
 
 
 @flushed_denormals()

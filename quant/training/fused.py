@@ -18,6 +18,12 @@ import torch
 from torch import Tensor
 
 from lichen import caches
+from lichen.network.arithmetic import (
+    SATURATION_MAX,
+    SATURATION_MIN,
+    TABLE_FRACTION_BITS,
+    TABLE_FRACTION_MASK,
+)
 
 
 def bits_of(x: Tensor) -> Any:
@@ -54,12 +60,18 @@ def over_rows(
 
 @functools.cache
 def loops() -> SimpleNamespace:
-    """The loops; `over_rows` calls them."""
+    """The loops; `over_rows` calls them.
+
+    All in one function: Numba compiles them when they are first asked for, with the constants and
+    the small functions that they share as closures.
+    """
     jit = caches.jit(nogil=True, error_model="numpy")
     inline = caches.jit(nogil=True, error_model="numpy", forceinline=True)
     f4, i4, u4, u2 = np.float32, np.int32, np.uint32, np.uint16
     half, zero, one, two = f4(0.5), f4(0), f4(1), f4(2)
-    low18, high18 = f4(-131072), f4(131071)
+    bits16, mask16 = TABLE_FRACTION_BITS, TABLE_FRACTION_MASK
+    half16 = 1 << (TABLE_FRACTION_BITS - 1)
+    low18, high18 = f4(SATURATION_MIN), f4(SATURATION_MAX)
 
     @inline
     def load(bits):
@@ -136,8 +148,8 @@ def loops() -> SimpleNamespace:
                     mantissa[c] = i4(i4(bits & i4(0x7FFFFF)) | i4(0x800000))
                     power[c] = i4(i4(bits >> i4(23)) - i4(127))
             for c in range(channels):
-                index = mantissa[c] >> 16
-                part = (slope[index] * (mantissa[c] & 65535) + 32768) >> 16
+                index = mantissa[c] >> bits16
+                part = (slope[index] * (mantissa[c] & mask16) + half16) >> bits16
                 r[c] = f4(value[index] + part)
             sign = i4(1) if inverse else i4(-1)
             for c in range(channels):

@@ -20,6 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lichen.network.arithmetic import (
+    SATURATION_MAX,
+    SATURATION_MIN,
+    TABLE_FRACTION_BITS,
+    TABLE_FRACTION_MASK,
+    rshift_round,
+)
 from lichen.network.description import Convolution
 
 
@@ -42,7 +49,7 @@ def fast_cpu() -> bool:
 
 def _scaled(acc: Tensor, bias: Tensor, pre: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """The requantized value before it is rounded and clipped."""
-    a = torch.floor((acc + bias) * pre + 0.5).clamp(-131072, 131071)
+    a = torch.floor((acc + bias) * pre + 0.5).clamp(SATURATION_MIN, SATURATION_MAX)
     return a * torch.where(a < 0, negative, positive)
 
 
@@ -136,9 +143,9 @@ def normalized_root(n: Tensor, table: Tensor, even: bool) -> tuple[Tensor, Tenso
         mantissa = (mantissa | 0x800000) >> odd
     else:
         mantissa = mantissa | 0x800000
-    index, fraction = mantissa >> 16, mantissa & 65535
+    index, fraction = mantissa >> TABLE_FRACTION_BITS, mantissa & TABLE_FRACTION_MASK
     value, slope = table[:, 0][index.long()], table[:, 1][index.long()]
-    r = value + ((slope * fraction + 32768) >> 16)
+    r = value + rshift_round(slope * fraction, TABLE_FRACTION_BITS)
     return r, exponent >> int(even)
 
 
@@ -154,7 +161,7 @@ def _normalized(
 ) -> Tensor:
     n = sums + beta
     r, e = normalized_root(n, table, squares)
-    p = torch.floor(x * r.to(n.dtype) * product + 0.5).clamp(-131072, 131071)
+    p = torch.floor(x * r.to(n.dtype) * product + 0.5).clamp(SATURATION_MIN, SATURATION_MAX)
     return p * scale * power_of_two(e if inverse else -e, n.dtype)
 
 

@@ -21,8 +21,9 @@ from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.network.description import Activation, Network, Transform
 from lichen.network.file import load
 from lichen.quant.calibration.calibrate import load_calibration
-from lichen.quant.calibration.ptq import Options
-from lichen.quant.calibration.quantize import Quantized, measure, measure_float, quantize
+from lichen.quant.calibration.measure import measure, measure_float
+from lichen.quant.calibration.options import Options
+from lichen.quant.calibration.quantize import Quantized, quantize
 from lichen.quant.float.bls2017 import CHANNELS, FILES, load_bls2017
 from lichen.quant.float.network import FloatNetwork
 from lichen.sim.golden import run_stages

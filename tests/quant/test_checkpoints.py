@@ -24,7 +24,7 @@ from safetensors.torch import save_file  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.network.file import FP32_FORMAT  # noqa: E402
 from lichen.quant.calibration.calibrate import CalibrationImages  # noqa: E402
-from lichen.quant.calibration.ptq import Options  # noqa: E402
+from lichen.quant.calibration.options import Options  # noqa: E402
 from lichen.quant.calibration.quantize import quantize  # noqa: E402
 from lichen.quant.float.architectures import (  # noqa: E402
     ARCHS,

@@ -16,7 +16,7 @@ from PIL import Image  # noqa: E402
 from lichen.models import photograph  # noqa: E402
 from lichen.network.file import save  # noqa: E402
 from lichen.quant.calibration.calibrate import CalibrationImages  # noqa: E402
-from lichen.quant.calibration.ptq import Options  # noqa: E402
+from lichen.quant.calibration.options import Options  # noqa: E402
 from lichen.quant.calibration.quantize import quantize  # noqa: E402
 from lichen.quant.float.architectures import new_model, parameters_of  # noqa: E402
 from lichen.quant.float.checkpoint import save_checkpoint  # noqa: E402

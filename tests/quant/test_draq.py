@@ -12,7 +12,8 @@ from click.testing import CliRunner
 torch = pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
-from lichen.commands.quantize import REGULARIZE_LR, TUNE, command  # noqa: E402
+from lichen.commands._quant import REGULARIZE_LR, TUNE  # noqa: E402
+from lichen.commands.quantize import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.models import calibration_photographs  # noqa: E402
 from lichen.network.arithmetic import ROOT_TABLES, NormKind  # noqa: E402
@@ -26,16 +27,19 @@ from lichen.network.random import (  # noqa: E402
 )
 from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
 from lichen.quant.calibration.latents import fit_latent_range  # noqa: E402
-from lichen.quant.calibration.ptq import ClipRule, Options, Widths  # noqa: E402
+from lichen.quant.calibration.options import ClipRule, Options, Widths  # noqa: E402
 from lichen.quant.calibration.quantize import Quantized, quantize  # noqa: E402
 from lichen.quant.draq import draq as draq_module  # noqa: E402
-from lichen.quant.draq import outliers  # noqa: E402
 from lichen.quant.draq.draq import DraqOptions, choose_clips, draq, tuned_network  # noqa: E402
 from lichen.quant.float.architectures import new_model, parameters_of  # noqa: E402
 from lichen.quant.float.checkpoint import save_checkpoint  # noqa: E402
 from lichen.quant.float.network import convolve  # noqa: E402
 from lichen.quant.float.source import load_float_network  # noqa: E402
-from lichen.quant.training import kernels, rate  # noqa: E402
+from lichen.quant.training import (  # noqa: E402
+    kernels,
+    outliers,
+    rate,
+)
 from lichen.quant.training.data import CropSource  # noqa: E402
 from lichen.quant.training.fake import FakeTransform, mismatch_rate  # noqa: E402
 from lichen.quant.training.finetune import INTEGER, REAL, FineTuner, TuneConfig, run  # noqa: E402

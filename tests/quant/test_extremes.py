@@ -12,7 +12,7 @@ from lichen.network import arithmetic  # noqa: E402
 from lichen.network.arithmetic import ROOT_TABLES  # noqa: E402
 from lichen.network.description import Format, Network, Stage, Transform  # noqa: E402
 from lichen.quant.calibration.calibrate import CalibrationImages  # noqa: E402
-from lichen.quant.calibration.ptq import Options  # noqa: E402
+from lichen.quant.calibration.options import Options  # noqa: E402
 from lichen.quant.calibration.quantize import quantize  # noqa: E402
 from lichen.quant.float.architectures import ARCHS, new_model  # noqa: E402
 from lichen.quant.float.network import convolve, from_compressai  # noqa: E402

@@ -22,14 +22,9 @@ from lichen.network.description import Network  # noqa: E402
 from lichen.network.file import digest, load, save  # noqa: E402
 from lichen.quant.calibration import quantize as quantization  # noqa: E402
 from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
-from lichen.quant.calibration.ptq import Options, Widths  # noqa: E402
-from lichen.quant.calibration.quantize import (  # noqa: E402
-    Quantized,
-    choose_clip_factor,
-    measure,
-    measure_float,
-    quantize,
-)
+from lichen.quant.calibration.measure import measure, measure_float  # noqa: E402
+from lichen.quant.calibration.options import Options, Widths  # noqa: E402
+from lichen.quant.calibration.quantize import Quantized, choose_clip_factor, quantize  # noqa: E402
 from lichen.quant.float.architectures import build_model  # noqa: E402
 from lichen.quant.float.checkpoint import load_checkpoint  # noqa: E402
 from lichen.quant.float.network import FloatNetwork, from_compressai  # noqa: E402

@@ -20,14 +20,9 @@ from lichen.network.arithmetic import rshift_round, saturate18  # noqa: E402
 from lichen.network.file import dumps, load  # noqa: E402
 from lichen.quant.calibration import entropy  # noqa: E402
 from lichen.quant.calibration.calibrate import CalibrationImages  # noqa: E402
-from lichen.quant.calibration.ptq import Options, Widths  # noqa: E402
-from lichen.quant.calibration.quantize import (  # noqa: E402
-    choose_fraction,
-    estimate_float_bits,
-    measure,
-    quantize,
-    steps,
-)
+from lichen.quant.calibration.measure import estimate_float_bits, measure  # noqa: E402
+from lichen.quant.calibration.options import Options, Widths  # noqa: E402
+from lichen.quant.calibration.quantize import choose_fraction, quantize, steps  # noqa: E402
 from lichen.quant.float.architectures import ARCHS, new_model, parameters_of  # noqa: E402
 from lichen.quant.float.checkpoint import save_checkpoint  # noqa: E402
 from lichen.quant.float.network import FloatNetwork, from_compressai  # noqa: E402

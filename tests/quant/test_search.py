@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,23 +22,26 @@ from lichen.cli import main  # noqa: E402
 from lichen.commands.quantize import command as quantize_command  # noqa: E402
 from lichen.commands.search import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
+from lichen.hw.device.families import PORTABLE  # noqa: E402
 from lichen.hw.plan.price import Pace, with_widths  # noqa: E402
 from lichen.network.description import PHOTO, Network  # noqa: E402
 from lichen.network.file import dumps, load, save  # noqa: E402
 from lichen.network.random import random_factorized, random_hyperprior  # noqa: E402
 from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
-from lichen.quant.calibration.ptq import Options, Widths, bits_of  # noqa: E402
+from lichen.quant.calibration.options import Options, Widths, bits_of  # noqa: E402
 from lichen.quant.calibration.quantize import quantize  # noqa: E402
 from lichen.quant.float.architectures import new_model  # noqa: E402
 from lichen.quant.float.network import FloatNetwork, from_compressai  # noqa: E402
 from lichen.quant.float.source import load_float_network  # noqa: E402
-from lichen.quant.search import search  # noqa: E402
-from lichen.quant.search.search import (  # noqa: E402
-    BopsCost,
+from lichen.quant.search import costs  # noqa: E402
+from lichen.quant.search.costs import BopsCost, HardwareCost  # noqa: E402
+from lichen.quant.search.executors import Cluster  # noqa: E402
+from lichen.quant.search.parents import float_network  # noqa: E402
+from lichen.quant.search.search import Search  # noqa: E402
+from lichen.quant.search.state import SearchOptions  # noqa: E402
+from lichen.quant.search.trial import (  # noqa: E402
+    Bench,
     Change,
-    HardwareCost,
-    Search,
-    SearchOptions,
     Trial,
     try_move,
 )
@@ -117,6 +121,18 @@ def test_hardware_cost_is_the_boards_share(hardware: HardwareCost) -> None:
     need = hardware.pace.need(network.transforms["g_a"], prices)
     # integers that are only scaled to the bits they have are what they were
     assert hardware(bits_of(network)) == pytest.approx(prices.of(need))
+
+
+def test_the_plan_is_one_for_the_boards_family(hardware: HardwareCost, monkeypatch) -> None:
+    network = models.load_network("tiny")
+    pace = replace(hardware.pace, device=PORTABLE, cycles_per_frame=30_000_000)
+
+    def plan(*arguments: Any, device: Any = None, **options: Any) -> None:
+        raise LookupError(device.name)
+
+    monkeypatch.setattr(costs.planner, "plan", plan)
+    with pytest.raises(LookupError, match=PORTABLE.name):
+        HardwareCost(network, "g_a", pace).reached(network, 0.5)
 
 
 def test_hardware_cost_follows_the_bits(hardware: HardwareCost) -> None:
@@ -208,7 +224,7 @@ def test_a_change_touches_what_it_must(bench, layer, what, bits, touched, follow
         touched = {f"{key}.{name}" for name in names[names.index(first) :]}
     assert changed == touched
     # measured from the changed stage on, it is what the whole network does
-    assert trial.rd == search._Bench(problem, trial.network).own()
+    assert trial.rd == Bench(problem, trial.network).own()
     Network.model_validate(trial.network.model_dump())
     # bits matter, but no change of one thing breaks the picture
     assert abs(trial.rd.loss / bench[2].loss - 1) < 0.2
@@ -241,7 +257,7 @@ def test_hyperpriors(arch: str) -> None:
     ):
         trial = try_move(problem, start, (change,))
         assert trial.network is not None
-        assert trial.rd == search._Bench(problem, trial.network).own(), change
+        assert trial.rd == Bench(problem, trial.network).own(), change
         key, name = change.layer.split(".")
         before, after = (
             next(s for s in n.transforms[key].stages if s.name == name)
@@ -280,7 +296,7 @@ def test_a_loss_depends_on_bits_and_not_on_their_order(bench) -> None:
 def test_integers_read_as_real_numbers(tiny, images) -> None:
     """A network's own integers, as a real network, compute what the integers compute."""
     start = quantize(tiny, images, Options(samples=600, latent_bits=8)).network
-    real = search.float_network(start, tiny)
+    real = float_network(start, tiny)
     for crop in images.crops[:2]:
         symbols = analysis(start, crop)["y"].symbols
         near = np.abs(real.analyze(crop) - symbols)
@@ -547,7 +563,7 @@ def test_the_search_ends_at_the_target(tiny, images, hardware, tmp_path) -> None
     def make(start: Network) -> HardwareCost:
         return Target(start, "g_a", hardware.pace)
 
-    first = make(search.quantize(tiny, images, OPTIONS.quantization).network)(
+    first = make(quantize(tiny, images, OPTIONS.quantization).network)(
         {layer: Widths() for layer in bits_of(models.load_network("tiny"))}
     )
     result = Search(tiny, images, options, make, state=path).run()
@@ -596,7 +612,7 @@ def test_bad_input_gets_one_sentence(tmp_path: Path) -> None:
 def test_without_the_extra_or_a_scheduler(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "distributed", None)
     with pytest.raises(UserError, match=r"lichen\[cluster\]"):
-        search.Cluster("tcp://127.0.0.1:1")
+        Cluster("tcp://127.0.0.1:1")
 
 
 @pytest.mark.slow
@@ -608,7 +624,7 @@ def test_a_cluster_finds_the_same(tiny, images, monkeypatch) -> None:
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     ) as cluster:
-        executor = search.Cluster(cluster.scheduler_address)
+        executor = Cluster(cluster.scheduler_address)
         assert finished(searched(tiny, images, executor=executor)) == expected
         executor.client.close()
 
@@ -617,4 +633,4 @@ def test_a_cluster_finds_the_same(tiny, images, monkeypatch) -> None:
 def test_a_scheduler_that_is_not_there() -> None:
     pytest.importorskip("distributed")
     with pytest.raises(UserError, match="no Dask scheduler"):
-        search.Cluster("tcp://127.0.0.1:1")
+        Cluster("tcp://127.0.0.1:1")

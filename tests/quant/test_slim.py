@@ -30,9 +30,15 @@ from lichen.quant.float.architectures import (  # noqa: E402
 )
 from lichen.quant.float.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
 from lichen.quant.float.state_dict import infer_architecture  # noqa: E402
-from lichen.quant.slim import slim  # noqa: E402
+from lichen.quant.slim.config import SlimConfig  # noqa: E402
+from lichen.quant.slim.gates import Gates  # noqa: E402
+from lichen.quant.slim.importance import Ranking, choose, importances, slimmable  # noqa: E402
+from lichen.quant.slim.slim import SlimResult, slim, work_folder  # noqa: E402
+from lichen.quant.slim.surgery import remove  # noqa: E402
 from lichen.quant.training.data import CropSource  # noqa: E402
-from lichen.quant.training.train import TrainConfig, forward_train, train  # noqa: E402
+from lichen.quant.training.loss import forward_train  # noqa: E402
+from lichen.quant.training.train import train  # noqa: E402
+from lichen.quant.training.trainer import TrainConfig  # noqa: E402
 
 N, M = 8, 12
 
@@ -90,8 +96,8 @@ def test_a_closed_gate_is_a_channel_removed(arch, compensation, images):
     """Every group loses two channels: the gates say what the smaller network does."""
     model = lively(arch)
     pictures = batches(images)
-    moments = slim.Gates(model, arch).measure(pictures)
-    gates = slim.Gates(model, arch, moments if compensation == "mean" else None)
+    moments = Gates(model, arch).measure(pictures)
+    gates = Gates(model, arch, moments if compensation == "mean" else None)
     x = pictures[0]
     whole = gates.loss(x, 0.01, 0).item()
     kept = {}
@@ -101,11 +107,11 @@ def test_a_closed_gate_is_a_channel_removed(arch, compensation, images):
         kept[group.name] = np.setdiff1d(np.arange(count), gone)
         gates.values[group.name] = torch.ones(1, count)
         gates.values[group.name][0, gone] = 0
-    state = slim.remove(model, arch, kept, moments, compensation)
+    state = remove(model, arch, kept, moments, compensation)
     smaller = infer_architecture(state, "x")
     assert smaller == (arch, N - 2, M - 2)
     pruned = build_model(*smaller, state).train()
-    run = slim.Gates(pruned, arch)
+    run = Gates(pruned, arch)
 
     def coded(model, run):
         with torch.no_grad():
@@ -143,13 +149,13 @@ def test_what_others_explain_moves_into_them(arch, images):
             conv.bias[2] = 0.5 * conv.bias[0] - 2 * conv.bias[5] + 0.3
     pictures = batches(images)
     kept = {name: np.setdiff1d(np.arange(N), [2]) for name in ("g_a.conv1", "g_s.conv1")}
-    moments = slim.Gates(model, arch).measure(pictures)
-    whole = slim.Gates(model, arch).loss(pictures[0], 0.01, 0).item()
+    moments = Gates(model, arch).measure(pictures)
+    whole = Gates(model, arch).loss(pictures[0], 0.01, 0).item()
     losses = {}
     for compensation in ("linear", "mean"):
-        state = slim.remove(model, arch, kept, moments, compensation)
+        state = remove(model, arch, kept, moments, compensation)
         pruned = build_model(*infer_architecture(state, "x"), state).train()
-        losses[compensation] = slim.Gates(pruned, arch).loss(pictures[0], 0.01, 0).item()
+        losses[compensation] = Gates(pruned, arch).loss(pictures[0], 0.01, 0).item()
     assert abs(losses["linear"] - whole) < 0.2 * abs(losses["mean"] - whole)
 
 
@@ -160,7 +166,7 @@ def test_elimination_knows_what_others_explain():
     x[:, 3] = x[:, 1] + 0.01 * x[:, 3]
     values = np.array([1.0, 3.0, 2.0, 3.5, 1.5])
     products, means = torch.from_numpy(x.T @ x / len(x)), torch.from_numpy(x.mean(axis=0))
-    ranking = slim.Ranking.by_elimination(values, products, means)
+    ranking = Ranking.by_elimination(values, products, means)
     assert sorted(ranking.order) == list(range(5))
     assert ranking.order[0] in (1, 3) and list(ranking.order[1:4]) == [0, 4, 2]
     assert ranking.rises[0] < 0.01
@@ -179,14 +185,14 @@ def test_importance_knows_idle_channels_and_neighbours(images):
         gamma[:, 6] = 1
         model.g_a[1].gamma.copy_(model.g_a[1].gamma_reparam.init(gamma))
         model.g_s[0].weight[5] = 0
-    groups = slim.slimmable(arch, ("g_a", "latents"))
+    groups = slimmable(arch, ("g_a", "latents"))
     options = {
         "lmbda": 0.01,
         "moments": None,
         "cost": lambda widths: float(sum(channels.macs(arch, widths).values())),
     }
     for method in ("taylor", "exact"):
-        values = slim.importances(model, arch, groups, batches(images), method=method, **options)
+        values = importances(model, arch, groups, batches(images), method=method, **options)
         first = np.abs(values["g_a.conv1"])
         assert first[3] < 1e-5 < 1e-3 * first.max() < first[6], method
         if method == "exact":
@@ -207,8 +213,8 @@ def test_choice_keeps_multiples_and_takes_the_least_for_its_cost():
 
     target = 0.5 * cost(widths)
     options = {"multiple": 8, "cost": cost}
-    rankings = {name: slim.Ranking.by_value(value) for name, value in values.items()}
-    kept = slim.choose(arch, widths, rankings, groups, target=target, **options)
+    rankings = {name: Ranking.by_value(value) for name, value in values.items()}
+    kept = choose(arch, widths, rankings, groups, target=target, **options)
     assert "g_s.conv2" not in kept
     left = dict(widths)
     for group in groups:
@@ -221,7 +227,7 @@ def test_choice_keeps_multiples_and_takes_the_least_for_its_cost():
     assert left["h_s.conv3"] == 2 * left["g_a.conv4"]
     assert 0.35 * cost(widths) < cost(left) <= target
     with pytest.raises(UserError, match=r"leave .* at least"):
-        slim.choose(arch, widths, rankings, groups[:1], target=target, **options)
+        choose(arch, widths, rankings, groups[:1], target=target, **options)
 
 
 def test_scales_fold_away(images):
@@ -258,18 +264,18 @@ def test_sparsity_presses_on_costly_channels(images, tmp_path):
     assert norms[1] < 0.95 * norms[0]
 
 
-def tiny_config(**more) -> slim.SlimConfig:
+def tiny_config(**more) -> SlimConfig:
     options = {"macs": 0.6, "rounds": 2, "steps": 3, "batches": 1, "batch": 2, "patch": 64}
-    return slim.SlimConfig(**options | {"multiple": 4, "sparsity": 0.1, "lr": 1e-4} | more)
+    return SlimConfig(**options | {"multiple": 4, "sparsity": 0.1, "lr": 1e-4} | more)
 
 
 @pytest.fixture(scope="module")
-def slimmed(images, crops, tmp_path_factory) -> tuple[Path, slim.SlimResult]:
+def slimmed(images, crops, tmp_path_factory) -> tuple[Path, SlimResult]:
     folder = tmp_path_factory.mktemp("slimmed")
     source = CropSource(sorted(images.iterdir()), patch=64)
     out = folder / "small.safetensors"
     start = load_checkpoint("tiny.fp32")
-    return out, slim.slim(start, tiny_config(), source, crops, out, progress=False)
+    return out, slim(start, tiny_config(), source, crops, out, progress=False)
 
 
 def test_an_interrupted_run_ends_at_the_same_network(slimmed, images, crops, tmp_path):
@@ -280,14 +286,14 @@ def test_an_interrupted_run_ends_at_the_same_network(slimmed, images, crops, tmp
     out = tmp_path / expected.name
     arguments = (start, tiny_config(), source, crops, out)
     with pytest.raises(KeyboardInterrupt):
-        slim.slim(*arguments, progress=False, stop_after=2)
+        slim(*arguments, progress=False, stop_after=2)
     with pytest.raises(UserError, match="rounds = 2, not 3"):
-        slim.slim(start, tiny_config(rounds=3), *arguments[2:], resume=True, progress=False)
+        slim(start, tiny_config(rounds=3), *arguments[2:], resume=True, progress=False)
     with pytest.raises(KeyboardInterrupt):
-        slim.slim(*arguments, progress=False, stop_after=2, resume=True)
+        slim(*arguments, progress=False, stop_after=2, resume=True)
     assert not out.exists()
-    result = slim.slim(*arguments, progress=False, resume=True)
-    assert not slim.work_folder(out).exists()
+    result = slim(*arguments, progress=False, resume=True)
+    assert not work_folder(out).exists()
     ours, theirs = load_checkpoint(out), load_checkpoint(expected)
     assert ours.metadata["slim"]["rounds"] == theirs.metadata["slim"]["rounds"]
     assert ours.state_dict.keys() == theirs.state_dict.keys()
@@ -344,8 +350,8 @@ def unevenly_slimmed(arch: str, images: Path) -> Checkpoint:
         group.name: np.setdiff1d(np.arange(widths[group.name]), np.arange(1 + i % 3) * 3)
         for i, group in enumerate(channels.groups_of(arch))
     }
-    moments = slim.Gates(model, arch).measure(batches(images, 1))
-    state = slim.remove(model, arch, kept, moments, "linear")
+    moments = Gates(model, arch).measure(batches(images, 1))
+    state = remove(model, arch, kept, moments, "linear")
     metadata = {
         "kept_channels": {
             name: [
@@ -365,7 +371,7 @@ def test_slimmed_networks_quantize_code_and_tune(arch, images, tmp_path):
     """Through the files: kept channels arrive, FP32 and integers decode what they coded."""
     from lichen.codec.evaluate import NetworkCodec
     from lichen.network.file import load, save
-    from lichen.quant.calibration.ptq import Options
+    from lichen.quant.calibration.options import Options
     from lichen.quant.draq.draq import DraqOptions, draq
     from lichen.quant.float.source import load_float_network
     from lichen.quant.training.evaluate import FloatCodec
@@ -409,7 +415,7 @@ def test_slimmed_gateware_equals_golden(images):
     from lichen.hw.device.device import Resources
     from lichen.hw.plan.planner import plan
     from lichen.network.description import Network
-    from lichen.quant.calibration.ptq import Options
+    from lichen.quant.calibration.options import Options
     from lichen.quant.calibration.quantize import quantize
     from lichen.quant.float.network import from_compressai
     from lichen.sim.golden import run_transform
@@ -468,7 +474,7 @@ def test_the_command(images, tmp_path):
 
 
 def test_defaults_and_bad_options(images, tmp_path):
-    defaults = slim.SlimConfig(macs=0.5)
+    defaults = SlimConfig(macs=0.5)
     for name, value in SLIM.items():
         assert getattr(defaults, name) == value, name
     for change in (
@@ -477,7 +483,7 @@ def test_defaults_and_bad_options(images, tmp_path):
         {"kinds": ("x",)}, {"count": ()},
     ):  # fmt: skip
         with pytest.raises(UserError):
-            slim.SlimConfig(**{"macs": 0.5} | change)
+            SlimConfig(**{"macs": 0.5} | change)
     out = tmp_path / "out.safetensors"
     base = ["tiny.fp32", "-o", str(out), "--train", str(images), "--macs", "0.8", "--quiet"]
     for more, word in (
@@ -490,6 +496,6 @@ def test_defaults_and_bad_options(images, tmp_path):
         done = CliRunner().invoke(command, base + more)
         assert isinstance(done.exception, UserError) and word in str(done.exception), more
     assert [path.name for path in tmp_path.iterdir()] == []
-    slim.work_folder(out).mkdir()
+    work_folder(out).mkdir()
     done = CliRunner().invoke(command, base)
     assert "--resume" in str(done.exception)

@@ -21,8 +21,9 @@ from lichen.quant.calibration import interleave  # noqa: E402
 from lichen.quant.calibration import split as split_module  # noqa: E402
 from lichen.quant.calibration.calibrate import load_calibration  # noqa: E402
 from lichen.quant.calibration.latents import scale_latents  # noqa: E402
-from lichen.quant.calibration.ptq import Options, Widths  # noqa: E402
-from lichen.quant.calibration.quantize import measure, measure_float, quantize  # noqa: E402
+from lichen.quant.calibration.measure import measure, measure_float  # noqa: E402
+from lichen.quant.calibration.options import Options, Widths  # noqa: E402
+from lichen.quant.calibration.quantize import quantize  # noqa: E402
 from lichen.quant.calibration.split import repeat, split_channels  # noqa: E402
 from lichen.quant.float.network import FloatTransform  # noqa: E402
 from lichen.quant.float.source import load_float_network  # noqa: E402

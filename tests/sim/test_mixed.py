@@ -22,11 +22,13 @@ from lichen.hw.plan.price import Pace  # noqa: E402
 from lichen.hw.stage.folding import Folding  # noqa: E402
 from lichen.network.description import Network, Transform  # noqa: E402
 from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
-from lichen.quant.calibration.ptq import Options, Widths, bits_of  # noqa: E402
+from lichen.quant.calibration.options import Options, Widths, bits_of  # noqa: E402
 from lichen.quant.calibration.quantize import quantize  # noqa: E402
 from lichen.quant.float.network import FloatNetwork, FloatStage, FloatTransform  # noqa: E402
 from lichen.quant.float.source import load_float_network  # noqa: E402
-from lichen.quant.search.search import HardwareCost, Search, SearchOptions  # noqa: E402
+from lichen.quant.search.costs import HardwareCost  # noqa: E402
+from lichen.quant.search.search import Search  # noqa: E402
+from lichen.quant.search.state import SearchOptions  # noqa: E402
 from lichen.sim.golden import run_stages  # noqa: E402
 from lichen.sim.transform import simulate_transform  # noqa: E402
 from tests.hw.cases import random_folding  # noqa: E402

@@ -1,0 +1,44 @@
+"""What commands that quantize share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lichen.commands import _options
+
+
+def import_quant() -> None:
+    """Fail with a sentence when the extra is missing."""
+    with _options.quant_extra("quantizing"):
+        import lichen.quant.float.checkpoint  # noqa: F401
+
+
+def find_clip_factor(
+    network: Any, images: Any, options: Any, weight: float, *, quiet: bool
+) -> tuple[float, dict[float, float]]:
+    """`lichen.quant.calibration.quantize.choose_clip_factor`, with a progress bar."""
+    from tqdm import tqdm
+
+    from lichen.quant.calibration.quantize import CLIP_FACTORS, choose_clip_factor
+
+    with tqdm(total=len(CLIP_FACTORS), desc="clip factor", unit="try", disable=quiet) as bar:
+        return choose_clip_factor(
+            network, images, options, weight, progress=lambda step: bar.update() and None
+        )
+
+
+REGULARIZE_LR = 1e-4
+"""Default of `lichen.quant.draq.draq.DraqOptions` (a test compares them)."""
+
+
+# Defaults of `lichen.quant.training.finetune.TuneConfig` (a test compares them), which cannot be
+# imported before the extra is known to be there.
+TUNE = {
+    "lr": 1e-3,
+    "lr_scales": 3.0,
+    "distill": 0.0,
+    "penalty": 0.01,
+    "sigmas": 4.0,
+    "optimizer": "soap",
+    "distortion": "mse",
+}

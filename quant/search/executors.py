@@ -1,0 +1,59 @@
+"""Where changes are tried: in this process, or on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from lichen.errors import UserError
+from lichen.network.description import Network
+from lichen.quant.search.trial import Move, Problem, Trial, try_move
+
+
+class Executor(Protocol):
+    """Where changes are tried."""
+
+    def trials(self, problem: Problem, network: Network, moves: Sequence[Move]) -> Iterable[Trial]:
+        """One trial for each move, in order."""
+        ...
+
+
+class InProcess:
+    """One after the other, here."""
+
+    def trials(self, problem: Problem, network: Network, moves: Sequence[Move]) -> Iterable[Trial]:
+        return (try_move(problem, network, move) for move in moves)
+
+
+class Cluster:
+    """On the workers of a Dask scheduler.
+
+    Which changes are tried does not depend on how many workers there are, so that the result is
+    that of `InProcess`, given the same versions of everything.
+
+    Raises UserError when the extra is missing or no scheduler answers.
+    """
+
+    def __init__(self, address: str) -> None:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise UserError(
+                f"a cluster needs the cluster extra ({error.name} is missing); "
+                "install it with: pip install 'lichen[cluster]'"
+            ) from None
+        try:
+            self.client = Client(address, timeout="10s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"there is no Dask scheduler at {address} ({reason}).") from None
+        self._sent: tuple[str, Any] | None = None
+
+    def trials(self, problem: Problem, network: Network, moves: Sequence[Move]) -> Iterable[Trial]:
+        if self._sent is None or self._sent[0] != problem.key:
+            self._sent = problem.key, self.client.scatter(problem, broadcast=True, hash=False)
+        here = self.client.scatter(network, broadcast=True, hash=False)
+        futures = [
+            self.client.submit(try_move, self._sent[1], here, move, pure=False) for move in moves
+        ]
+        return (future.result() for future in futures)
