@@ -148,8 +148,8 @@ def test_the_first_two_stages_in_simulation(quantized: Quantized) -> None:
     ]
     assert simulation.cycles == simulation.predicted_cycles
     latents = run_stages(transform, image)[-1]
-    assert simulation.latents is not None and latents.std() > 2
-    np.testing.assert_array_equal(simulation.latents, latents)
+    assert simulation.output is not None and latents.std() > 2
+    np.testing.assert_array_equal(simulation.output, latents)
 
 
 @present
@@ -165,8 +165,8 @@ def test_the_first_two_stages_of_a_small_crop(quantized: Quantized) -> None:
     image = crop_middle(read_image(CALIBRATE / "1418519.png"), 32, 32)
     simulation = simulate_transform(transform, folding, image, simulator="icarus")
     assert not simulation.faults, simulation.faults
-    assert simulation.compared == 4 * 4 * 8 and simulation.latents is not None
-    assert simulation.latents.std() > 1
+    assert simulation.compared == 4 * 4 * 8 and simulation.output is not None
+    assert simulation.output.std() > 1
 
 
 def narrow(stage, channels: int):
