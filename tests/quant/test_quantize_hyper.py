@@ -337,7 +337,7 @@ def test_command(arch, tmp_path):
     assert set(report["loss"]["after"]["segments"]) == {"y", "z"}
     network = load(tmp_path / "a.lichen")
     assert network.architecture == arch
-    coded = evaluate(NetworkCodec(network), IMAGES.crops)
+    coded = evaluate(NetworkCodec(network, 1), IMAGES.crops)
     assert report["rd"]["psnr"] == round(coded.psnr, 4)
-    assert report["rd"]["bpp"] == round(coded.bpp, 5)
+    assert report["rd"]["bpp"] == round(coded.bpp_streams, 5)
     assert report["rd"]["bits_from"] == "coded bytes"
