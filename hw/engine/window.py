@@ -14,6 +14,7 @@ from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import Ram, ram_resources
 from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
 from lichen.hw.engine import cycles
+from lichen.hw.engine.division import divide_by_stride
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Sequencer
 from lichen.network.arithmetic import ceil_div
 
@@ -252,8 +253,8 @@ class Window(Unit):
         before_end = Signal(COORDINATE)
         m.d.comb += [self.out_width.eq(out_width), self.out_height.eq(out_height)]
         m.d.sync += [
-            out_width.eq(_divide(self.width + 2 * pad - k, st) + 1),
-            out_height.eq(_divide(self.height + 2 * pad - k, st) + 1),
+            out_width.eq(divide_by_stride(self.width + 2 * pad - k, st) + 1),
+            out_height.eq(divide_by_stride(self.height + 2 * pad - k, st) + 1),
             right.eq(self.width + pad),
             bottom.eq(self.height + pad),
             x_end.eq(self.width + pad - 1),
@@ -586,19 +587,6 @@ def window_row_words(*, max_width: int, padding: int, stride: int, groups: int, 
     of ``groups`` words."""
     positions = ceil_div(max_width + padding, stride)
     return ceil_div(positions, pixels) * stride * groups
-
-
-def _divide(value: Value, by: int) -> Value:
-    """``value // by`` for ``by`` 1 .. 4 and ``value`` below 2**17, without a divider."""
-    if by & (by - 1) == 0:
-        return value >> (by.bit_length() - 1)
-    # 2**19 / 3 rounded up is exact up to 2**18; written as shifts so that no multiplier is used
-    constant = 174763
-    terms = [value << bit for bit in range(constant.bit_length()) if constant >> bit & 1]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total >> 19
 
 
 __all__ = ["SIZE_BITS", "WRITE_DELAY", "Window"]

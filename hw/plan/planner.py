@@ -14,24 +14,21 @@ import numpy.typing as npt
 from lichen.errors import UserError
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.ecp5 import ECP5
-from lichen.hw.engine.element import ELEMENTS, Backend, packs
+from lichen.hw.engine.element import Backend
 from lichen.hw.engine.gate import GATE_RESOURCES
 from lichen.hw.engine.regroup import regroup_resources
+from lichen.hw.plan.arrays import ArrayFoldings
+from lichen.hw.plan.prices import Prices
 from lichen.hw.plan.signature import signature
 from lichen.hw.plan.tiling import Tile, tiles
 from lichen.hw.stage import timing
 from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding, divides
-from lichen.hw.stage.kind import UnitKind
 from lichen.hw.stage.kinds import units_of
 from lichen.hw.stage.pipeline import Pipeline
-from lichen.network.arithmetic import ceil_div
 from lichen.network.description import PHOTO, Transform
 
 CHAINS = (1, 2, 4)
 """Channels per beat that are tried."""
-
-PIXELS = (1, 2, 3, 4, 6, 8, 9, 12)
-"""Pixels per group that are tried."""
 
 BACKENDS = (Backend.DSP, Backend.PACKED, Backend.LUT)
 """Back-ends that are tried."""
@@ -41,9 +38,6 @@ PRICE_ROUNDS = 6
 
 LARGE_ARRAYS = 4
 """Arrays for which lookup tables are tried as a matter of choice, not of price."""
-
-DSP_PRICE = 0.25
-"""What a share of the multipliers is worth, in equal shares of the other primitives."""
 
 TILE_COUNTS, TILE_COUNTS_MOST = 5, 14
 """Numbers of tiles that are tried, and where none of them fits."""
@@ -63,88 +57,9 @@ def frame_cycles(pipeline: Pipeline, height: int, width: int) -> int:
     return sum(cycles[w] for w in widths)
 
 
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-class _Array:
-    """One unit's array and every way to fold it.
-
-    Parameters
-    ----------
-    kind : UnitKind
-    size : (int, int)
-        Height and width of the unit's output.
-    max_width : int
-        Of the unit's input.
-    backends : tuple of Backend
-        To choose from.
-    device : Device
-        Of which costs are asked.
-    """
-
-    def __init__(
-        self,
-        kind: UnitKind,
-        size: tuple[int, int],
-        max_width: int,
-        backends: tuple[Backend, ...],
-        device: Device,
-    ):
-        self.device = device
-        self.kind, self.size, self.max_width = kind, size, max_width
-        packable = packs(*kind.operands)
-        self.backends = [b for b in backends if b is not Backend.PACKED or packable]
-        self._costs: dict[tuple[ArrayFolding, int], Resources] = {}
-
-    @property
-    def channels(self) -> int:
-        """Of the output."""
-        return self.kind.channels
-
-    @property
-    def products(self) -> int:
-        """Multiplications in a frame."""
-        return self.kind.macs(*self.size)
-
-    def foldings(self, limit: int, chains: int) -> Iterator[ArrayFolding]:
-        """Every folding that takes at most ``limit`` cycles a frame and could not be shorter."""
-        height, width = self.size
-        beats = ceil_div(self.channels, chains)
-        columns = self.kind.phases(1).columns
-        positions = ceil_div(width, columns)
-        for pixels in PIXELS:
-            groups = height * ceil_div(positions, pixels)
-            if pixels > positions or groups * pixels * columns * beats > limit:
-                continue
-            for lanes in _divisors(self.kind.in_channels):
-                phases = self.kind.phases(lanes)
-                # every row has one of the phases
-                passes = min(beats, limit * phases.rows // (groups * phases.total))
-                if passes < 1:
-                    continue
-                for backend in self.backends:
-                    ways = ELEMENTS[backend].ways
-                    length = ceil_div(ceil_div(beats, passes), ways) * ways
-                    folding = ArrayFolding(
-                        pixels=pixels, chain_length=length, lanes=lanes, backend=backend
-                    )
-                    if length > beats:
-                        continue
-                    if self.kind.shape(folding, chains).frame_cycles(height, width) <= limit:
-                        yield folding
-
-    def cost(self, folding: ArrayFolding, chains: int) -> Resources:
-        """What the array takes with its buffers; a convolution's regrouping left out."""
-        key = (folding, chains)
-        if key not in self._costs:
-            self._costs[key] = self.kind.array_resources(
-                self.device, folding, chains, self.max_width
-            )
-        return self._costs[key]
-
-
-_Tables = dict[tuple[_Array, int, int, bool], tuple[list[ArrayFolding], npt.NDArray[np.float64]]]
+_Tables = dict[
+    tuple[ArrayFoldings, int, int, bool], tuple[list[ArrayFolding], npt.NDArray[np.float64]]
+]
 
 
 @dataclass(frozen=True)
@@ -154,7 +69,7 @@ class Known:
     A search of its own forgets the tables of a pace when it goes on to the next.
     """
 
-    stages: dict[Hashable, list[_Array]] = field(default_factory=dict)
+    stages: dict[Hashable, list[ArrayFoldings]] = field(default_factory=dict)
     posts: dict[Hashable, Resources] = field(default_factory=dict)
     tables: _Tables = field(default_factory=dict)
 
@@ -175,7 +90,7 @@ class _Search:
         self.transform, self.max_width, self.frame = transform, max_width, frame
         self.device = device
         sizes = transform.sizes(frame[0], max_width)
-        self.arrays: list[list[_Array]] = []
+        self.arrays: list[list[ArrayFoldings]] = []
         self._keeps_tables = known is not None
         known = Known() if known is None else known
         self._signatures: list[Hashable] = []
@@ -185,13 +100,13 @@ class _Search:
             key = (signature(stage, source), size, before[1], backends, device)
             if key not in known.stages:
                 known.stages[key] = [
-                    _Array(kind, size, before[1], backends, device)
+                    ArrayFoldings(kind, size, before[1], backends, device)
                     for kind in units_of(stage, source)
                 ]
             self._signatures.append(key)
             self.arrays.append(known.stages[key])
         self._posts, self._tables = known.posts, known.tables
-        self._worked: tuple[_Array, ...] = ()
+        self._worked: tuple[ArrayFoldings, ...] = ()
 
     def _post(self, number: int, chains: int) -> Resources:
         """What stands behind the arrays of a stage: requantizer, root, queues."""
@@ -203,7 +118,7 @@ class _Search:
         return self._posts[key]
 
     def fold(
-        self, limits: list[int], prices: Prices, of_luts: Collection[_Array] = ()
+        self, limits: list[int], prices: Prices, of_luts: Collection[ArrayFoldings] = ()
     ) -> tuple[Resources, list[StageFolding]] | None:
         """The cheapest stage foldings whose arrays take at most ``limits`` cycles, by stage.
 
@@ -250,7 +165,7 @@ class _Search:
 
     @staticmethod
     def _behind_first(
-        arrays: list[_Array], options: list[list[tuple[float, ArrayFolding]]], chains: int
+        arrays: list[ArrayFoldings], options: list[list[tuple[float, ArrayFolding]]], chains: int
     ) -> dict[str, ArrayFolding] | None:
         """The cheapest foldings of a stage's units behind its first, by slot."""
         found = {}
@@ -262,7 +177,7 @@ class _Search:
         return found
 
     def _options(
-        self, array: _Array, limit: int, chains: int, prices: Prices, of_luts: bool
+        self, array: ArrayFoldings, limit: int, chains: int, prices: Prices, of_luts: bool
     ) -> list[tuple[float, ArrayFolding]]:
         """Price and folding: the cheapest for every number of lanes."""
         key = (array, limit, chains, of_luts)
@@ -312,7 +227,7 @@ class _Search:
                 prices = prices.adjusted(used, budget)
         return None if best is None else best[1]
 
-    def _choices(self) -> Iterator[tuple[_Array, ...]]:
+    def _choices(self) -> Iterator[tuple[ArrayFoldings, ...]]:
         """Sets of arrays to make of lookup tables, out of those that multiply most."""
         arrays = [array for stage in self.arrays for array in stage]
         large = sorted(arrays, key=lambda array: -array.products)[:LARGE_ARRAYS]
@@ -344,37 +259,6 @@ def _undominated(needs: npt.NDArray[np.float64], lanes: npt.NDArray[np.int64]) -
     # Of equal ones the first stays.
     first = np.triu(np.ones_like(less), 1)
     return np.flatnonzero(~(less & (~less.T | first)).any(axis=0)).tolist()
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What a primitive costs while searching."""
-
-    dsp: float
-    bram: float
-    lut: float
-
-    @classmethod
-    def start(cls, budget: Resources) -> Prices:
-        """All of every kind of primitive is worth the same."""
-        # Except multipliers: what they take off the lookup tables makes routes shorter.
-        return cls(DSP_PRICE / max(1, budget.dsp), 1 / max(1, budget.bram), 1 / max(1, budget.lut))
-
-    def of(self, resources: Resources) -> float:
-        """The price of resources."""
-        return resources.dsp * self.dsp + resources.bram * self.bram + resources.lut * self.lut
-
-    def adjusted(self, used: Resources, budget: Resources) -> Prices:
-        """What is overdrawn gets dearer, what is left over cheaper."""
-
-        def change(need: int, have: int) -> float:
-            return min(1.6, max(0.7, (need / max(1, have)) ** 2))
-
-        return Prices(
-            self.dsp * change(used.dsp, budget.dsp),
-            self.bram * change(used.bram, budget.bram),
-            self.lut * change(used.lut, budget.lut),
-        )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from lichen.errors import UserError
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.ecp5 import ECP5
-from lichen.hw.plan.planner import BACKENDS, PHOTO, PRICE_ROUNDS, Known, Prices, _Search
+from lichen.hw.plan.planner import BACKENDS, PHOTO, PRICE_ROUNDS, Known, _Search
+from lichen.hw.plan.prices import Prices
 from lichen.hw.plan.tiling import tiles
 from lichen.hw.stage.folding import Folding
 from lichen.network.description import Format, Stage, Transform

@@ -9,7 +9,8 @@ import pytest
 from lichen.hw.device.device import Resources
 from lichen.hw.device.ecp5 import ECP5
 from lichen.hw.engine.element import Backend
-from lichen.hw.plan.planner import BACKENDS, Prices, _Search, _undominated, fits, plan, tile_widths
+from lichen.hw.plan.planner import BACKENDS, _Search, _undominated, fits, plan, tile_widths
+from lichen.hw.plan.prices import Prices
 from lichen.hw.plan.tiling import tiles
 from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.pipeline import Pipeline
