@@ -45,7 +45,8 @@ def make(
     pixels : uint8 array (height, width, 3)
         What is coded to show pictures and sensitivity.
     quick : bool
-        Leave out what codes the image once for every stage.
+        Leave out what takes long: sensitivity, which codes the image once for every stage, and
+        the plans.
     """
     page = Page("Lichen: " + " and ".join(subject.title for subject in subjects))
     networks = [subject for subject in subjects if subject.network is not None]
@@ -61,8 +62,8 @@ def make(
                 "Sensitivity",
                 *(part for s in networks for part in _sensitivity(s, pixels, progress)),
             )
-        progress("plan")
-        page.section("Plan", *(part for s in networks for part in _plan(s, board)))
+            progress("plan")
+            page.section("Plan", *(part for s in networks for part in _plan(s, board)))
     built = [subject for subject in subjects if subject.build is not None]
     if built:
         page.section("Build", *(part for s in built for part in _build(s)))

@@ -31,7 +31,11 @@ PARTS = 16
     "--crop", "size", metavar="PIXELS", type=click.IntRange(64, 4096), default=256,
     show_default=True, help="Side of the square in the middle of the image that is used.",
 )  # fmt: skip
-@click.option("--quick", is_flag=True, help="Leave sensitivity out, which codes once a stage.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Leave out what takes long: plans, and sensitivity, which codes once a stage.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
     sources: tuple[str, ...],
