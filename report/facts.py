@@ -11,7 +11,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from lichen.codec.container import Container
+from lichen.codec.evaluate import PSNR_EXACT
 from lichen.network.description import PHOTO, Network, Stage, Transform
+from lichen.sim.golden import psnr
 
 LOST_BITS = 2
 """How many low bits of its weights a stage loses to show how sensitive it is."""
@@ -84,12 +86,6 @@ def _frames(network: Network) -> list[tuple[str, Transform, tuple[int, int]]]:
     return [(name, network.transforms[name], size) for name, size in frames.items()]
 
 
-def psnr(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
-    """In dB, RGB; 100 for equal images."""
-    error = float(np.mean((a.astype(np.float64) - b) ** 2))
-    return 100.0 if error == 0 else 10 * float(np.log10(255**2 / error))
-
-
 def sensitivity(
     network: Network, pixels: npt.NDArray[np.uint8], progress: Callable[[str], None]
 ) -> dict[tuple[str, str], float]:
@@ -98,7 +94,7 @@ def sensitivity(
     Noise of rounding falls by 6 dB a bit, so what two bits more would win is a sixteenth of the
     squared error that two bits less cost.
     """
-    whole = psnr(pixels, _decoded(network, pixels))
+    whole = _quality(network, pixels)
     found = {}
     for key, transform in network.transforms.items():
         if key not in ("g_a", "g_s"):
@@ -108,7 +104,7 @@ def sensitivity(
             changed[index] = _coarser(stage)
             other = transform.model_copy(update={"stages": changed})
             rough = network.model_copy(update={"transforms": {**network.transforms, key: other}})
-            found[key, stage.name] = whole - psnr(pixels, _decoded(rough, pixels))
+            found[key, stage.name] = whole - _quality(rough, pixels)
             progress(f"{key}.{stage.name}")
     return found
 
@@ -122,9 +118,11 @@ def _coarser(stage: Stage) -> Stage:
     return stage.model_copy(update={"convolution": convolution})
 
 
-def _decoded(network: Network, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _quality(network: Network, pixels: npt.NDArray[np.uint8]) -> float:
+    """PSNR of what an image decodes to; finite for one that comes back as it was."""
     container = Container(network)
-    return container.decode(container.encode(pixels)).picture.pixels
+    decoded = container.decode(container.encode(pixels)).picture.pixels
+    return min(PSNR_EXACT, psnr(pixels, decoded))
 
 
 def weight_spread(network: Network, parent: Path | None) -> dict[str, dict[str, npt.NDArray]]:

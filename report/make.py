@@ -16,10 +16,11 @@ from lichen.codec.container import Container
 from lichen.codec.evaluate import family
 from lichen.codec.rd import PSNR, Curve, bd_rate, references
 from lichen.errors import UserError
-from lichen.network.description import Network
+from lichen.network.description import PHOTO, Network
 from lichen.report import charts, facts
 from lichen.report.page import Page, error_map, paragraph, picture, slider, table, text
 from lichen.report.subject import Subject
+from lichen.sim.golden import psnr
 
 FLOORPLANS = ("floorplan.svg", "floorplan.png")
 """Pictures of a placed design that a build may have left beside its report."""
@@ -83,8 +84,6 @@ def _network(subject: Subject) -> Network:
 
 
 def _summary(subjects: Sequence[Subject]) -> str:
-    from lichen.network.description import PHOTO
-
     rows: list[tuple[str, list[object]]] = []
 
     def add(name: str, value: Callable[[Network], object]) -> None:
@@ -333,7 +332,7 @@ def _pictures(subject: Subject, pixels: npt.NDArray[np.uint8]) -> list[str]:
     height, width = pixels.shape[:2]
     caption = (
         f"{len(data):,} bytes, {8 * len(data) / (width * height):.3f} bits per pixel, "
-        f"{facts.psnr(pixels, decoded):.2f} dB"
+        f"{psnr(pixels, decoded):.2f} dB"
     )
     return [
         _heading(subject),

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lichen import codec, models
+from lichen.sim.golden import psnr
 
 HERE = Path(__file__).parent
 NETWORKS = ("small-hyper-q1", "small-hyper-q2", "small-hyper-q4")
@@ -26,9 +27,8 @@ def main() -> None:
         network = models.load_network(name)
         data = codec.encode(original, network)
         decoded = codec.decode(data, network)
-        error = np.mean((np.asarray(original, float) - decoded) ** 2)
-        psnr = 10 * np.log10(255**2 / error)
-        label = f"{name}: {len(data) / 1000:.1f} kB, {psnr:.1f} dB"
+        quality = psnr(np.asarray(original), decoded)
+        label = f"{name}: {len(data) / 1000:.1f} kB, {quality:.1f} dB"
         panels.append((Image.fromarray(decoded), label))
     width, height = CROP[2] - CROP[0], CROP[3] - CROP[1]
     sheet = Image.new("RGB", (width * len(panels) + 8 * (len(panels) - 1), height + TEXT), "white")
