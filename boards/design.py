@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lichen.boards.link.uart import phase_step
+from lichen.boards.link.uart import phase_increment
 from lichen.boards.record import Board, Clock
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
@@ -165,7 +165,7 @@ class Design:
                 "does not; `lichen generate` writes it as Verilog."
             )
         try:
-            phase_step(clock_hz=pll.output_hz, baud=board.uart.baud)
+            phase_increment(clock_hz=pll.output_hz, baud=board.uart.baud)
         except ValueError as error:
             raise UserError(f"no such clock on the {board.title}: {error}.") from None
         return UARTTop(

@@ -12,13 +12,13 @@ from amaranth.lib.wiring import In, Out
 from lichen.boards.link.device import RESET_CYCLES, Link
 from lichen.boards.link.uart import Receiver, Transmitter
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit
+from lichen.hw.device.gateware import Gateware
 
 TIMEOUT_SECONDS = 2
 """How long nothing may move while a frame is in flight."""
 
 
-class UARTTop(Unit):
+class UARTTop(Gateware):
     """Receiver, link, pipeline and transmitter; see `lichen.boards.link.protocol`.
 
     Parameters

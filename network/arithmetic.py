@@ -74,7 +74,7 @@ class NormKind(StrEnum):
 
     @property
     def inverse(self) -> bool:
-        """Whether the unit multiplies by the norm (synthesis side) instead of dividing."""
+        """Whether the normalization multiplies by the norm (synthesis side) instead of dividing."""
         return self in (NormKind.IGDN, NormKind.IGDN1)
 
 
@@ -204,7 +204,7 @@ def normalize(x, n, table, even, inverse, a, k, b, lo, hi):
     """The output of a divisive normalization, from ``x`` and its norm ``n``.
 
     ``p = saturate18(rshift_round(x * r, a))``, ``y = clamp(rshift_round(p * k, b + e), lo,
-    hi)``, with ``b - e`` when the unit multiplies by the norm (``inverse``), in which case
+    hi)``, with ``b - e`` when the normalization multiplies by the norm (``inverse``), in which case
     the network file guarantees ``b >= e``.
     """
     r, e = normalized_root(n, table, even)

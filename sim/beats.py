@@ -69,8 +69,8 @@ class Lanes:
                 f"values must lie in {lo} .. {hi} to fit the stream, "
                 f"but span {int(tensor.min())} .. {int(tensor.max())}"
             )
-        groups = -(-channels // self.count)
-        lanes = np.zeros((height * width, groups * self.count), _container(self.bits))
+        beats_per_pixel = -(-channels // self.count)
+        lanes = np.zeros((height * width, beats_per_pixel * self.count), _container(self.bits))
         lanes[:, :channels] = tensor.reshape(height * width, channels).astype(lanes.dtype)
         bits = np.unpackbits(lanes.view(np.uint8), axis=1, bitorder="little")
         bits = bits.reshape(-1, self.count, lanes.itemsize * 8)[:, :, : self.bits]
@@ -188,8 +188,8 @@ class Recording:
             height, width, channels = tensor.shape
             beats = self.lanes.beats((height, width, channels))
             actual = self.values[start : start + beats]
-            groups = -(-channels // self.lanes.count)
-            padded = np.zeros((height, width, groups * self.lanes.count), np.int64)
+            beats_per_pixel = -(-channels // self.lanes.count)
+            padded = np.zeros((height, width, beats_per_pixel * self.lanes.count), np.int64)
             padded[:, :, :channels] = tensor
             real = np.tile(np.arange(padded.shape[2]) < channels, height * width)
             real = real.reshape(beats, -1)[: len(actual)]
@@ -201,9 +201,9 @@ class Recording:
             mismatches += int(np.count_nonzero(wrong))
             if first is None and wrong.any():
                 beat, lane = (int(i) for i in np.argwhere(wrong)[0])
-                pixel, group = divmod(beat, groups)
+                pixel, part = divmod(beat, beats_per_pixel)
                 y, x = divmod(pixel, width)
-                channel = group * self.lanes.count + lane
+                channel = part * self.lanes.count + lane
                 known = self.unknown is None or not self.unknown[start + beat, lane]
                 first = Mismatch(
                     frame=frame,

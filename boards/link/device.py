@@ -14,7 +14,7 @@ from lichen.boards.link.protocol import Error, State, Stuck
 from lichen.boards.link.sender import PacketSender
 from lichen.boards.link.serializer import LatentSerializer
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit, check_positive
+from lichen.hw.device.gateware import Gateware, check_positive
 
 RESET_CYCLES = 256
 """How long a reset lasts: until what is on its way through free-running registers is gone."""
@@ -53,7 +53,7 @@ class _Registers:
         self.quiet = Signal(range(RESET_CYCLES))
 
 
-class Link(Unit):
+class Link(Gateware):
     """Speaks the protocol on two byte streams.
 
     Parameters

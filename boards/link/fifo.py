@@ -8,10 +8,10 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit
+from lichen.hw.device.gateware import Gateware
 
 
-class Fifo(Unit):
+class Fifo(Gateware):
     """Holds up to ``depth`` payloads; a payload takes two cycles to come through.
 
     `amaranth.lib.fifo` cannot say what its memory is made of, and synthesis likes to turn one

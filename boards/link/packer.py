@@ -7,10 +7,10 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit, check_positive
+from lichen.hw.device.gateware import Gateware, check_positive
 
 
-class PixelPacker(Unit):
+class PixelPacker(Gateware):
     """Gathers channel bytes into beats of several lanes; each pixel begins a new beat.
 
     Takes one byte a cycle. Lanes beyond the last channel of a pixel hold stale values.

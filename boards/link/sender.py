@@ -8,10 +8,10 @@ from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link import protocol
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit
+from lichen.hw.device.gateware import Gateware
 
 
-class PacketSender(Unit):
+class PacketSender(Gateware):
     """Sends one packet at a time; a packet that has begun is always completed.
 
     Parameters

@@ -8,10 +8,10 @@ from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link.protocol import latent_bytes
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit, check_positive
+from lichen.hw.device.gateware import Gateware, check_positive
 
 
-class LatentSerializer(Unit):
+class LatentSerializer(Gateware):
     """Cuts beats of several latent values into bytes, least significant first.
 
     Values are extended to whole bytes. Of the last beat of a position only the lanes that

@@ -13,7 +13,7 @@ from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit
+from lichen.hw.device.gateware import Gateware
 
 PHASE_BITS = 18
 """Width of the phase accumulators: the increment is then right to 2**-18 of a symbol."""
@@ -29,7 +29,7 @@ def break_cycles(*, clock_hz: float, baud: int) -> int:
     return round((BREAK_BITS - 0.5) * clock_hz / baud)
 
 
-def phase_step(*, clock_hz: float, baud: int) -> int:
+def phase_increment(*, clock_hz: float, baud: int) -> int:
     """Increment per clock cycle of a phase accumulator that overflows ``baud`` times a second.
 
     Raises ValueError when the clock is too slow for the baud rate.
@@ -38,13 +38,13 @@ def phase_step(*, clock_hz: float, baud: int) -> int:
         raise ValueError(
             f"baud must be at most an eighth of the clock ({clock_hz / 1e6:g} MHz), not {baud!r}"
         )
-    step = round(baud * (1 << PHASE_BITS) / clock_hz)
-    if abs(step * clock_hz / (1 << PHASE_BITS) / baud - 1) > 1e-3:
+    increment = round(baud * (1 << PHASE_BITS) / clock_hz)
+    if abs(increment * clock_hz / (1 << PHASE_BITS) / baud - 1) > 1e-3:
         raise ValueError(f"baud must be at least {clock_hz / 512:.0f} at this clock, not {baud!r}")
-    return step
+    return increment
 
 
-class Receiver(Unit):
+class Receiver(Gateware):
     """Turns a serial line into bytes.
 
     A byte waits in ``o`` until it is taken; one that is complete before then is lost, and
@@ -69,7 +69,7 @@ class Receiver(Unit):
     """
 
     def __init__(self, *, clock_hz: float, baud: int):
-        self.step = phase_step(clock_hz=clock_hz, baud=baud)
+        self.increment = phase_increment(clock_hz=clock_hz, baud=baud)
         self.break_cycles = break_cycles(clock_hz=clock_hz, baud=baud)
         super().__init__(
             wiring.Signature(
@@ -90,7 +90,7 @@ class Receiver(Unit):
 
         phase = Signal(PHASE_BITS)
         tick = Signal()  # the middle of a symbol
-        advanced = phase + self.step
+        advanced = phase + self.increment
         m.d.comb += tick.eq(advanced[PHASE_BITS])
         m.d.sync += phase.eq(advanced)
 
@@ -145,7 +145,7 @@ class Receiver(Unit):
         return Resources(lut=80)
 
 
-class Transmitter(Unit):
+class Transmitter(Gateware):
     """Turns bytes into a serial line.
 
     Parameters
@@ -163,13 +163,13 @@ class Transmitter(Unit):
     """
 
     def __init__(self, *, clock_hz: float, baud: int):
-        self.step = phase_step(clock_hz=clock_hz, baud=baud)
+        self.increment = phase_increment(clock_hz=clock_hz, baud=baud)
         super().__init__(wiring.Signature({"i": In(stream.Signature(8)), "tx": Out(1, init=1)}))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         phase = Signal(PHASE_BITS)
-        advanced = phase + self.step
+        advanced = phase + self.increment
         tick = advanced[PHASE_BITS]
 
         # The bits still to send; the line holds the current one. All ones when idle.

@@ -23,7 +23,7 @@ from amaranth.utils import bits_for, ceil_log2
 from lichen.hw.device.device import BlockWrite, Device, Resources
 from lichen.hw.device.ecp5 import ECP5
 from lichen.hw.device.families import device_of
-from lichen.hw.device.unit import Unit, check_positive, delayed, delays
+from lichen.hw.device.gateware import Gateware, check_positive, delayed, delays
 from lichen.network.arithmetic import ceil_div
 
 BLOCK_LATENCY = 2
@@ -134,7 +134,7 @@ LOGIC_DEPTH = 32
 tables among the bits of a ROM by chaining them, the more of them the more words there are."""
 
 
-class Ram(Unit):
+class Ram(Gateware):
     """A memory with one write and one read port; ``r_data`` follows ``r_addr`` by two cycles.
 
     A read of an address written in the same cycle is undefined: users must keep them apart.
@@ -454,7 +454,7 @@ def bit_information(values: npt.NDArray[np.integer], bits: int) -> float:
     return total / bits
 
 
-class CreditFifo(Unit):
+class CreditFifo(Gateware):
     """A queue at the end of a free-running pipeline that can never be overrun.
 
     Whoever feeds the pipeline takes one credit per item (``take``, allowed while ``credit``);

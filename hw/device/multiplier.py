@@ -8,14 +8,14 @@ from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.families import device_of
-from lichen.hw.device.unit import Unit, delayed
+from lichen.hw.device.gateware import Gateware, delayed
 from lichen.network.arithmetic import SATURATION_BITS, ceil_div
 
 OPERAND_BITS_MAX = SATURATION_BITS
 """Bits of the widest signed operand: what the arithmetic was made for."""
 
 
-class Multiplier(Unit):
+class Multiplier(Gateware):
     """A product with registers before, inside and behind: ``p`` is ``a * b`` three cycles later.
 
     Parameters

@@ -8,11 +8,11 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
+from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
 from lichen.hw.engine.element import ELEMENTS, Backend, Element
 
 
-class SystolicArray(Unit):
+class SystolicArray(Gateware):
     """P pixels x Q channels of dot products of S lanes a cycle.
 
     Operands of a pixel move along the elements, weights of an element along the pixels, one

@@ -13,8 +13,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
 from lichen.hw.device.memory import FastRom, Ram, bit_information, ram_resources
-from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
 from lichen.hw.engine.array import SystolicArray, array_resources
 from lichen.hw.engine.element import Backend, Element
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Phases
@@ -123,7 +123,7 @@ class CoreShape:
         return height * columns * max(sum(self.group_cycles), rows * drain) // rows
 
 
-class Core(Unit):
+class Core(Gateware):
     """Multiply-accumulate core: weight memory, systolic array, drain banks.
 
     Parameters
@@ -276,13 +276,13 @@ class Core(Unit):
         # Weights run in step with the operands, and with their element's place in the chain: a
         # cycle from the feeder's distant window, one to the memory, three through it, and a last
         # register on the long way from its blocks to the array.
-        step, restart = (delayed(m, s, 1, s.name) for s in (feed.step, feed.restart))
+        step, group_first = (delayed(m, s, 1, s.name) for s in (feed.step, feed.group_first))
         address = Signal(range(self.rom.depth))
         here = Signal.like(address)
         starts = self._phase_starts[: -1 : self.shape.phases.columns]
         row = delayed(m, feed.row, 1, "row")
         first = Array(Const(self.shape.passes * s, len(address)) for s in starts)[row]
-        m.d.comb += here.eq(Mux(restart, first, address))
+        m.d.comb += here.eq(Mux(group_first, first, address))
         with m.If(step):
             m.d.sync += address.eq(here + 1)
         m.d.comb += self.rom.r_addr.eq(

@@ -19,8 +19,8 @@ from amaranth.utils import ceil_log2
 
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.families import device_of
+from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
 from lichen.hw.device.multiplier import WIDEST, Multiplier, multiplier_resources
-from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
 from lichen.network.arithmetic import SATURATION_BITS, ceil_div
 
 
@@ -37,7 +37,7 @@ class Backend(enum.StrEnum):
     """Lookup tables and carry chains only."""
 
 
-class Element(Unit, abc.ABC):
+class Element(Gateware, abc.ABC):
     """A dot product a cycle for each of ``ways`` channels.
 
     Parameters

@@ -21,7 +21,7 @@ from amaranth.hdl import Array, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.device.unit import delayed, lanes_of
+from lichen.hw.device.gateware import delayed, lanes_of
 
 FEED_LATENCY = 6
 """Cycles from a step to its operands and flags on the feed."""
@@ -84,10 +84,10 @@ class FeedSignature(wiring.Signature):
         With ``start``: the first group of a row, whose first `Phases.skip` pixels are not valid.
     step : Out(1)
         A step is issued.
-    restart : Out(1)
+    group_first : Out(1)
         With ``step``: the first step of the group.
     row : Out
-        With ``restart``: the phase of the row.
+        With ``group_first``: the phase of the row.
     a : Out
         Operands (pixels x lanes), `FEED_LATENCY` cycles after their step, and 0 in cycles
         without one.
@@ -103,7 +103,7 @@ class FeedSignature(wiring.Signature):
                 "count": Out(range(pixels * phases.columns + 1)),
                 "head": Out(1),
                 "step": Out(1),
-                "restart": Out(1),
+                "group_first": Out(1),
                 "row": Out(range(max(2, phases.rows))),  # at least a bit, for Verilog's sake
                 "a": Out(lanes_of(lanes_of(shape, lanes), pixels)),
                 "first": Out(1),
@@ -194,7 +194,7 @@ class Sequencer:
         m.d.comb += [
             feed.start.eq(self.start),
             feed.step.eq(self.step),
-            feed.restart.eq(first & first_pass),
+            feed.group_first.eq(first & first_pass),
             feed.first.eq(delayed(m, first, FEED_LATENCY, "first")),
             feed.last.eq(delayed(m, self.step & self.last_step, FEED_LATENCY, "last")),
         ]
@@ -257,14 +257,14 @@ class PhaseSequencer:
         number = Signal(range(max(2, passes)), name="seq_pass")
         last_pass = number == passes - 1
         active, first_step = Signal(name="seq_active"), Signal(name="seq_first_step")
-        restart, pass_done = Signal(name="seq_restart"), Signal(name="seq_pass_done")
+        group_first, pass_done = Signal(name="seq_group_first"), Signal(name="seq_pass_done")
         m.d.comb += pass_done.eq(self.step & self.last_step)
         with m.If(self.step):
             m.d.sync += [
                 index.eq(index - 1),
                 self.last_step.eq(index == 1),
                 first_step.eq(0),
-                restart.eq(0),
+                group_first.eq(0),
             ]
         row_next = Mux(self.start, row, self.row)
         column_next = Mux(self.start, 0, self.column + last_pass)[: len(self.column)]
@@ -285,13 +285,13 @@ class PhaseSequencer:
             with m.If(last_pass):
                 m.d.sync += self.column.eq(column_next)
         with m.If(self.start):
-            m.d.sync += [active.eq(1), restart.eq(1), self.row.eq(row), self.column.eq(0)]
+            m.d.sync += [active.eq(1), group_first.eq(1), self.row.eq(row), self.column.eq(0)]
         with m.Elif(self.done):
             m.d.sync += active.eq(0)
         m.d.comb += [
             feed.start.eq(self.start),
             feed.step.eq(self.step),
-            feed.restart.eq(self.step & restart),
+            feed.group_first.eq(self.step & group_first),
             feed.row.eq(self.row),
             feed.first.eq(delayed(m, self.step & first_step, FEED_LATENCY, "first")),
             feed.last.eq(delayed(m, self.step & self.last_step, FEED_LATENCY, "last")),

@@ -8,7 +8,7 @@ from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit, check_positive
+from lichen.hw.device.gateware import Gateware, check_positive
 from lichen.hw.engine.window import SIZE_BITS
 
 GATE_RESOURCES = Resources(lut=150)
@@ -23,7 +23,7 @@ class _Phase(enum.Enum):
     SETTLING = 4
 
 
-class FrameGate(Unit):
+class FrameGate(Gateware):
     """Gives the units of a pipeline one frame size at a time.
 
     The size belongs to the first beat of a frame, as if it were part of its payload: so nobody

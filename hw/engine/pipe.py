@@ -14,7 +14,7 @@ PIPE_MULTIPLY = Multiplier.latency + 1
 class Pipe:
     """Values that travel together through register stages.
 
-    `step` puts every live value (`put`) behind one more register, so values written at
+    `register` puts every live value (`put`) behind one more register, so values written at
     different places stay aligned.
 
     Parameters
@@ -41,16 +41,16 @@ class Pipe:
     def __getitem__(self, name: str) -> Value:
         return self._values[name]
 
-    def step(self, **values: Value) -> None:
+    def register(self, **values: Value) -> None:
         """One register stage for all live values and for ``values``, which replace namesakes."""
         self.latency += 1
         self._values |= values
         for name, value in self._values.items():
-            register = Signal(
+            stage = Signal(
                 value.shape(), name=f"{self.name}_{name}_{self.latency}", reset_less=True
             )
-            self.m.d.sync += register.eq(value)
-            self._values[name] = register
+            self.m.d.sync += stage.eq(value)
+            self._values[name] = stage
 
     def multiply(self, result: str, a: str, b: str, keep: tuple[str, ...] = ()) -> None:
         """``result = a * b``, with one more register behind the multiplier's own.
@@ -63,15 +63,15 @@ class Pipe:
         self.m.d.comb += [multiplier.a.eq(x), multiplier.b.eq(y)]
         self.drop(*({a, b} - set(keep)))
         for _ in range(Multiplier.latency):
-            self.step()
-        self.step(**{result: multiplier.p})
+            self.register()
+        self.register(**{result: multiplier.p})
 
     def shift_round(self, name: str, amount: int) -> None:
         """Round-shift by a constant; one stage."""
         if amount == 0:
-            self.step()
+            self.register()
         else:
-            self.step(**{name: (self[name] + (1 << (amount - 1))) >> amount})
+            self.register(**{name: (self[name] + (1 << (amount - 1))) >> amount})
 
     def shift_round_by(self, name: str, amount: str, most: int) -> None:
         """Round-shift by a value of ``0 .. most``; two stages, ``amount`` is dropped."""
@@ -85,8 +85,8 @@ class Pipe:
         self.m.d.comb += doubled.eq(value << 1)
         self.drop(amount)
         by_narrow = by[: max(1, most.bit_length())]
-        self.step(**{name: doubled >> by_narrow})
-        self.step(**{name: (self[name] + 1) >> 1})
+        self.register(**{name: doubled >> by_narrow})
+        self.register(**{name: (self[name] + 1) >> 1})
 
     def clamp(self, name: str, lo: int, hi: int) -> None:
         """Limit to ``lo .. hi``; one stage. The result is as narrow as the range."""
@@ -97,7 +97,7 @@ class Pipe:
             shape = signed(max(hi.bit_length(), (-1 - lo).bit_length()) + 1)
         limited = Signal(shape, name=f"{self.name}_{name}_limited_{self.latency}")
         self.m.d.comb += limited.eq(Mux(value < lo, lo, Mux(value > hi, hi, value)))
-        self.step(**{name: limited})
+        self.register(**{name: limited})
 
     def saturate18(self, name: str) -> None:
         """`lichen.network.arithmetic.saturate18`; one stage."""

@@ -8,8 +8,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
 from lichen.hw.device.memory import Ram, ram_resources
-from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
 from lichen.hw.engine import cycles
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Sequencer
 from lichen.hw.engine.window import SIZE_BITS
@@ -18,7 +18,7 @@ from lichen.network.arithmetic import ceil_div
 WRITE_DELAY = 1
 
 
-class PixelBuffer(Unit):
+class PixelBuffer(Gateware):
     """Feeds a matrix-vector product over the channels of P pixels at a time (a 1x1 window).
 
     Two banks: one fills while the other is read. Groups do not cross the end of a row.

@@ -7,12 +7,12 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit, check_positive, lanes_of
+from lichen.hw.device.gateware import Gateware, check_positive, lanes_of
 from lichen.hw.engine import cycles
 from lichen.network.arithmetic import ceil_div
 
 
-class Regroup(Unit):
+class Regroup(Gateware):
     """From ``i_lanes`` to ``o_lanes`` channels per beat; one must divide the other.
 
     Every pixel starts a new beat on both sides. Lanes past the last channel are undefined.

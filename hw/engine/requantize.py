@@ -10,9 +10,9 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.gateware import Gateware, lanes_of, shape_of
 from lichen.hw.device.memory import Ram
 from lichen.hw.device.multiplier import WIDEST, multiplier_resources
-from lichen.hw.device.unit import Unit, lanes_of, shape_of
 from lichen.hw.engine.pipe import PIPE_MULTIPLY, Pipe
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Normalization, Requantizer
@@ -41,7 +41,7 @@ def constant_words(fields: Sequence[tuple[Sequence[int], int]], lanes: int) -> l
     return words
 
 
-class Requantize(Unit):
+class Requantize(Gateware):
     """`lichen.network.arithmetic.requantize` for ``lanes`` channels a cycle, free running.
 
     Adds the bias, rescales, clips; where a normalization follows, computes its ``u`` as well,
@@ -140,7 +140,7 @@ class Requantize(Unit):
                 pipe.put(m_negative=constant.m_negative)
             if self._extra_shift:
                 pipe.put(d=constant.d)
-            pipe.step(a=total)
+            pipe.register(a=total)
             if self._extra_shift:
                 amount = Signal(5, name=f"amount_{lane}")
                 m.d.comb += amount.eq(pipe["d"] + self._base_shift)
@@ -151,7 +151,7 @@ class Requantize(Unit):
                 pipe.shift_round("a", self._base_shift)
             pipe.saturate18("a")
             if self._leaky:
-                pipe.step(m=Mux(pipe["a"] < 0, pipe["m_negative"], pipe["m"]))
+                pipe.register(m=Mux(pipe["a"] < 0, pipe["m_negative"], pipe["m"]))
                 pipe.drop("m_negative")
             pipe.multiply("y", "a", "m")
             pipe.shift_round("y", self.constants.shift)
@@ -163,7 +163,7 @@ class Requantize(Unit):
                 pipe.put(x=pipe["y"], z=pipe["y"])  # x travels on beside its square
                 pipe.multiply("u", "y", "z")
             else:
-                pipe.step(x=pipe["y"], u=Mux(pipe["y"] < 0, -pipe["y"], pipe["y"]))
+                pipe.register(x=pipe["y"], u=Mux(pipe["y"] < 0, -pipe["y"], pipe["y"]))
             m.d.comb += [
                 self.x[lane].eq(pipe["x"]),
                 self.u[lane].eq(pipe["u"].as_unsigned() >> norm.u_shift),

@@ -7,10 +7,10 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit
+from lichen.hw.device.gateware import Gateware
 
 
-class Skid(Unit):
+class Skid(Gateware):
     """Two places of a queue, so that neither ``ready`` nor ``valid`` has a path through it.
 
     Passes an item per cycle, each a cycle late.

@@ -19,8 +19,8 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
 from lichen.hw.device.memory import Ram, ram_resources
-from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
 from lichen.hw.engine import cycles
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Phases, PhaseSequencer
 from lichen.hw.engine.window import SIZE_BITS, WRITE_DELAY
@@ -61,12 +61,12 @@ class Upsampling:
         """The phase of the first output."""
         return self.padding % self.stride
 
-    def phases(self, groups: int) -> Phases:
-        """Steps of a pass over ``groups`` beats a pixel.
+    def phases(self, beats: int) -> Phases:
+        """Steps of a pass over ``beats`` beats a pixel.
 
         A phase without taps has a step all the same, for its bias is an output.
         """
-        steps = tuple(tuple(max(1, ky * kx * groups) for kx in self.taps) for ky in self.taps)
+        steps = tuple(tuple(max(1, ky * kx * beats) for kx in self.taps) for ky in self.taps)
         return Phases(steps, skip=self.skip, wait_first=True)
 
     @property
@@ -80,7 +80,7 @@ class Upsampling:
         return max(2, self.reach + (not enough))
 
 
-class TransposedWindow(Unit):
+class TransposedWindow(Gateware):
     """Feeds a transposed convolution: every step reads one tap's lanes for P input columns.
 
     Rows live in a ring of ``rows`` slots. P banks each hold every P-th column, so that the P
@@ -151,7 +151,7 @@ class TransposedWindow(Unit):
             raise ValueError(f"rows must be at least {upsampling.reach}, not {rows!r}")
         if max_width >= 1 << SIZE_BITS:
             raise ValueError(f"max_width must fit {SIZE_BITS} bits, not be {max_width!r}")
-        self.phases = upsampling.phases(self.groups_per_pixel)
+        self.phases = upsampling.phases(self.beats_per_pixel)
         feed = FeedSignature(shape=self.shape, pixels=pixels, lanes=lanes, phases=self.phases)
         super().__init__(
             wiring.Signature(
@@ -172,7 +172,7 @@ class TransposedWindow(Unit):
         ]
 
     @property
-    def groups_per_pixel(self) -> int:
+    def beats_per_pixel(self) -> int:
         """Beats, and memory words, per input pixel."""
         return ceil_div(self.channels, self.lanes)
 
@@ -180,7 +180,7 @@ class TransposedWindow(Unit):
     def row_words(self) -> int:
         """Memory words of one bank per row."""
         return transposed_row_words(
-            max_width=self.max_width, groups=self.groups_per_pixel, pixels=self.pixels
+            max_width=self.max_width, beats=self.beats_per_pixel, pixels=self.pixels
         )
 
     def elaborate(self, platform: object) -> Module:
@@ -220,12 +220,12 @@ class TransposedWindow(Unit):
         # compared without an addition.
         self._free_row, self._free_before = Signal(size), Signal(size)
         self._finished = Signal()  # all of the frame has been read
-        self._restart = Signal()
-        m.d.comb += self._restart.eq(self._written & self._finished)
+        self._over = Signal()
+        m.d.comb += self._over.eq(self._written & self._finished)
 
     def _write(self, m: Module) -> None:
         """From the stream into the banks."""
-        up, cg, size = self.upsampling, self.groups_per_pixel, SIZE_BITS + 2
+        up, cg, size = self.upsampling, self.beats_per_pixel, SIZE_BITS + 2
         ring = self.rows * self.row_words
         row_bits = Shape.cast(range(ring)).width
         wx, wy = self._wx, self._wy
@@ -303,7 +303,7 @@ class TransposedWindow(Unit):
                 bank.w_addr.eq(w_address),
                 bank.w_data.eq(w_value),
             ]
-        with m.If(self._restart):
+        with m.If(self._over):
             m.d.sync += self.empty.eq(1)
             m.d.sync += [
                 s.eq(s.init)
@@ -315,7 +315,7 @@ class TransposedWindow(Unit):
 
     def _groups(self, m: Module) -> None:
         """The next group: when it may start, and where it reads."""
-        up, cg, pixels, size = self.upsampling, self.groups_per_pixel, self.pixels, SIZE_BITS + 2
+        up, cg, pixels, size = self.upsampling, self.beats_per_pixel, self.pixels, SIZE_BITS + 2
         ring = self.rows * self.row_words
         row_bits = Shape.cast(range(ring)).width
         first_word = up.first // pixels * cg
@@ -406,7 +406,7 @@ class TransposedWindow(Unit):
                 self._free_before.eq(Mux(nxt.x < unread, 0, nxt.x - unread)),
                 self._finished.eq(exhausted),
             ]
-        with m.If(self._restart):
+        with m.If(self._over):
             m.d.sync += [
                 s.eq(s.init)
                 for s in (
@@ -418,7 +418,7 @@ class TransposedWindow(Unit):
 
     def _steps(self, m: Module) -> None:
         """Which word and which tap every step reads: from column and row q backwards."""
-        up, cg, pixels, size = self.upsampling, self.groups_per_pixel, self.pixels, SIZE_BITS + 2
+        up, cg, pixels, size = self.upsampling, self.beats_per_pixel, self.pixels, SIZE_BITS + 2
         ring = self.rows * self.row_words
         seq, nxt = self._seq, self._next
         now = Signal(self._group, reset_less=True)
@@ -459,7 +459,7 @@ class TransposedWindow(Unit):
 
     def _read(self, m: Module) -> None:
         """Address, memory, rotation: FEED_LATENCY cycles."""
-        pixels, cg, size = self.pixels, self.groups_per_pixel, SIZE_BITS + 2
+        pixels, cg, size = self.pixels, self.beats_per_pixel, SIZE_BITS + 2
         ring = self.rows * self.row_words
         x, y = self._x, self._y
         address = Signal(range(ring), reset_less=True)
@@ -496,7 +496,7 @@ class TransposedWindow(Unit):
         up = self.upsampling
         return {
             "feeder": cycles.ROWS,
-            "beats_in": self.groups_per_pixel,
+            "beats_in": self.beats_per_pixel,
             "pixels": self.pixels,
             "end_x": width,
             "end_y": height,
@@ -526,9 +526,9 @@ class TransposedWindow(Unit):
         )
 
 
-def transposed_row_words(*, max_width: int, groups: int, pixels: int) -> int:
-    """Memory words of one bank per row: every ``pixels``-th column, of ``groups`` words."""
-    return ceil_div(max_width, pixels) * groups
+def transposed_row_words(*, max_width: int, beats: int, pixels: int) -> int:
+    """Memory words of one bank per row: every ``pixels``-th column, of ``beats`` words."""
+    return ceil_div(max_width, pixels) * beats
 
 
 def transposed_window_resources(

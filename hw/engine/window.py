@@ -11,8 +11,8 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
 from lichen.hw.device.memory import Ram, ram_resources
-from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of
 from lichen.hw.engine import cycles
 from lichen.hw.engine.division import divide_by_stride
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Sequencer
@@ -95,7 +95,7 @@ class _Step:
     rotation: Signal
 
 
-class Window(Unit):
+class Window(Gateware):
     """Feeds a convolution: every step reads one tap's lanes for P neighbouring output pixels.
 
     Rows live in a ring of ``rows`` slots. P banks each hold every P-th pixel position (in
@@ -190,19 +190,19 @@ class Window(Unit):
         ]
 
     @property
-    def groups_per_pixel(self) -> int:
+    def beats_per_pixel(self) -> int:
         """Beats per input pixel."""
         return ceil_div(self.channels, self.lanes)
 
     @property
     def steps(self) -> int:
         """Steps per pass."""
-        return self.kernel**2 * self.groups_per_pixel
+        return self.kernel**2 * self.beats_per_pixel
 
     @property
     def word_words(self) -> int:
         """Memory words of one bank per position: ``stride`` pixels."""
-        return self.stride * self.groups_per_pixel
+        return self.stride * self.beats_per_pixel
 
     @property
     def row_words(self) -> int:
@@ -211,7 +211,7 @@ class Window(Unit):
             max_width=self.max_width,
             padding=self.padding,
             stride=self.stride,
-            groups=self.groups_per_pixel,
+            beats=self.beats_per_pixel,
             pixels=self.pixels,
         )
 
@@ -219,19 +219,19 @@ class Window(Unit):
         m = Module()
         frame = self._frame(m)
         at = self._pointers()
-        restart = Signal()
-        m.d.comb += restart.eq(at.written & at.finished)
-        restarting = [*vars(at).values()]
-        restarting += self._write(m, frame, at)
+        over = Signal()  # between two frames: all begins afresh
+        m.d.comb += over.eq(at.written & at.finished)
+        fresh = [*vars(at).values()]
+        fresh += self._write(m, frame, at)
         seq = Sequencer(
             m, passes=self.passes, steps=self.steps, pass_cycles=self.pass_cycles, feed=self.feed
         )
-        group, of_groups = self._next_group(m, frame, at, seq)
-        restarting += of_groups
+        group, of_group = self._next_group(m, frame, at, seq)
+        fresh += of_group
         self._read(m, frame, self._steps(m, group, seq), seq)
-        with m.If(restart):
+        with m.If(over):
             m.d.sync += self.empty.eq(1)
-            m.d.sync += [signal.eq(signal.init) for signal in restarting]
+            m.d.sync += [signal.eq(signal.init) for signal in fresh]
         return m
 
     @property
@@ -277,7 +277,7 @@ class Window(Unit):
     def _write(self, m: Module, frame: _Frame, at: _Pointers) -> list[Signal]:
         """The write side: beats into their places. Returns what every frame begins with afresh."""
         st, pad, ring = self.stride, self.padding, self._ring
-        cg, pixels, row_bits = self.groups_per_pixel, self.pixels, self._row_bits
+        cg, pixels, row_bits = self.beats_per_pixel, self.pixels, self._row_bits
         accept, beat_last, sub_last, bank_last, x_last = (
             Signal(name=n) for n in ("accept", "beat_last", "sub_last", "bank_last", "x_last")
         )
@@ -451,7 +451,7 @@ class Window(Unit):
 
     def _steps(self, m: Module, nxt: data.View, seq: Sequencer) -> _Step:
         """Walk through the taps of the group being read."""
-        k, st, cg, pixels = self.kernel, self.stride, self.groups_per_pixel, self.pixels
+        k, st, cg, pixels = self.kernel, self.stride, self.beats_per_pixel, self.pixels
         size, ring, row_bits = COORDINATE, self._ring, self._row_bits
         now = Signal(nxt.shape(), reset_less=True)
         beat, kx, ky = Signal(range(cg)), Signal(range(k)), Signal(range(k))
@@ -539,7 +539,7 @@ class Window(Unit):
         k, st, pad = self.kernel, self.stride, self.padding
         return {
             "feeder": cycles.ROWS,
-            "beats_in": self.groups_per_pixel,
+            "beats_in": self.beats_per_pixel,
             "pixels": self.pixels,
             "first_x": pad,
             "first_y": pad,
@@ -582,11 +582,11 @@ def window_rows(kernel: int, stride: int) -> int:
     return max(kernel, stride) + 1
 
 
-def window_row_words(*, max_width: int, padding: int, stride: int, groups: int, pixels: int) -> int:
+def window_row_words(*, max_width: int, padding: int, stride: int, beats: int, pixels: int) -> int:
     """Memory words of one bank per row: every ``pixels``-th position of ``stride`` pixels, each
-    of ``groups`` words."""
+    of ``beats`` words."""
     positions = ceil_div(max_width + padding, stride)
-    return ceil_div(positions, pixels) * stride * groups
+    return ceil_div(positions, pixels) * stride * beats
 
 
 __all__ = ["SIZE_BITS", "WRITE_DELAY", "Window"]

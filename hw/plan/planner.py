@@ -412,10 +412,10 @@ def plan(
     UserError
         When the transform cannot be generated at all.
     """
-    step = transform.downsampling
+    multiple = transform.downsampling
     if max_width is not None:
-        if max_width < step or max_width % step:
-            raise UserError(f"the width must be a multiple of {step}, not {max_width}.")
+        if max_width < multiple or max_width % multiple:
+            raise UserError(f"the width must be a multiple of {multiple}, not {max_width}.")
         widths = [max_width]
     else:
         widths = tile_widths(transform, frame=frame)
@@ -470,9 +470,9 @@ def tile_widths(
     transform: Transform, counts: int = TILE_COUNTS, frame: tuple[int, int] = PHOTO
 ) -> list[int]:
     """Widths worth trying, widest first: for every number of tiles the least that makes do."""
-    step = transform.downsampling
+    multiple = transform.downsampling
     least: dict[int, int] = {}
-    for width in range(frame[1] // step * step, 0, -step):
+    for width in range(frame[1] // multiple * multiple, 0, -multiple):
         try:
             least[len(tiles(transform, frame[1], width))] = width
         except ValueError:

@@ -139,9 +139,9 @@ class Pace:
 
     def _search(self, transform: Transform) -> tuple[_Search, list[int]]:
         """The planner at this width, and the cycles that an array may take, by stage."""
-        step = transform.downsampling
-        if self.max_width < step or self.max_width % step:
-            raise UserError(f"the width must be a multiple of {step}, not {self.max_width}.")
+        multiple = transform.downsampling
+        if self.max_width < multiple or self.max_width % multiple:
+            raise UserError(f"the width must be a multiple of {multiple}, not {self.max_width}.")
         try:
             cut = tiles(transform, self.frame[1], self.max_width)
         except ValueError as error:

@@ -57,27 +57,27 @@ def tiles(transform: Transform, width: int, max_width: int) -> list[Tile]:
 
     Raises ValueError when ``max_width`` leaves no column between the halos.
     """
-    step, grown = transform.downsampling, transform.upsampling
+    block, grown = transform.downsampling, transform.upsampling
     out = transform.sizes(width, width)[-1][1]
     if width <= max_width:
         return [Tile(0, width, 0, out, 0)]
-    # From here on in steps of the input, which are blocks of the output.
-    left, right = (ceil_div(r, step) for r in reach(transform))
-    room = max_width // step
+    # From here on in blocks: `block` columns of the input, `grown` of the output.
+    left, right = (ceil_div(r, block) for r in reach(transform))
+    room = max_width // block
     if room - left - right < 1:
         raise ValueError(
             f"a width of {max_width} is too narrow for tiles: the receptive field takes "
-            f"{(left + right) * step} columns beside at least {step} of its own"
+            f"{(left + right) * block} columns beside at least {block} of its own"
         )
     result = []
     position, blocks = 0, ceil_div(out, grown)
     while position < blocks:
         first = max(0, position - left)
-        stop = min(width, (first + room) * step)
+        stop = min(width, (first + room) * block)
         last = blocks if stop == width else first + room - right
         result.append(
             Tile(
-                start=first * step,
+                start=first * block,
                 stop=stop,
                 out_start=position * grown,
                 out_stop=min(out, last * grown),

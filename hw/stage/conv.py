@@ -14,8 +14,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.gateware import check_positive, delayed, lanes_of, shape_of
 from lichen.hw.device.memory import CreditFifo, fifo_depth
-from lichen.hw.device.unit import check_positive, delayed, lanes_of, shape_of
 from lichen.hw.engine.core import Core
 from lichen.hw.engine.element import Backend
 from lichen.hw.engine.feed import Phases
@@ -41,15 +41,15 @@ AnyWindow = Window | TransposedWindow
 
 
 def reduction_order(weight: npt.NDArray[np.integer], lanes: int) -> npt.NDArray[np.int64]:
-    """Weights (out, in, ky, kx) in the order of the steps: (out, ky kx groups, lanes).
+    """Weights (out, in, ky, kx) in the order of the steps: (out, ky kx beats, lanes).
 
     Input channels past the last get weight 0.
     """
     out, channels, ky, kx = weight.shape
-    groups = ceil_div(channels, lanes)
-    padded = np.zeros((out, groups * lanes, ky, kx), dtype=np.int64)
+    beats = ceil_div(channels, lanes)
+    padded = np.zeros((out, beats * lanes, ky, kx), dtype=np.int64)
     padded[:, :channels] = weight
-    ordered = padded.transpose(0, 2, 3, 1).reshape(out, ky * kx * groups, lanes)
+    ordered = padded.transpose(0, 2, 3, 1).reshape(out, ky * kx * beats, lanes)
     return ordered
 
 
@@ -355,7 +355,7 @@ class PlainConvolution(Convolution):
             max_width=max_width,
             padding=conv.padding,
             stride=conv.stride,
-            groups=ceil_div(conv.in_channels, folding.lanes),
+            beats=ceil_div(conv.in_channels, folding.lanes),
             pixels=folding.pixels,
         )
         return window_resources(

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from amaranth.hdl import Shape
 
 from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.gateware import Gateware
 from lichen.hw.device.memory import bit_information
-from lichen.hw.device.unit import Unit
 from lichen.hw.engine.array import array_latency
 from lichen.hw.engine.core import Core, CoreShape, core_resources
 from lichen.hw.engine.element import ELEMENTS, Backend, Element, packs
@@ -27,7 +27,7 @@ from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Format, Stage
 
 
-class StageUnit(Unit):
+class StageUnit(Gateware):
     """A unit of a pipeline: an array, what feeds it and what follows.
 
     It has streams ``i`` and ``o``, inputs ``width`` and ``height`` (the size of its input) and

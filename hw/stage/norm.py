@@ -12,9 +12,9 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of, shape_of
 from lichen.hw.device.memory import CreditFifo, Ram, fifo_depth, ram_resources
 from lichen.hw.device.multiplier import WIDEST, multiplier_resources
-from lichen.hw.device.unit import Unit, check_positive, delayed, lanes_of, shape_of
 from lichen.hw.engine.core import Core, CoreShape
 from lichen.hw.engine.element import Backend
 from lichen.hw.engine.feed import Phases
@@ -39,7 +39,7 @@ def norm_payload(source: Format, normalization: Normalization, lanes: int) -> da
     )
 
 
-class Normalize(Unit):
+class Normalize(Gateware):
     """`lichen.network.arithmetic.normalize` for ``lanes`` channels a cycle, free running.
 
     Members
@@ -98,7 +98,7 @@ class Normalize(Unit):
             m.submodules[f"table_{lane}"] = table
             pipe = Pipe(m, f"lane{lane}")
             pipe.put(x=self.x[lane], k=word[lane].k)
-            pipe.step(n=(self.sum[lane] + word[lane].beta)[:NORM_BITS])
+            pipe.register(n=(self.sum[lane] + word[lane].beta)[:NORM_BITS])
             pipe.put(z=Const(0, 5))
             for distances in self._distances:
                 n, z = pipe["n"], pipe["z"]
@@ -106,7 +106,7 @@ class Normalize(Unit):
                     small = n[NORM_BITS - distance :] == 0
                     n = Mux(small, n << distance, n)[:NORM_BITS]
                     z = z | Mux(small, distance, 0)
-                pipe.step(n=n, z=z)
+                pipe.register(n=n, z=z)
             n = pipe["n"]
             m.d.comb += table.r_addr.eq(n[24:])
             exponent = Signal(5, name=f"exponent_{lane}")
@@ -114,13 +114,13 @@ class Normalize(Unit):
             pipe.put(fraction=n[8:24], e=exponent)
             pipe.drop("n", "z")
             for _ in range(Ram.latency):
-                pipe.step()
+                pipe.register()
             pipe.put(value=table.r_data[:16], slope=table.r_data[16:26].as_signed())
             pipe.multiply("rise", "slope", "fraction")
             root = Signal(16, name=f"root_{lane}")
             m.d.comb += root.eq(pipe["value"] + ((pipe["rise"] + (1 << 15)) >> 16))
             pipe.drop("value", "rise")
-            pipe.step(r=root)
+            pipe.register(r=root)
             pipe.multiply("p", "x", "r")
             pipe.shift_round("p", norm.product_shift)
             pipe.saturate18("p")

@@ -8,7 +8,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.unit import Unit, lanes_of
+from lichen.hw.device.gateware import Gateware, lanes_of
 from lichen.hw.engine.feed import FEED_LATENCY
 from lichen.hw.engine.gate import FrameGate
 from lichen.hw.engine.window import SIZE_BITS, SIZE_LATENCY
@@ -23,7 +23,7 @@ DEBUG_BITS = ("busy", "starts", "beats")
 a beat leaves."""
 
 
-class Pipeline(Unit):
+class Pipeline(Gateware):
     """One convolution engine, and normalization where there is one, per stage.
 
     Frames follow each other without any command, of one size without a pause. The size belongs
@@ -43,7 +43,8 @@ class Pipeline(Unit):
     Members
     -------
     i : In(stream), ``in_lanes`` channels a beat
-        Input in raster order, channels in groups; lanes past the last channel are ignored.
+        Input in raster order, every pixel in as many beats as its channels take; lanes past the
+        last channel are ignored.
     o : Out(stream), ``out_lanes`` channels a beat
         Output likewise; lanes past the last channel are undefined.
     width, height : In(16)

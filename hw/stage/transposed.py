@@ -93,8 +93,8 @@ class TransposedConvolution(Convolution):
         return transposed_phases(self.stage, lanes)
 
     def window_resources(self, device: Device, folding: ArrayFolding, max_width: int) -> Resources:
-        groups = ceil_div(self.in_channels, folding.lanes)
-        row = transposed_row_words(max_width=max_width, groups=groups, pixels=folding.pixels)
+        beats = ceil_div(self.in_channels, folding.lanes)
+        row = transposed_row_words(max_width=max_width, beats=beats, pixels=folding.pixels)
         upsampling = upsampling_of(self.stage)
         return transposed_window_resources(
             device,

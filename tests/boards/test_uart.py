@@ -10,7 +10,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
-from lichen.boards.link.uart import Receiver, Transmitter, phase_step
+from lichen.boards.link.uart import Receiver, Transmitter, phase_increment
 from lichen.sim.runner import simulate
 
 BYTES = [0x00, 0xFF, 0x55, 0xAA, 0x01, 0x80, 0x7E]
@@ -195,4 +195,4 @@ def test_less_than_a_break_is_a_framing_error(length):
 )
 def test_impossible_rates(clock_hz, baud, message):
     with pytest.raises(ValueError, match=message):
-        phase_step(clock_hz=clock_hz, baud=baud)
+        phase_increment(clock_hz=clock_hz, baud=baud)

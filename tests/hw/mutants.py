@@ -144,7 +144,7 @@ MUTANTS = [
         "Window",
     ),
     Mutant(
-        "the restart forgets a pointer",
+        "a frame begins with a pointer of the last one",
         "hw/engine/window.py",
         "w_offset, w_row, w_lead, w_last_user, w_user_sub]",
         "w_offset, w_row, w_lead, w_last_user]",
@@ -369,8 +369,8 @@ MUTANTS = [
     Mutant(
         "a shift by a value truncates",
         "hw/engine/pipe.py",
-        "self.step(**{name: (self[name] + 1) >> 1})",
-        "self.step(**{name: self[name] >> 1})",
+        "self.register(**{name: (self[name] + 1) >> 1})",
+        "self.register(**{name: self[name] >> 1})",
         "tests/hw/test_units.py -k normalization",
         "normalization",
     ),

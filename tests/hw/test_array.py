@@ -202,7 +202,7 @@ class Feeder(Agent):
                 self.steps[t + 1 + cycle] = number, cycle
         place = self.step_at(t)
         ctx.set(feed.step, place is not None)
-        ctx.set(feed.restart, place is not None and place[1] == 0 and place[2] == 0)
+        ctx.set(feed.group_first, place is not None and place[1] == 0 and place[2] == 0)
         place = self.step_at(t - FEED_LATENCY)
         step = place[2] if place else 0
         ctx.set(feed.first, place is not None and step == 0)

@@ -64,7 +64,7 @@ class Step:
     """
 
     operands: tuple[int, ...]
-    restart: bool
+    group_first: bool
     first: bool
     last: bool
     count: int | None = None
@@ -99,7 +99,7 @@ def groups(shape: Shape, frame: np.ndarray) -> list[list[Step]]:
                     group.append(
                         Step(
                             tuple(lanes(v, BITS) for v in values),
-                            restart=n == i == 0,
+                            group_first=n == i == 0,
                             first=i == 0,
                             last=i == len(taps) - 1,
                         )
@@ -141,12 +141,14 @@ class FeedWatch(Agent):
         if ctx.get(feed.step):
             assert self._group, f"{name}: a step too many at {t}, after {number} groups"
             step = self._group.pop(0)
-            assert ctx.get(feed.restart) == step.restart, f"{name}: restart is wrong at {t}"
+            assert ctx.get(feed.group_first) == step.group_first, (
+                f"{name}: group_first is wrong at {t}"
+            )
             assert ctx.get(feed.row) == step.row, f"{name}: the row's phase is wrong at {t}"
             self.steps[t + FEED_LATENCY] = step
             self.finished += not self._group
         else:
-            assert not ctx.get(feed.restart), f"{name}: restart without a step at {t}"
+            assert not ctx.get(feed.group_first), f"{name}: group_first without a step at {t}"
         if ctx.get(feed.start):
             assert self.free, f"{name} starts a group without a bank at {t}"
             assert not self._group, f"{name} starts a group inside another at {t}"

@@ -11,8 +11,8 @@ from amaranth.hdl import Module, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from lichen.hw.device.gateware import delayed
 from lichen.hw.device.memory import CreditFifo, fifo_depth
-from lichen.hw.device.unit import delayed
 from lichen.hw.engine.gate import FrameGate
 from lichen.hw.engine.regroup import Regroup
 from lichen.hw.engine.skid import Skid

@@ -95,7 +95,7 @@ def groups(shape: Shape, frame: np.ndarray) -> list[list[Step]]:
                         group.append(
                             Step(
                                 operands,
-                                restart=not group,
+                                group_first=not group,
                                 first=i == 0,
                                 last=i == max(1, len(reads)) - 1,
                                 count=count,

@@ -10,7 +10,7 @@ from amaranth.lib import data, wiring
 from lichen.hw.device.device import Device, Resources
 
 
-class Unit(wiring.Component, abc.ABC):
+class Gateware(wiring.Component, abc.ABC):
     """A component that knows what it costs.
 
     `resources` has no default on purpose: a unit that forgets to answer cannot be built.
