@@ -36,6 +36,7 @@ COMMANDS = {
     "generate": "Write the gateware as Verilog with an interface description.",
     "build": "Synthesize, place and route for a board.",
     "flash": "Program a board.",
+    "export": "Write a transform as an ONNX graph for other tools.",
     "report": "Write one page about a network, a build, or two of them.",
     "demo": "Walk the whole path on a shipped network and photograph.",
     "doctor": "Say what is installed, what is missing, and what mends it.",
