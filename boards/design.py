@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lichen.boards.link.uart import phase_increment
+from lichen.boards.port.port import TransformPort
 from lichen.boards.record import Board, Clock
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
@@ -21,7 +22,7 @@ from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.kinds import check_folding
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.arithmetic import ceil_div
-from lichen.network.description import IMAGE_FORMAT, PHOTO, Network, Transform
+from lichen.network.description import PHOTO, Network, Transform
 from lichen.network.identity import static_digest
 
 FRAME = PHOTO[::-1]
@@ -139,6 +140,11 @@ class Design:
         """A fresh pipeline."""
         return Pipeline(self.transform, self.folding, restartable=restartable)
 
+    def port(self) -> TransformPort:
+        """A fresh pipeline whose input and output are bytes."""
+        pipeline = self.pipeline(restartable=True)
+        return TransformPort(name=self.transform_name, pipeline=pipeline, max_width=self.max_width)
+
     @property
     def frame(self) -> tuple[int, int]:
         """Height and width of what the transform reads of a 768x512 image."""
@@ -156,21 +162,14 @@ class Design:
     def top(self, board: Board, pll: Clock) -> UARTTop:
         """The pipeline behind the board's serial line.
 
-        Raises UserError when the transform does not take pixels, or when the line's rate cannot
-        be made of the clock.
+        Raises UserError when the line's rate cannot be made of the clock.
         """
-        if self.transform.input != IMAGE_FORMAT:
-            raise UserError(
-                f"a bitstream takes pixels of 8 bits, but {self.transform_name} of {self.name} "
-                "does not; `lichen generate` writes it as Verilog."
-            )
         try:
             phase_increment(clock_hz=pll.output_hz, baud=board.uart.baud)
         except ValueError as error:
             raise UserError(f"no such clock on the {board.title}: {error}.") from None
         return UARTTop(
-            pipeline=self.pipeline(restartable=True),
-            max_width=self.max_width,
+            ports=[self.port()],
             clock_hz=pll.output_hz,
             baud=board.uart.baud,
             digest=bytes.fromhex(self.digest),

@@ -1,16 +1,23 @@
 # amaranth: UnusedElaboratable=no
-"""The pipeline behind a serial line: what a bitstream holds, whatever the board."""
+"""Pipelines behind a serial line: what a bitstream holds, whatever the board.
+
+Between the link and the pipelines there is one port for each transform
+(`lichen.boards.port.port.PortSignature`): bytes in, bytes out, the size of the input, a reset.
+What the bytes are follows from the formats of the network (`PortFormat`): pixels in and latents
+out of g_a, latents in and pixels out of g_s. Another link needs no more than that.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from amaranth.hdl import Module, ResetInserter, Shape, Signal
+from amaranth.hdl import Module, ResetInserter
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.boards.link.device import RESET_CYCLES, Link
+from lichen.boards.link.device import Link
 from lichen.boards.link.uart import Receiver, Transmitter
+from lichen.boards.port.port import TransformPort
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware
 
@@ -19,15 +26,12 @@ TIMEOUT_SECONDS = 2
 
 
 class UARTTop(Gateware):
-    """Receiver, link, pipeline and transmitter; see `lichen.boards.link.protocol`.
+    """Receiver, link, pipelines and transmitter; see `lichen.boards.link.protocol`.
 
     Parameters
     ----------
-    pipeline : wiring.Component
-        With streams ``i`` (lanes of unsigned(8)) and ``o`` (lanes of latents), ports ``width``
-        and ``height``, perhaps ``restart``, the attribute ``transform``, and ``resources()``.
-    max_width : int
-        Widest frame the pipeline was generated for.
+    ports : sequence of TransformPort
+        One or more; frames name them by their place.
     clock_hz : float
         Frequency of the ``sync`` domain.
     baud : int
@@ -51,28 +55,17 @@ class UARTTop(Gateware):
     def __init__(
         self,
         *,
-        pipeline: Any,
-        max_width: int,
+        ports: Sequence[TransformPort],
         clock_hz: float,
         baud: int,
         digest: bytes,
         timeout: int | None = None,
     ):
-        self.pipeline = pipeline
+        self.ports = tuple(ports)
         self._receiver = Receiver(clock_hz=clock_hz, baud=baud)
         self._transmitter = Transmitter(clock_hz=clock_hz, baud=baud)
-        pixels, latents = pipeline.i.payload.shape(), pipeline.o.payload.shape()
-        if Shape.cast(pixels.elem_shape) != Shape(8, False):
-            raise ValueError(
-                f"the pipeline must take pixels of 8 unsigned bits, not {pixels.elem_shape!r}"
-            )
         self._link = Link(
-            in_channels=pipeline.transform.in_channels,
-            out_channels=pipeline.transform.out_channels,
-            in_lanes=pixels.length,
-            out_lanes=latents.length,
-            latent_shape=latents.elem_shape,
-            max_width=max_width,
+            formats=[port.format for port in self.ports],
             timeout=round(clock_hz * TIMEOUT_SECONDS) if timeout is None else timeout,
             digest=digest[:4],
         )
@@ -85,21 +78,10 @@ class UARTTop(Gateware):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         receiver, transmitter, link = self._receiver, self._transmitter, self._link
-        pipeline = self.pipeline
         hold = ResetInserter(self.hold)
         m.submodules.receiver = hold(receiver)
         m.submodules.transmitter = hold(transmitter)
         m.submodules.link = hold(link)
-        # A register of its own: the net is the largest of all, and nothing waits for it.
-        restart = Signal(init=1)
-        m.d.sync += restart.eq(link.reset | self.hold)
-        if "restart" in pipeline.signature.members:
-            assert pipeline.restart_cycles <= RESET_CYCLES
-            m.submodules.pipeline = pipeline
-            m.d.comb += pipeline.restart.eq(restart)
-        else:
-            m.submodules.pipeline = ResetInserter(restart)(pipeline)
-
         m.d.comb += [
             receiver.rx.eq(self.rx),
             self.tx.eq(transmitter.tx),
@@ -107,25 +89,30 @@ class UARTTop(Gateware):
             link.overrun.eq(receiver.overrun),
             link.framing.eq(receiver.framing),
             link.break_.eq(receiver.break_),
-            pipeline.width.eq(link.width),
-            pipeline.height.eq(link.height),
         ]
         wiring.connect(m, receiver.o, link.rx)
         wiring.connect(m, link.tx, transmitter.i)
-        wiring.connect(m, link.pixels, pipeline.i)
-        wiring.connect(m, pipeline.o, link.latents)
+        for port, end in zip(self.ports, link.ports, strict=True):
+            m.submodules[port.format.name] = port
+            m.d.comb += [
+                port.width.eq(end.width),
+                port.height.eq(end.height),
+                port.reset.eq(end.reset | self.hold),
+            ]
+            wiring.connect(m, end.i, port.i)
+            wiring.connect(m, port.o, end.o)
         return m
 
     def resources(self, device: Device) -> Resources:
-        """The link's share and the pipeline's."""
+        """The link's share and the pipelines'."""
         return self.link_resources(device) + self.pipeline_resources(device)
 
     def link_resources(self, device: Device) -> Resources:
-        """What the top adds to the pipeline: no multiplier and no block RAM."""
+        """What the top adds to the pipelines: no multiplier and no block RAM."""
         parts = (self._receiver, self._transmitter, self._link)
-        return Resources.total(part.resources(device) for part in parts)
+        own = [part.resources(device) for part in parts]
+        return Resources.total([*own, *(port.byte_resources(device) for port in self.ports)])
 
     def pipeline_resources(self, device: Device) -> Resources:
-        """The pipeline's own answer."""
-        own = self.pipeline.resources(device)
-        return Resources(dsp=own.dsp, bram=own.bram, lut=own.lut)
+        """The pipelines' own answers."""
+        return Resources.total(port.pipeline_resources(device) for port in self.ports)

@@ -1,23 +1,22 @@
 # amaranth: UnusedElaboratable=no
-"""The device's end of `lichen.boards.link.protocol`: pixels to the pipeline, latents back."""
+"""The device's end of `lichen.boards.link.protocol`: bytes to the transforms, and back."""
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, ResetInserter, Shape, Signal, unsigned
-from amaranth.lib import data, enum, stream, wiring
+from collections.abc import Sequence
+
+from amaranth.hdl import Array, Const, Module, Mux, ResetInserter, Signal, Value
+from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link import protocol
 from lichen.boards.link.fifo import Fifo
-from lichen.boards.link.packer import PixelPacker
 from lichen.boards.link.protocol import Error, State, Stuck
 from lichen.boards.link.sender import PacketSender
-from lichen.boards.link.serializer import LatentSerializer
+from lichen.boards.port.format import PortFormat
+from lichen.boards.port.port import RESET_CYCLES, PortSignature
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, check_positive
-
-RESET_CYCLES = 256
-"""How long a reset lasts: until what is on its way through free-running registers is gone."""
 
 
 class _Phase(enum.Enum):
@@ -34,38 +33,36 @@ class _Registers:
     """What the parts of the link share.
 
     Registers but for ``raised`` (an error of the header) and ``earned`` (a credit), which hold for
-    a cycle.
+    a cycle, and the streams to and from the transform of the frame.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, transforms: int) -> None:
         self.phase = Signal(_Phase)
         self.errors, self.stuck, self.raised = Signal(8), Signal(8), Signal(8)
         self.status_wanted, self.status_clears = Signal(), Signal()
         # Of the command.
         self.index, self.command = Signal(range(protocol.HEADER_BYTES)), Signal(8)
         self.expected, self.more = Signal(32), Signal()
-        # Of the frame's pixels.
+        # Of the frame: its transform, and what has come of it.
+        self.which = Signal(range(max(2, transforms)))
+        self.width, self.height = Signal(16), Signal(16)
+        self.byte, self.byte_last = Signal(17), Signal(17)
         self.column, self.row = Signal(16), Signal(16)
         self.column_last, self.row_last = Signal(16), Signal(16)
         self.pixels_done = Signal()
         self.consumed = Signal(range(protocol.CREDIT_BYTES))
         self.earned, self.owed = Signal(), Signal(4)
         self.quiet = Signal(range(RESET_CYCLES))
+        self.to, self.back = (stream.Signature(8).create() for _ in range(2))
 
 
 class Link(Gateware):
-    """Speaks the protocol on two byte streams.
+    """Speaks the protocol on two byte streams, with one transform at a time.
 
     Parameters
     ----------
-    in_channels, out_channels : int
-        Channels of a pixel and of a latent position, up to 65535.
-    in_lanes, out_lanes : int
-        Channels per beat of the pixel and latent streams.
-    latent_shape : Shape
-        Of one latent value, up to 16 bits.
-    max_width : int
-        Widest frame in pixels, up to 65535.
+    formats : sequence of PortFormat
+        Of the transforms; 1 to `protocol.TRANSFORMS` of them.
     timeout : int
         Cycles without any movement, while a frame is in flight, after which the watchdog barks.
     digest : bytes
@@ -78,58 +75,28 @@ class Link(Gateware):
     overrun, framing, break_ : In(1)
         Pulses of the receiver.
     tx : Out(stream of 8)
-    pixels : Out(stream of in_lanes x unsigned(8))
-    latents : In(stream of out_lanes x latent_shape)
-    width, height : Out(16)
-        Size of the frame in flight.
-    reset : Out(1)
-        Resets the pipeline.
+    ports : array of In(PortSignature)
+        Those of the transforms, in the order of ``formats``.
     busy, failed : Out(1)
         For lamps: a frame is in flight; an error has stopped the device.
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        out_channels: int,
-        in_lanes: int,
-        out_lanes: int,
-        latent_shape: Shape,
-        max_width: int,
-        timeout: int,
-        digest: bytes,
-    ):
-        check_positive(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            in_lanes=in_lanes,
-            out_lanes=out_lanes,
-            max_width=max_width,
-            timeout=timeout,
-        )
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("max_width", max_width),
-        ):
-            if value > 0xFFFF:
-                raise ValueError(f"{name} must be at most 65535, not {value!r}")
+    def __init__(self, *, formats: Sequence[PortFormat], timeout: int, digest: bytes):
+        check_positive(timeout=timeout)
+        if not 1 <= len(formats) <= protocol.TRANSFORMS:
+            raise ValueError(f"1 to {protocol.TRANSFORMS} transforms, not {len(formats)}")
         if not isinstance(digest, bytes) or len(digest) != 4:
             raise ValueError(f"digest must be 4 bytes, not {digest!r}")
-        self.max_width, self.timeout = max_width, timeout
+        self.formats, self.timeout = tuple(formats), timeout
         self._received = Fifo(shape=8, depth=protocol.WINDOW_BYTES)
         self._outgoing = Fifo(shape=8, depth=protocol.LATENT_PACKET_BYTES)
-        self._packer = PixelPacker(channels=in_channels, lanes=in_lanes)
-        self._serializer = LatentSerializer(
-            channels=out_channels, lanes=out_lanes, shape=latent_shape
-        )
+        first = self.formats[0]
         self._sender = PacketSender(
             status=protocol.Status(
-                max_width=max_width,
-                in_channels=in_channels,
-                out_channels=out_channels,
-                latent_bytes=protocol.latent_bytes(Shape.cast(latent_shape).width),
+                max_width=first.max_width,
+                in_channels=first.in_channels,
+                out_channels=first.out_channels,
+                latent_bytes=first.out_bytes,
                 digest=digest,
             )
         )
@@ -141,11 +108,7 @@ class Link(Gateware):
                     "framing": In(1),
                     "break_": In(1),
                     "tx": Out(stream.Signature(8)),
-                    "pixels": Out(stream.Signature(data.ArrayLayout(unsigned(8), in_lanes))),
-                    "latents": In(stream.Signature(data.ArrayLayout(latent_shape, out_lanes))),
-                    "width": Out(16),
-                    "height": Out(16),
-                    "reset": Out(1),
+                    "ports": In(PortSignature()).array(len(formats)),
                     "busy": Out(1),
                     "failed": Out(1),
                 }
@@ -157,30 +120,25 @@ class Link(Gateware):
         flush = Signal()
         m.submodules.received = ResetInserter(flush)(self._received)
         m.submodules.outgoing = ResetInserter(flush)(self._outgoing)
-        m.submodules.packer = ResetInserter(self.reset)(self._packer)
-        m.submodules.serializer = ResetInserter(self.reset)(self._serializer)
         m.submodules.sender = self._sender
-        wiring.connect(m, self._packer.o, wiring.flipped(self.pixels))
-        wiring.connect(m, wiring.flipped(self.latents), self._serializer.i)
         wiring.connect(m, self._outgoing.o, self._sender.latents)
         wiring.connect(m, self._sender.o, wiring.flipped(self.tx))
 
-        state = _Registers()
+        state = _Registers(len(self.formats))
         phase = state.phase
         in_flight = self.busy
         silent = (phase == _Phase.ABORT) | (phase == _Phase.RESET)
         m.d.comb += [
             in_flight.eq((phase == _Phase.PIXELS) | (phase == _Phase.DRAIN)),
             self.failed.eq(phase == _Phase.HALT),
-            self.reset.eq(silent),
             flush.eq(phase == _Phase.RESET),
             self.rx.ready.eq(1),
             self._received.i.payload.eq(self.rx.payload),
             self._received.i.valid.eq(self.rx.valid),
-            self._packer.i.payload.eq(self._received.o.payload),
             # Between an abort and the status that ends it nothing else may be said.
             self._sender.level.eq(Mux(silent, 0, self._outgoing.level)),
         ]
+        self._reach_transform(m, state, reset=silent)
         self._send_latents(m, state)
         self._send_status(m, state)
         with m.Switch(phase):
@@ -215,9 +173,28 @@ class Link(Gateware):
             m.d.sync += phase.eq(_Phase.ABORT)
         return m
 
+    def _reach_transform(self, m: Module, state: _Registers, *, reset: Value) -> None:
+        """The streams of the frame's transform; the others rest."""
+        for number, port in enumerate(self.ports):
+            chosen = state.which == number
+            m.d.comb += [
+                port.width.eq(state.width),
+                port.height.eq(state.height),
+                port.reset.eq(reset),
+                port.i.payload.eq(state.to.payload),
+                port.i.valid.eq(state.to.valid & chosen),
+                port.o.ready.eq(state.back.ready & chosen),
+            ]
+        m.d.comb += [
+            state.to.payload.eq(self._received.o.payload),
+            state.to.ready.eq(Array(port.i.ready for port in self.ports)[state.which]),
+            state.back.payload.eq(Array(port.o.payload for port in self.ports)[state.which]),
+            state.back.valid.eq(Array(port.o.valid for port in self.ports)[state.which]),
+        ]
+
     def _send_latents(self, m: Module, state: _Registers) -> None:
         """Latents to bytes, as many as the host expects."""
-        source, target = self._serializer.o, self._outgoing.i
+        source, target = state.back, self._outgoing.i
         opened = self.busy & state.more
         m.d.comb += [
             target.payload.eq(source.payload),
@@ -260,12 +237,16 @@ class Link(Gateware):
                     with m.Case(i):
                         m.d.comb += raised.eq(Mux(byte == value, 0, Error.MAGIC))
                 with m.Case(3):
+                    number = (byte - protocol.FRAME)[:8]
+                    frame = number < len(self.formats)
                     m.d.sync += state.command.eq(byte)
-                    known = (byte == protocol.FRAME) | (byte == protocol.STATUS)
+                    with m.If(frame):
+                        m.d.sync += state.which.eq(number)
+                    known = frame | (byte == protocol.STATUS)
                     m.d.comb += raised.eq(Mux(known, 0, Error.MAGIC))
                 for start, width, field in (
-                    (4, 2, self.width),
-                    (6, 2, self.height),
+                    (4, 2, state.width),
+                    (6, 2, state.height),
                     (8, 4, state.expected),
                 ):
                     for j in range(width):
@@ -276,13 +257,15 @@ class Link(Gateware):
 
     def _check_header(self, m: Module, state: _Registers) -> None:
         """Begin what the command asks for."""
-        too_wide = self.width > self.max_width
-        nothing = (self.width == 0) | (self.height == 0) | (state.expected == 0)
+        widest = Array(Const(f.max_width, 16) for f in self.formats)[state.which]
+        bytes_last = Array(Const(f.in_position - 1, 17) for f in self.formats)[state.which]
+        too_wide = state.width > widest
+        nothing = (state.width == 0) | (state.height == 0) | (state.expected == 0)
         m.d.sync += [
-            state.column.eq(0),
-            state.row.eq(0),
-            state.column_last.eq(self.width - 1),
-            state.row_last.eq(self.height - 1),
+            *(s.eq(0) for s in (state.byte, state.column, state.row)),
+            state.byte_last.eq(bytes_last),
+            state.column_last.eq(state.width - 1),
+            state.row_last.eq(state.height - 1),
             state.pixels_done.eq(0),
             state.more.eq(1),
             state.consumed.eq(0),
@@ -296,23 +279,20 @@ class Link(Gateware):
             m.d.sync += state.phase.eq(_Phase.PIXELS)
 
     def _take_pixels(self, m: Module, state: _Registers) -> None:
-        """Bytes to pixels until the frame is whole; credits for what was taken."""
-        source, packer = self._received.o, self._packer
+        """Bytes to the transform until the frame is whole; credits for what was taken."""
+        source, target = self._received.o, state.to
         with m.If(~state.pixels_done):
-            m.d.comb += [
-                packer.i.valid.eq(source.valid),
-                source.ready.eq(packer.i.ready),
-            ]
+            m.d.comb += [target.valid.eq(source.valid), source.ready.eq(target.ready)]
         with m.If(source.valid & source.ready):
-            m.d.sync += state.consumed.eq(state.consumed + 1)
+            m.d.sync += [state.consumed.eq(state.consumed + 1), state.byte.eq(state.byte + 1)]
             m.d.comb += state.earned.eq(state.consumed == protocol.CREDIT_BYTES - 1)
-        with m.If(packer.pixel):
-            m.d.sync += state.column.eq(state.column + 1)
-            with m.If(state.column == state.column_last):
-                m.d.sync += [state.column.eq(0), state.row.eq(state.row + 1)]
-                with m.If(state.row == state.row_last):
-                    m.d.sync += state.pixels_done.eq(1)
-        with m.If(state.pixels_done & ~packer.o.valid):
+            with m.If(state.byte == state.byte_last):
+                m.d.sync += [state.byte.eq(0), state.column.eq(state.column + 1)]
+                with m.If(state.column == state.column_last):
+                    m.d.sync += [state.column.eq(0), state.row.eq(state.row + 1)]
+                    with m.If(state.row == state.row_last):
+                        m.d.sync += state.pixels_done.eq(1)
+        with m.If(state.pixels_done):
             m.d.sync += state.phase.eq(_Phase.DRAIN)
 
     def _wait_out_reset(self, m: Module, state: _Registers) -> None:
@@ -330,8 +310,8 @@ class Link(Gateware):
         in_flight, phase = self.busy, state.phase
         moved = (
             self.rx.valid
-            | (self.pixels.valid & self.pixels.ready)
-            | (self.latents.valid & self.latents.ready)
+            | (state.to.valid & state.to.ready)
+            | (state.back.valid & state.back.ready)
             | (self.tx.valid & self.tx.ready)
         )
         waited = Signal(range(self.timeout + 1))
@@ -339,13 +319,13 @@ class Link(Gateware):
         m.d.comb += barks.eq(waited == self.timeout)
         m.d.sync += waited.eq(Mux(moved | ~in_flight | barks, 0, waited + 1))
         with m.If(barks & in_flight):
-            hangs = self.pixels.valid & ~self.pixels.ready
+            hangs = state.to.valid & ~state.to.ready
             m.d.sync += state.stuck.eq(
                 Mux((phase == _Phase.PIXELS) & ~hangs, Stuck.HOST, 0)
                 | Mux(hangs, Stuck.PIXELS, 0)
                 | Mux(phase == _Phase.DRAIN, Stuck.LATENTS, 0)
             )
-        surplus = self._serializer.o.valid & (
+        surplus = state.back.valid & (
             (in_flight & ~state.more) | ((phase == _Phase.HEADER) & (state.index == 0))
         )
         no_room = self.rx.valid & ~self._received.i.ready
@@ -360,5 +340,6 @@ class Link(Gateware):
         return failure
 
     def resources(self, device: Device) -> Resources:
-        parts = (self._received, self._outgoing, self._packer, self._serializer, self._sender)
-        return Resources.total(part.resources(device) for part in parts) + Resources(lut=450)
+        parts = (self._received, self._outgoing, self._sender)
+        own = Resources(lut=450 + 30 * (len(self.formats) - 1))
+        return Resources.total(part.resources(device) for part in parts) + own

@@ -9,14 +9,16 @@ offset bytes
 ====== ===== ==========================================================
 0      2     magic, ``4C 69`` ("Li")
 2      1     protocol version, 1
-3      1     command: ``46`` ("F") frame, ``53`` ("S") ask for status
+3      1     command: ``46`` + k frame for transform k of the bitstream (``46``
+             is "F"), ``53`` ("S") ask for status
 4      2     width of the frame in pixels, 1 .. the generated maximum
 6      2     height of the frame in pixels, 1 .. 65535
 8      4     how many bytes of latents the host expects, 1 or more
 ====== ===== ==========================================================
 
-A frame's header is followed by its pixels in raster order, the channels of a pixel together,
-one byte per channel value. For the status command the last three fields do not matter.
+A frame's header is followed by its values in raster order, the channels of a position together,
+each value in the least number of whole bytes: pixels for g_a, latents for g_s. The table's words
+are those of g_a. For the status command the last three fields do not matter.
 
 A *break* (the line held low for at least 16 symbols) opens a session and ends every failure:
 the device abandons what it was doing, resets the pipeline, answers with a status packet that
@@ -52,6 +54,8 @@ from enum import IntEnum, IntFlag
 MAGIC = b"Li"
 VERSION = 1
 FRAME = ord("F")
+TRANSFORMS = 4
+"""Most transforms of a bitstream."""
 STATUS = ord("S")
 HEADER_BYTES = 12
 
@@ -128,7 +132,7 @@ class Status:
     stuck : Stuck
         1 byte.
     max_width : int
-        2 bytes, pixels.
+        2 bytes, positions; this and the next fields are of the bitstream's first transform.
     in_channels, out_channels : int
         2 bytes each.
     latent_bytes : int
@@ -221,8 +225,3 @@ class PacketReader:
             payload = bytes(self._buffer[2 : 2 + length])
             del self._buffer[: 2 + length]
             yield kind, payload
-
-
-def latent_bytes(bits: int) -> int:
-    """Whole bytes that hold a latent value of ``bits`` bits."""
-    return (bits + 7) // 8

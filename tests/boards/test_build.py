@@ -15,6 +15,7 @@ from lichen.boards.board import ULX3S_85F
 from lichen.boards.build.flow import BuildFailedError, Report, build
 from lichen.boards.design import check_fits
 from lichen.boards.ecp5.floorplan.place import Effort
+from lichen.boards.port.port import TransformPort
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
 from lichen.hw.device.device import Resources
@@ -30,8 +31,7 @@ PLANNED = Standin().resources(ECP5)
 
 def make_top(pipeline: Standin | None = None) -> UARTTop:
     return UARTTop(
-        pipeline=pipeline or Standin(),
-        max_width=64,
+        ports=[TransformPort(name="g_a", pipeline=pipeline or Standin(), max_width=64)],
         clock_hz=PLL.output_hz,
         baud=ULX3S_85F.uart.baud,
         digest=bytes(32),

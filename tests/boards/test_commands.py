@@ -385,7 +385,8 @@ def test_a_folding_for_another_network(network):
         Design.make(network, "g_a", Folding(max_width=8, stages=stages))
 
 
-def test_what_takes_no_pixels_has_no_bitstream(network):
+def test_what_takes_no_pixels_has_a_bitstream_too(network):
+    """Bytes follow from the formats: 9 bits are two of them."""
     shapes = [StageShape(out_channels=2, kernel=3)]
     source = network.transforms["g_a"].output
     inner = random_transform(np.random.default_rng(1), shapes, in_channels=6, source=source)
@@ -395,9 +396,8 @@ def test_what_takes_no_pixels_has_no_bitstream(network):
     )
     design = Design.make(both, "h_a", folding)
     board = boards.ULX3S_85F
-    with pytest.raises(Exception, match="a bitstream takes pixels of 8 bits, but h_a of x"):
-        design.top(board, board.pll())
-    # As Verilog it is welcome.
+    (port,) = design.top(board, board.pll()).ports
+    assert (port.format.name, port.format.in_position, port.format.out_position) == ("h_a", 12, 2)
     parameters = interface(design, board, design.pipeline())["parameters"]
     assert (parameters["in_bits"], parameters["in_signed"]) == (9, True)
 

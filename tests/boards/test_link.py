@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from amaranth.hdl import signed
 from amaranth.sim import Simulator
 
 from lichen.boards.link import protocol
 from lichen.boards.link.device import Link
 from lichen.boards.link.protocol import Error, State, Stuck
+from lichen.boards.port.format import PortFormat, value_bytes
+from lichen.boards.port.port import TransformPort
 from lichen.boards.top import UARTTop
 
 from .standin import Standin
@@ -28,8 +29,7 @@ class Host:
     def __init__(self, pipeline: Standin):
         self.pipeline = pipeline
         self.dut = UARTTop(
-            pipeline=pipeline,
-            max_width=pipeline.max_width,
+            ports=[TransformPort(name="g_a", pipeline=pipeline, max_width=pipeline.max_width)],
             clock_hz=CLOCK_HZ,
             baud=BAUD,
             digest=DIGEST,
@@ -82,17 +82,14 @@ class Host:
 
     def latents(self) -> np.ndarray:
         payload = b"".join(p for kind, p in self.packets if kind == protocol.KIND_LATENTS)
-        width = protocol.latent_bytes(self.pipeline.bits)
+        width = value_bytes(self.pipeline.bits)
         values = np.frombuffer(payload, f"<i{width}").astype(int)
         return values.reshape(-1, self.pipeline.transform.out_channels)
 
     def frame(self, pixels: np.ndarray) -> bytes:
         height, width, _ = pixels.shape
         expected = (
-            height
-            * width
-            * self.pipeline.transform.out_channels
-            * protocol.latent_bytes(self.pipeline.bits)
+            height * width * self.pipeline.transform.out_channels * value_bytes(self.pipeline.bits)
         )
         return (
             protocol.header(protocol.FRAME, width=width, height=height, expected=expected)
@@ -334,25 +331,20 @@ def test_a_break_in_the_middle_of_a_byte():
     host.run(testbench)
 
 
+FORMAT = PortFormat(
+    name="g_a", max_width=64, in_channels=3, in_bytes=1, out_channels=5, out_bytes=1
+)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_width": 70000}, "max_width must be at most 65535, not 70000"),
-        ({"out_channels": 0}, "out_channels must be a positive integer, not 0"),
+        ({"timeout": 0}, "timeout must be a positive integer, not 0"),
         ({"digest": b"ab"}, "digest must be 4 bytes, not b'ab'"),
-        ({"latent_shape": signed(17)}, r"shape must have 1 to 16 bits, not signed\(17\)"),
+        ({"formats": []}, "1 to 4 transforms, not 0"),
     ],
 )
 def test_link_says_what_is_wrong(change, message):
-    good = {
-        "in_channels": 3,
-        "out_channels": 5,
-        "in_lanes": 1,
-        "out_lanes": 1,
-        "latent_shape": signed(8),
-        "max_width": 64,
-        "timeout": 100,
-        "digest": b"abcd",
-    }
+    good = {"formats": [FORMAT], "timeout": 100, "digest": b"abcd"}
     with pytest.raises((TypeError, ValueError), match=message):
         Link(**(good | change))

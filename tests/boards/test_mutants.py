@@ -34,23 +34,23 @@ FRAMES = PINS + "frames_of_any_size_go_through"
 BREAK = PINS + "a_frame_after_a_break_in_mid_frame"
 LOST = PINS + "a_frame_after_the_clock_was_lost_in_mid_frame"
 CREDIT = LINK + "a_credit_comes_with_the_64th_byte_and_not_before"
-TOP, DEVICE = "boards/top.py", "boards/link/device.py"
+TOP, DEVICE, PORT = "boards/top.py", "boards/link/device.py", "boards/port/port.py"
 
 MUTANTS = {
     "width wired to height": Mutant(
-        file=TOP, old="width.eq(link.width)", new="width.eq(link.height)",
+        file=TOP, old="width.eq(end.width)", new="width.eq(end.height)",
         test=FRAMES, words="frames one after the other: ",
     ),
     "height wired to width": Mutant(
-        file=TOP, old="height.eq(link.height)", new="height.eq(link.width)",
+        file=TOP, old="height.eq(end.height)", new="height.eq(end.width)",
         test=FRAMES, words="frames one after the other: ",
     ),
     "restart open to breaks": Mutant(
-        file=TOP, old="restart.eq(link.reset | self.hold)", new="restart.eq(self.hold)",
+        file=TOP, old="reset.eq(end.reset | self.hold)", new="reset.eq(self.hold)",
         test=BREAK, words="after a break in mid-frame: ",
     ),
     "restart open to the lock": Mutant(
-        file=TOP, old="restart.eq(link.reset | self.hold)", new="restart.eq(link.reset)",
+        file=TOP, old="reset.eq(end.reset | self.hold)", new="reset.eq(end.reset)",
         test=LOST, words="after the clock was lost in mid-frame: ",
     ),
     "hold open on the board": Mutant(
@@ -83,11 +83,11 @@ MUTANTS = {
         test=CREDIT, words="credits before their bytes",
     ),
     "a column too many": Mutant(
-        file=DEVICE, old="column_last.eq(self.width - 1)", new="column_last.eq(self.width)",
+        file=DEVICE, old="column_last.eq(state.width - 1)", new="column_last.eq(state.width)",
         test=LINK + "frames_go_through", words="WATCHDOG",
     ),
     "a row too few": Mutant(
-        file=DEVICE, old="row_last.eq(self.height - 1)", new="row_last.eq(self.height - 2)",
+        file=DEVICE, old="row_last.eq(state.height - 1)", new="row_last.eq(state.height - 2)",
         test=LINK + "frames_go_through", words="WATCHDOG",
     ),
     "a byte too many": Mutant(
@@ -95,12 +95,12 @@ MUTANTS = {
         test=LINK + "frames_go_through", words="WATCHDOG",
     ),
     "zeros for signs": Mutant(
-        file="boards/link/serializer.py", old="value.eq(self.i.payload[i])",
+        file="boards/port/serializer.py", old="value.eq(self.i.payload[i])",
         new="value.eq(self.i.payload[i].as_unsigned())",
         test=LINK + "frames_go_through", words="Mismatched elements",
     ),
     "lanes turned round": Mutant(
-        file="boards/link/packer.py", old="lane == i", new="lane == self.lanes - 1 - i",
+        file="boards/port/packer.py", old="slot == i", new="slot == slots - 1 - i",
         test=LINK + "frames_go_through", words="Mismatched elements",
     ),
     "status bytes swapped": Mutant(
@@ -116,13 +116,21 @@ MUTANTS = {
         test=LINK + "a_break_drops_what_waits", words="MAGIC",
     ),
     "half a pixel kept over a break": Mutant(
-        file=DEVICE, old="ResetInserter(self.reset)(self._packer)", new="self._packer",
+        file=PORT, old="ResetInserter(restart)(self._packer)", new="self._packer",
         test=LINK + "a_break_in_the_middle_of_a_frame", words="Mismatched elements",
     ),
     "half a latent kept over a break": Mutant(
-        file=DEVICE, old="ResetInserter(self.reset)(self._serializer)",
+        file=PORT, old="ResetInserter(restart)(self._serializer)",
         new="self._serializer",
         test=LINK + "a_break_drops_what_waits", words="SURPLUS",
+    ),
+    "halves of values exchanged": Mutant(
+        file="boards/port/packer.py", old="divmod(i, per_value)", new="divmod(i ^ 1, per_value)",
+        test=PINS + "encoder_and_decoder_in_one_bitstream", words="encoder and decoder in turn: ",
+    ),
+    "the first transform alone": Mutant(
+        file=DEVICE, old="state.which.eq(number)", new="state.which.eq(0)",
+        test=PINS + "encoder_and_decoder_in_one_bitstream", words="encoder and decoder in turn: ",
     ),
     "half the window": Mutant(
         file=DEVICE, old="depth=protocol.WINDOW_BYTES", new="depth=protocol.WINDOW_BYTES // 2",

@@ -1,4 +1,4 @@
-"""From the latent stream of the pipeline to the bytes for the host."""
+"""From the beats of a pipeline's output to bytes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from amaranth.hdl import Cat, Module, Shape, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.boards.link.protocol import latent_bytes
+from lichen.boards.port.format import value_bytes
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, check_positive
 
 
-class LatentSerializer(Gateware):
-    """Cuts beats of several latent values into bytes, least significant first.
+class Serializer(Gateware):
+    """Cuts beats of several values into bytes, least significant first.
 
     Values are extended to whole bytes. Of the last beat of a position only the lanes that
     hold a channel are sent.
@@ -49,7 +49,7 @@ class LatentSerializer(Gateware):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        per_value = latent_bytes(self.shape.width)
+        per_value = value_bytes(self.shape.width)
         beats = -(-self.channels // self.lanes)
         full, rest = self.lanes * per_value, (self.channels - (beats - 1) * self.lanes) * per_value
 
@@ -79,5 +79,5 @@ class LatentSerializer(Gateware):
         return m
 
     def resources(self, device: Device) -> Resources:
-        bits = 8 * self.lanes * latent_bytes(self.shape.width)
+        bits = 8 * self.lanes * value_bytes(self.shape.width)
         return Resources(lut=12 if bits == 8 else 4 * bits)
