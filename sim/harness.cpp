@@ -11,7 +11,7 @@
 #include "verilated_vpi.h"
 
 #if VM_TRACE
-#include "verilated_vcd_c.h"
+#include "verilated_fst_c.h"
 #endif
 
 extern "C" void vlog_startup_routines_bootstrap(void);
@@ -23,7 +23,7 @@ constexpr vluint64_t kHalfPeriod = 5;
 vluint64_t now = 0;
 
 #if VM_TRACE
-std::unique_ptr<VerilatedVcdC> trace;
+std::unique_ptr<VerilatedFstC> trace;
 #endif
 
 void settle() {
@@ -75,9 +75,9 @@ int main(int argc, char** argv) {
     auto top = std::make_unique<Vlichen_bench>(context, "");
 #if VM_TRACE
     context->traceEverOn(true);
-    trace = std::make_unique<VerilatedVcdC>();
+    trace = std::make_unique<VerilatedFstC>();
     top->trace(trace.get(), 99);
-    trace->open("waves.vcd");
+    trace->open("waves.fst");
 #endif
     Verilated::addExitCb([](void*) { finish(); }, nullptr);
 

@@ -16,6 +16,7 @@ from amaranth.hdl import Shape
 from amaranth.lib import data, wiring
 
 from lichen.hw.verilog import emit
+from lichen.sim import waves as waveforms
 from lichen.sim.beats import Lanes
 
 TOP = "lichen_top"
@@ -94,7 +95,11 @@ def support_file(name: str) -> str:
 
 
 def make_bench(
-    component: wiring.Component, *, taps: bool = False, verilog: str | None = None
+    component: wiring.Component,
+    *,
+    taps: bool = False,
+    waves: bool = False,
+    verilog: str | None = None,
 ) -> Bench:
     """Emit a component and the bench around it.
 
@@ -109,6 +114,8 @@ def make_bench(
         where present, lists the NAMEs of taps in pipeline order.
     taps : bool
         Observe the taps too.
+    waves : bool
+        Name the streams for people who will look at waveforms (`lichen.sim.waves`).
     verilog : str, optional
         The component as a module `TOP`, with all it consists of, in place of what is emitted
         here: a synthesized netlist, for one.
@@ -139,7 +146,8 @@ def make_bench(
     bits = [str(path[0]) for path, _, _ in component.signature.flatten(component) if len(path) == 1]
     counters = [bit.removeprefix(COUNTED) for bit in bits if bit.startswith(COUNTED)]
     marks = [bit for bit in bits if bit.startswith(MARKED)]
-    bench = _generate(source, output, observed, counters, marks, ports)
+    shown = waveforms.scopes([source, *observed, output]) if waves else ""
+    bench = _generate(source, output, observed, counters, marks, ports, shown)
     return Bench(
         source=source,
         output=output,
@@ -238,8 +246,9 @@ def _generate(
     counters: list[str],
     marks: list[str],
     ports: set[str],
+    scopes: str,
 ) -> str:
-    """The bench's top module."""
+    """The bench's top module; ``scopes`` is what it holds for waveforms alone."""
     wires, connections, observers = [], [], []
     # A component without registers has no clock, a component without frames no size.
     for port in ("clk", "rst", "width", "height"):
@@ -301,7 +310,7 @@ def _generate(
         awake=_AWAKE,
         wires="\n".join(wires),
         connections=",\n      ".join(connections),
-        observers="\n".join(observers + counts),
+        observers="\n".join([*observers, *counts, scopes]),
         width=source.lanes.width,
         file=source.file,
         moved=" || ".join(moves),

@@ -23,6 +23,7 @@ from lichen import processes
 from lichen.errors import UserError
 from lichen.files import reason, writing
 from lichen.sim import verilator
+from lichen.sim import waves as waveforms
 from lichen.sim.beats import Recording
 from lichen.sim.harness import BENCH, COUNTED, Stream, make_bench
 from lichen.sim.report import EXPECTED, JOB, REPORT
@@ -139,7 +140,7 @@ class Simulator:
     ):
         self.simulator, self.waves = simulator, waves
         self._predict = getattr(component, "predicted_cycles", None)
-        self._bench = make_bench(component, taps=taps, verilog=verilog)
+        self._bench = make_bench(component, taps=taps, waves=waves, verilog=verilog)
         self._folder = verilator.build(
             self._bench, simulator=simulator, waves=waves, cache=cache
         ).absolute()
@@ -189,7 +190,8 @@ class Simulator:
             Cycles without any beat that count as a deadlock. Without, what the component
             predicts for a whole frame (more with pauses), or `QUIET_CYCLES`.
         waves : Path, optional
-            Record waveforms there; the suffix (.vcd from Verilator, .fst from Icarus) is added.
+            Record waveforms there; the suffix .fst is added. Save files for GTKWave (.gtkw) and
+            Surfer (.sucl) are written beside.
 
         Returns
         -------
@@ -233,10 +235,11 @@ class Simulator:
             self._execute(folder, arguments)
             result = self._read(folder, stalled=bool(idle or backpressure))
             if waves is not None:
-                suffix = ".vcd" if self.simulator == "verilator" else ".fst"
-                target = waves.with_name(waves.name + suffix)
+                target = waves.with_name(waves.name + waveforms.SUFFIX)
                 with writing(target):
-                    shutil.move(folder / f"waves{suffix}", target)
+                    shutil.move(folder / f"waves{waveforms.SUFFIX}", target)
+                shown = [self._bench.source, *self._bench.observed]
+                waveforms.write_saves(target, BENCH, shown)
                 result = replace(result, waves=target)
         return result
 

@@ -63,6 +63,8 @@ _VERILATOR_FLAGS = (
 _FAST, _SLOW, _RUNTIME = "-O2", "-O0", "-O1"
 _ICARUS_FLAGS = ("-g2012", "-s", BENCH)
 _SUPPORT = ("harness.v", "harness.cpp")
+_FST_HEADER = "lz4.h"
+"""What Verilator's writer of waveforms includes and no system need have."""
 
 
 def default_cache() -> Path:
@@ -281,11 +283,11 @@ def _build_verilator(folder: Path, waves: bool, cache: Path) -> None:
     libraries = cocotb_libraries()
     flags = [f"-I{root / 'include'}", f"-I{root / 'include' / 'vltstd'}", "-DVERILATOR=1"]
     flags += ["-DVL_TIME_CONTEXT", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0"]
-    flags += [f"-DVM_TRACE={int(waves)}", f"-DVM_TRACE_VCD={int(waves)}"]
-    flags += ["-DVM_TRACE_FST=0", "-DVM_TRACE_SAIF=0"]
+    flags += [f"-DVM_TRACE={int(waves)}", f"-DVM_TRACE_FST={int(waves)}"]
+    flags += ["-DVM_TRACE_VCD=0", "-DVM_TRACE_SAIF=0"]
 
     work = folder / "cpp"
-    trace = ["--trace-vcd"] if waves else []
+    trace = ["--trace-fst"] if waves else []
     command = [str(root / "bin" / "verilator_bin"), *_VERILATOR_FLAGS, *trace]
     command += ["--Mdir", "cpp", "design.v", "bench.v", "harness.v", "harness.cpp"]
     _run(command, cwd=folder, VERILATOR_ROOT=str(root))
@@ -300,7 +302,8 @@ def _build_verilator(folder: Path, waves: bool, cache: Path) -> None:
         includes = "".join(f'#include "{name}.cpp"\n' for name in names)
         (work / f"{file}.cpp").write_text(includes, encoding="ascii")
 
-    key = _digest([_version("verilator"), compiler_version(), *flags, _RUNTIME, *runtime])
+    header = support_file(_FST_HEADER) if waves else ""
+    key = _digest([_version("verilator"), compiler_version(), *flags, _RUNTIME, header, *runtime])
 
     def compile_all(jobs: Sequence[tuple[Path, str, Path]], cwd: Path) -> None:
         def compile_one(job: tuple[Path, str, Path]) -> None:
@@ -311,6 +314,7 @@ def _build_verilator(folder: Path, waves: bool, cache: Path) -> None:
 
     def compile_runtime(target: Path) -> None:
         include = root / "include"
+        (target / _FST_HEADER).write_text(header, encoding="utf-8")
         compile_all(
             [(include / f"{name}.cpp", _RUNTIME, target / f"{name}.o") for name in runtime], target
         )
@@ -325,6 +329,8 @@ def _build_verilator(folder: Path, waves: bool, cache: Path) -> None:
     objects += [str(compiled / f"{name}.o") for name in runtime]
     link = [compiler, "-o", str(folder / "simulator"), *objects, f"-L{libraries}"]
     link += ["-lcocotbvpi_verilator", f"-Wl,-rpath,{libraries}", "-pthread"]
+    if waves:
+        link.append("-lz")
     _run(link)
     shutil.rmtree(work)
 

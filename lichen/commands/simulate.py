@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--waves", is_flag=True,
-    help="Record all signals into NET_TRANSFORM.vcd (Verilator) or .fst (Icarus); use --crop.",
+    help="Record all signals into NET_TRANSFORM.fst, with what GTKWave (.gtkw) and Surfer (.sucl) "
+    "are to show beside it; use --crop.",
 )  # fmt: skip
 @click.option(
     "--board", "board_name", default="ulx3s-85f", show_default=True,
@@ -154,7 +155,8 @@ def command(
         "waves": None if result.waves is None else str(result.waves),
     }
     if result.waves is not None:
-        click.echo(f"waves: {result.waves}", err=True)
+        shown = result.waves.with_suffix(".gtkw")
+        click.echo(f"waves: {result.waves}; gtkwave {shown} shows them by stage", err=True)
     if json_file != "-":
         _print_table(report)
     _options.report(report, json_file, _verdict(report))

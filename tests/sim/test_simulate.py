@@ -415,22 +415,6 @@ def test_slow_talk_ends_by_what_was_predicted() -> None:
     assert result.endless.startswith(f"no end: still moving after {result.clocks} cycles; ")
 
 
-def test_waves(icarus: Simulator, tmp_path: Path) -> None:
-    built = Simulator(Chain(), simulator="icarus", waves=True)
-    result = built.run([frame(0)], [step(step(frame(0)))], waves=tmp_path / "run")
-    assert result.ok and result.waves == tmp_path / "run.fst"
-    assert result.waves.stat().st_size > 0
-    with pytest.raises(ValueError, match="waves were not asked for"):
-        icarus.run([frame(0)], [step(step(frame(0)))], waves=tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_waves_of_verilator(tmp_path: Path) -> None:
-    result = simulate(Chain(), [frame(0)], [step(step(frame(0)))], waves=tmp_path / "run")
-    assert result.ok and result.waves == tmp_path / "run.vcd"
-    assert "$enddefinitions" in result.waves.read_text()
-
-
 @pytest.mark.parametrize(
     ("simulator", "tool", "package"),
     [("icarus", "iverilog", "iverilog"), ("verilator", "g++", "g++")],
