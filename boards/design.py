@@ -61,6 +61,8 @@ def fold(
 ) -> Folding:
     """The planner's folding for a board, the host link's share set aside.
 
+    It leaves some block RAMs free (`Board.roomy_budget`) unless nothing fits then.
+
     It takes what the transform reads of images of up to ``max_width`` pixels, or chooses the width
     that is fastest in tiles; it uses at most ``multipliers`` if given. Raises UserError when the
     transform cannot be generated; whether the folding fits the board is for `check_fits` to say.
@@ -70,14 +72,17 @@ def fold(
     except ValueError as error:
         raise UserError(f"{error}.") from None
     frame = network.frames(*PHOTO)[transform_name]
-    found = planner.plan(
-        transform,
-        board.pipeline_budget,
-        device=board.family,
-        max_width=None if max_width is None else ceil_div(max_width * frame[1], PHOTO[1]),
-        multipliers=multipliers,
-        frame=frame,
-    )
+    for budget in (board.roomy_budget, board.pipeline_budget):
+        found = planner.plan(
+            transform,
+            budget,
+            device=board.family,
+            max_width=None if max_width is None else ceil_div(max_width * frame[1], PHOTO[1]),
+            multipliers=multipliers,
+            frame=frame,
+        )
+        if planner.fits(found.resources, budget):
+            break
     return found.folding
 
 

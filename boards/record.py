@@ -97,6 +97,9 @@ class Board:
     lut_share : float
         How much of the lookup tables a design may plan with: beyond it, routes get long and
         placement fails.
+    bram_share : float
+        How much of the block RAMs a design plans with where that suffices: where all are taken,
+        none can lie near what it serves.
     oscillator_hz : int
         Frequency of the clock that feeds the PLL.
     clock_mhz : float
@@ -124,6 +127,13 @@ class Board:
     uart: UART
     programmer: Programmer
     entry: str
+    bram_share: float = 0.97
+
+    @property
+    def roomy_budget(self) -> Resources:
+        """`pipeline_budget` with some block RAMs to spare."""
+        have = self.pipeline_budget
+        return replace(have, bram=int(have.bram * self.bram_share))
 
     @property
     def pipeline_budget(self) -> Resources:

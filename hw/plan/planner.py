@@ -347,8 +347,8 @@ class Plan:
         need = self.resources
         phrases = {
             "dsp": f"multipliers ({need.dsp} of {budget.dsp})",
-            "bram": f"block RAMs ({need.bram} of {budget.bram}: {weights} for weights, {lines} for "
-            f"rows, {need.bram - weights - lines} for other things)",
+            "bram": f"block RAMs ({need.bram} of {budget.bram} that a plan may use: {weights} for "
+            f"weights, {lines} for rows, {need.bram - weights - lines} for other things)",
             "lut": f"LUTs (about {need.lut} of {budget.lut} that a plan may use)",
         }
         return [

@@ -120,7 +120,7 @@ def _report(
         "clock_interval_mhz": clock.interval_mhz,
         "fits": not overruns,
         "overruns": overruns,
-        "bound_by": plan.bounds(board.pipeline_budget),
+        "bound_by": plan.bounds(board.roomy_budget),
         "folding": plan.folding.model_dump(mode="json"),
     }
 

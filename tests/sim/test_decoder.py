@@ -95,7 +95,7 @@ def test_g_s_in_tiles() -> None:
     """Halos where the receptive field has latents; all tiles as predicted."""
     network = random_factorized(5, n=3, m=4)
     reads = inputs.transform_inputs(network, image(16, 112))["g_s"]
-    found = run(network.transform("g_s"), reads, 5)
+    found = run(network.transform("g_s"), reads, 4)
     assert not found.faults and found.tiles > 2
     assert found.output is not None and found.output.shape == (16, 112, 3)
 
@@ -118,7 +118,7 @@ def test_a_file_through_both_simulated_transforms(
 ) -> None:
     """Encoded from gateware's latents, decoded to gateware's pixels: golden's, exactly."""
     commands(monkeypatch)
-    monkeypatch.setattr(_options, "SIMULATED_WIDTH", 32)
+    monkeypatch.setattr(_options, "SIMULATED_WIDTH", 64)
     network = random_factorized(6, n=4, m=6)
     save(network, tmp_path / "net.lichen")
     pixels = image(16, 20)
@@ -142,7 +142,7 @@ def test_the_command_simulates_g_s(tmp_path: Path) -> None:
     Image.fromarray(image(16, 16)).save(tmp_path / "image.png")
     arguments = [str(tmp_path / "net.lichen"), "--image", str(tmp_path / "image.png")]
     arguments += ["--transform", "g_s", "--simulator", "icarus", "--multipliers", "24"]
-    arguments += ["--max-width", "32", "--json", "-"]
+    arguments += ["--max-width", "64", "--json", "-"]
     done = CliRunner().invoke(simulate.command, arguments)
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
