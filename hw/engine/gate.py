@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, check_positive
-from lichen.hw.engine.window import SIZE_BITS
+from lichen.hw.engine.row_buffer import SIZE_BITS
 
 GATE_RESOURCES = Resources(lut=150)
 """What a `FrameGate` takes: three counters of 16 bits and their comparisons."""

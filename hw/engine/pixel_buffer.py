@@ -12,10 +12,8 @@ from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_o
 from lichen.hw.device.memory import Ram, ram_resources
 from lichen.hw.engine import cycles
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Sequencer
-from lichen.hw.engine.window import SIZE_BITS
+from lichen.hw.engine.row_buffer import SIZE_BITS, WRITE_DELAY
 from lichen.network.arithmetic import ceil_div
-
-WRITE_DELAY = 1
 
 
 class PixelBuffer(Gateware):
@@ -26,7 +24,7 @@ class PixelBuffer(Gateware):
     Parameters
     ----------
     channels, lanes, pixels, passes, pass_cycles : int
-        As for `lichen.hw.engine.window.Window`.
+        As for a `lichen.hw.engine.row_buffer.RowBuffer`; ``pass_cycles`` are the core's.
     shape : Shape
         One value.
 
@@ -145,8 +143,8 @@ class PixelBuffer(Gateware):
             m.d.comb += self.feed.a[p].as_value().eq(delayed(m, value.as_value(), 1, f"a_{p}"))
         return m
 
-    def timing(self, width: int) -> dict[str, int]:
-        """What the cycle model asks of it for rows of this width, by `cycles.UNIT`'s names."""
+    def timing(self, height: int, width: int) -> dict[str, int]:
+        """What the cycle model asks of it for an input of this size, by `cycles.UNIT`'s names."""
         assert self.banks == 2
         return {
             "feeder": cycles.PIXELS,

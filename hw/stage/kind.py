@@ -16,51 +16,15 @@ import numpy.typing as npt
 from amaranth.hdl import Shape
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.gateware import Gateware
 from lichen.hw.device.memory import bit_information
 from lichen.hw.engine.array import array_latency
-from lichen.hw.engine.core import Core, CoreShape, core_resources
+from lichen.hw.engine.core import CoreShape, core_resources
 from lichen.hw.engine.element import ELEMENTS, Backend, Element, packs
 from lichen.hw.engine.feed import Phases
 from lichen.hw.stage.folding import ArrayFolding
+from lichen.hw.stage.unit import StageUnit
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Format, Stage
-
-
-class StageUnit(Gateware):
-    """A unit of a pipeline: an array, what feeds it and what follows.
-
-    It has streams ``i`` and ``o``, inputs ``width`` and ``height`` (the size of its input) and
-    outputs ``out_width``, ``out_height`` and ``empty`` (between frames, nothing on its way).
-
-    Attributes
-    ----------
-    core : Core
-    """
-
-    core: Core
-
-    @property
-    @abstractmethod
-    def i_beats(self) -> int:
-        """Beats of the input per pixel."""
-
-    @property
-    @abstractmethod
-    def latency(self) -> int:
-        """Cycles from a beat's leaving its drain bank to its reaching the output queue."""
-
-    @abstractmethod
-    def line_resources(self, device: Device) -> Resources:
-        """What the memories that hold pixels for the array take."""
-
-    @abstractmethod
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns made of an input of this size."""
-
-    @abstractmethod
-    def timing(self, height: int, width: int) -> dict[str, int | tuple[int, ...]]:
-        """The unit's row of the cycle model for an input of this size, by `cycles.UNIT`'s names."""
 
 
 @lru_cache(maxsize=4096)

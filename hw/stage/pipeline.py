@@ -11,11 +11,12 @@ from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, lanes_of
 from lichen.hw.engine.feed import FEED_LATENCY
 from lichen.hw.engine.gate import FrameGate
-from lichen.hw.engine.window import SIZE_BITS, SIZE_LATENCY
+from lichen.hw.engine.row_buffer import SIZE_BITS, SIZE_LATENCY
 from lichen.hw.stage import timing
 from lichen.hw.stage.folding import Folding
-from lichen.hw.stage.kind import StageUnit, UnitKind
+from lichen.hw.stage.kind import UnitKind
 from lichen.hw.stage.kinds import check_folding, transform_units
+from lichen.hw.stage.unit import StageUnit
 from lichen.network.description import Transform
 
 DEBUG_BITS = ("busy", "starts", "beats")

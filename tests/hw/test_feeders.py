@@ -15,9 +15,11 @@ from amaranth.lib.wiring import In, connect, flipped
 from lichen.hw.engine.feed import FEED_LATENCY
 from lichen.hw.engine.gate import FrameGate
 from lichen.hw.engine.pixel_buffer import PixelBuffer
+from lichen.hw.engine.row_buffer import SIZE_LATENCY
 from lichen.hw.engine.transposed_window import TransposedWindow
-from lichen.hw.engine.window import SIZE_LATENCY, Window, window_rows
+from lichen.hw.engine.window import Window
 from lichen.network.arithmetic import ceil_div
+from lichen.network.geometry import Geometry
 from tests.hw.streams import SEED, Agent, Pauses, SizedSource, lanes, simulate, unlanes
 
 BITS = 6
@@ -247,15 +249,13 @@ class Framed(wiring.Component):
 
 def window(shape: Shape, max_width: int) -> Window:
     return Window(
-        kernel=shape.kernel,
-        stride=shape.stride,
-        padding=shape.padding,
+        geometry=Geometry(kernel=shape.kernel, stride=shape.stride, padding=shape.padding),
         channels=shape.channels,
-        shape=unsigned(BITS),
+        a_shape=unsigned(BITS),
         lanes=shape.lanes,
         pixels=shape.pixels,
         passes=shape.passes,
-        pass_cycles=shape.pass_cycles,
+        chain_length=shape.pass_cycles,
         max_width=max_width,
     )
 
@@ -364,7 +364,7 @@ class TestWindow:
         shape = WINDOWS[name]
         unit = window(shape, WIDEST)
         taken = taken_without_a_bank(unit, width=4, height=20, cycles=200)
-        assert taken == unit.rows * 4 * shape.beats, "Window has other row slots than it says"
+        assert taken == unit.shape.rows * 4 * shape.beats, "Window has other row slots than it says"
 
     def test_a_stream_is_taken_at_full_rate(self) -> None:
         """A fast array never lets its source wait, but for a cycle behind every row."""
@@ -381,19 +381,21 @@ class TestWindow:
                 (field, 0, TypeError, f"{field} must be a positive integer, not 0")
                 for field in ("kernel", "stride", "channels", "lanes", "pixels", "passes")
             ),
-            ("pass_cycles", 0, TypeError, "pass_cycles must be a positive integer, not 0"),
+            ("chain_length", 0, TypeError, "chain_length must be a positive integer, not 0"),
             ("max_width", 1 << 16, ValueError, "max_width must fit 16 bits, not be 65536"),
-            ("rows", 3, ValueError, "rows must exceed kernel and stride, not be 3"),
+            ("rows", 3, ValueError, "rows must be at least 4, not 3"),
         ],
     )
     def test_parameters(self, field: str, value: int, error: type, message: str) -> None:
         right: dict[str, Any] = {
-            **{"kernel": 3, "stride": 1, "padding": 1, "channels": 2, "shape": signed(4)},
-            **{"lanes": 1, "pixels": 1, "passes": 1, "pass_cycles": 18, "max_width": 8},
+            **{"channels": 2, "a_shape": signed(4), "lanes": 1, "pixels": 1, "passes": 1},
+            **{"chain_length": 18, "max_width": 8},
         }
-        assert Window(**right).rows == window_rows(3, 1) == 4
+        geometry = {"kernel": 3, "stride": 1, "padding": 1}
+        assert Window(geometry=Geometry(**geometry), **right).shape.rows == 4
+        (geometry if field in geometry else right)[field] = value
         with pytest.raises(error, match=message):
-            Window(**(right | {field: value}))
+            Window(geometry=Geometry(**geometry), **right)
 
 
 BUFFERS = {

@@ -10,6 +10,7 @@ import pytest
 from amaranth.hdl import Module, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.sim import Simulator
 
 from lichen.hw.device.gateware import delayed
 from lichen.hw.device.memory import CreditFifo, fifo_depth
@@ -38,6 +39,31 @@ class TestSkid(StreamUnitTest):
 
     def full_rate_cycles(self, items: list[int]) -> int:
         return len(items) + 1
+
+    def test_nothing_passes_within_a_cycle(self) -> None:
+        """Neither side's offer of a cycle shows on the other, and never more wait than places."""
+        rng, skid = np.random.default_rng(SEED), self.unit()
+        inside: list[int] = []
+
+        async def bench(ctx: Any) -> None:
+            for item in range(400):
+                before = ctx.get(skid.i.ready), ctx.get(skid.o.valid)
+                offered, taken = (bool(rng.integers(2)) for _ in range(2))
+                ctx.set(skid.i.valid, offered)
+                ctx.set(skid.i.payload, item)
+                ctx.set(skid.o.ready, taken)
+                assert (ctx.get(skid.i.ready), ctx.get(skid.o.valid)) == before, "Skid"
+                if before[1] and taken:
+                    assert ctx.get(skid.o.payload) == inside.pop(0), "Skid"
+                if before[0] and offered:
+                    inside.append(item)
+                assert len(inside) <= Skid.places, "Skid"
+                await ctx.tick()
+
+        simulator = Simulator(skid)
+        simulator.add_clock(1e-6)
+        simulator.add_testbench(bench)
+        simulator.run()
 
 
 class _Regroup(StreamUnitTest):

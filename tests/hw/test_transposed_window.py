@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from amaranth.hdl import unsigned
 
-from lichen.hw.engine.transposed_window import TransposedWindow, Upsampling
-from lichen.network.arithmetic import ceil_div, transposed_output_size
+from lichen.hw.engine.transposed_window import TransposedWindow
+from lichen.hw.engine.window_shape import WindowShape
+from lichen.network.arithmetic import ceil_div
+from lichen.network.geometry import Geometry
 from tests.hw.streams import SEED, Agent, SizedSource, lanes, simulate
 from tests.hw.test_feeders import BITS, FeedWatch, Framed, Step
 
@@ -36,14 +38,16 @@ class Shape:
         return ceil_div(self.channels, self.lanes)
 
     @property
-    def upsampling(self) -> Upsampling:
+    def geometry(self) -> Geometry:
         names = ("kernel", "stride", "padding", "output_padding")
-        return Upsampling(**{name: getattr(self, name) for name in names})
+        return Geometry(transposed=True, **{name: getattr(self, name) for name in names})
+
+    @property
+    def reach(self) -> int:
+        return ceil_div(self.kernel, self.stride)
 
     def out(self, size: int) -> int:
-        return transposed_output_size(
-            size, self.kernel, self.stride, self.padding, self.output_padding
-        )
+        return (size - 1) * self.stride - 2 * self.padding + self.kernel + self.output_padding
 
     def taps(self, phase: int) -> range:
         """Tap ``phase + j stride`` reads input q - j."""
@@ -109,9 +113,9 @@ def groups(shape: Shape, frame: np.ndarray) -> list[list[Step]]:
 
 def window(shape: Shape, max_width: int, rows: int | None = None) -> TransposedWindow:
     return TransposedWindow(
-        upsampling=shape.upsampling,
+        geometry=shape.geometry,
         channels=shape.channels,
-        shape=unsigned(BITS),
+        a_shape=unsigned(BITS),
         lanes=shape.lanes,
         pixels=shape.pixels,
         passes=shape.passes,
@@ -174,13 +178,13 @@ class TestTransposedWindow:
     @pytest.mark.parametrize("name", ["5x5 s2", "4x4 s2, cropped inside a phase"])
     def test_as_few_rows_as_a_kernel_reads_suffice(self, name: str) -> None:
         shape = SHAPES[name]
-        run(shape, SIZES, 0.2, 0.5, rows=shape.upsampling.reach)
+        run(shape, SIZES, 0.2, 0.5, rows=shape.reach)
 
     @pytest.mark.parametrize("name", ["5x5 s2", "7x7 s3, a long chain"])
     def test_groups_follow_each_other(self, name: str) -> None:
         """When all their pixels are there, without a cycle in between: no step for a zero."""
         shape = SHAPES[name]
-        frame = [(5, shape.upsampling.reach)]
+        frame = [(5, shape.reach)]
         watch = run(shape, frame, blocked=True)
         columns = ceil_div(len(watch.starts), shape.out(frame[0][1]))
         apart = [
@@ -194,7 +198,10 @@ class TestTransposedWindow:
         """All phases together have the kernel's taps, each once."""
         for kernel in range(2, 10):
             for stride in range(1, 5):
-                taps = Upsampling(kernel=kernel, stride=stride, padding=0, output_padding=0).taps
+                geometry = Geometry(kernel=kernel, stride=stride, transposed=True)
+                taps = WindowShape(
+                    geometry=geometry, channels=1, lanes=1, pixels=1, max_width=1
+                ).taps
                 assert sum(taps) == kernel and len(taps) == stride
 
     @pytest.mark.parametrize(
@@ -207,7 +214,7 @@ class TestTransposedWindow:
     )
     def test_parameters(self, change: dict[str, int], message: str) -> None:
         right = {
-            **{"upsampling": SHAPES["5x5 s2"].upsampling, "channels": 2, "shape": unsigned(4)},
+            **{"geometry": SHAPES["5x5 s2"].geometry, "channels": 2, "a_shape": unsigned(4)},
             **{"lanes": 1, "pixels": 1, "passes": 1, "chain_length": 1, "max_width": 8},
         }
         with pytest.raises((TypeError, ValueError), match=message):

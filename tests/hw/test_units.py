@@ -11,8 +11,8 @@ from amaranth.hdl import Shape
 from amaranth.sim import Simulator
 
 from lichen.hw.device.memory import Ram
+from lichen.hw.engine.normalize import Normalize
 from lichen.hw.engine.requantize import Requantize
-from lichen.hw.stage.norm import Normalize
 from lichen.network.arithmetic import ROOT_TABLES, NormKind, normalize, requantize_leaky
 from lichen.network.description import Format, Normalization, Requantizer
 

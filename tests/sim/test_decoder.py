@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ from PIL import Image
 
 from lichen.codec.container import Container
 from lichen.commands import _options, decode, plan, simulate
-from lichen.hw.engine.transposed_window import Upsampling
+from lichen.hw.engine.transposed_window import TransposedWindow
 from lichen.hw.stage import transposed
 from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.network.description import Activation, Network, Transform
 from lichen.network.file import save
+from lichen.network.geometry import Geometry
 from lichen.network.random import (
     StageShape,
     random_factorized,
@@ -233,13 +236,12 @@ def test_a_row_of_the_other_parity_is_located(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.slow
 def test_an_output_padding_too_few_is_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last row and column are missing: what follows waits for them, and that is told."""
-    intact = transposed.upsampling_of
 
-    def short(stage: object) -> Upsampling:
-        found = intact(stage)
-        return Upsampling(**{**vars(found), "output_padding": 0})
+    class Short(TransposedWindow):
+        def __init__(self, *, geometry: Geometry, **others: Any):
+            super().__init__(geometry=replace(geometry, output_padding=0), **others)
 
-    monkeypatch.setattr(transposed, "upsampling_of", short)
+    monkeypatch.setattr(transposed.TransposedUnit, "window", Short)
     found = run(decoder(), tensor(), 4)
     assert found.faults and found.result.deadlock is not None
     assert found.result.stuck_stage == "conv2"
