@@ -19,8 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lichen import caches
-from lichen.network.geometry import Geometry
-from lichen.network.geometry import norm_macs as norm_macs
 
 SATURATION_BITS = 18
 """Width of the signed operand that saturation prepares for an 18x18 multiplier."""
@@ -237,30 +235,6 @@ def ceil_div(a: int, b: int) -> int:
 def signed_width(lo: int, hi: int) -> int:
     """Fewest bits of a two's-complement number that holds every value of ``lo .. hi``."""
     return max(max(int(hi), 0).bit_length(), max(-1 - int(lo), 0).bit_length()) + 1
-
-
-def convolution_output_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    """`Geometry.output_size` of a plain convolution."""
-    return Geometry(kernel=kernel, stride=stride, padding=padding).output_size(size)
-
-
-def transposed_output_size(
-    size: int, kernel: int, stride: int, padding: int, output_padding: int
-) -> int:
-    """`Geometry.output_size` of a transposed convolution."""
-    return Geometry(
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        output_padding=output_padding,
-        transposed=True,
-    ).output_size(size)
-
-
-def convolution_macs(kernel: int, dilution: int, inputs: int, outputs: int, positions: int) -> int:
-    """`Geometry.macs`; ``dilution`` is 1, or the stride of a transposed convolution."""
-    geometry = Geometry(kernel=kernel, stride=dilution, transposed=dilution > 1)
-    return geometry.macs(inputs, outputs, positions)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from lichen.network.fields import (
     JsonObject,
     Model,
 )
-from lichen.network.flow import IMAGE, LATENTS, ORDER, Latent
+from lichen.network.flow import IMAGE, LATENTS, ORDER, Latent, latents_among
 from lichen.network.names import printable
 from lichen.network.tables import EntropyTables
 from lichen.network.transform import Transform
@@ -148,11 +148,7 @@ class Network(Model):
     @property
     def latents(self) -> tuple[Latent, ...]:
         """The latents that the network has transforms of, from the image inwards."""
-        return tuple(
-            latent
-            for latent in LATENTS
-            if latent.analysis in self.transforms or latent.synthesis in self.transforms
-        )
+        return latents_among(self.transforms)
 
     def inner(self, latent: Latent) -> Latent | None:
         """The latent of that latent: its synthesis says how this one's symbols are coded."""

@@ -31,7 +31,7 @@ REGULARIZE_LR = 1e-4
 """Default of `lichen.quant.draq.draq.DraqOptions` (a test compares them)."""
 
 
-# Defaults of `lichen.quant.training.finetune.TuneConfig` (a test compares them), which cannot be
+# Defaults of `lichen.quant.training.tune_config.TuneConfig` (a test compares them), which cannot be
 # imported before the extra is known to be there.
 TUNE = {
     "lr": 1e-3,

@@ -105,7 +105,7 @@ def command(
     from lichen.quant.calibration.quantize import quantize
     from lichen.quant.draq.draq import DraqOptions, draq, lambda_of
     from lichen.quant.float.source import load_float_network
-    from lichen.quant.training.finetune import TuneConfig
+    from lichen.quant.training.tune_config import TuneConfig
     from lichen.sim.images import list_images, read_image
 
     if threads:

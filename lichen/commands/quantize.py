@@ -84,7 +84,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What draq does besides; most of it is a `lichen.quant.training.finetune.TuneConfig`."""
+    """What draq does besides; most of it is a `lichen.quant.training.tune_config.TuneConfig`."""
 
     steps: int | None
     minutes: float | None
@@ -458,8 +458,8 @@ def _fine_tune(
 ) -> DraqResult:
     """Calibrate, regularize and fine-tune."""
     from lichen.quant.draq.draq import DraqOptions, draq
-    from lichen.quant.training.finetune import TuneConfig
     from lichen.quant.training.runs import state_path
+    from lichen.quant.training.tune_config import TuneConfig
     from lichen.sim.images import list_images
 
     assert request.train_folder is not None and work.lmbda is not None

@@ -371,8 +371,8 @@ def _search(
     from lichen.quant.search.executors import Cluster
     from lichen.quant.search.search import Search
     from lichen.quant.search.state import SearchOptions
-    from lichen.quant.training.finetune import TuneConfig
     from lichen.quant.training.runs import state_path
+    from lichen.quant.training.tune_config import TuneConfig
     from lichen.sim.images import list_images
 
     network, start = _networks(request)

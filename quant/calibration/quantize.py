@@ -14,7 +14,7 @@ from torch import Tensor
 from lichen.errors import UserError
 from lichen.network.arithmetic import latent_symbol
 from lichen.network.description import IMAGE_FORMAT, Activation, Format, Network, Transform
-from lichen.network.flow import IMAGE, LATENTS
+from lichen.network.flow import IMAGE, LATENTS, Latent
 from lichen.quant.calibration.calibrate import CalibrationImages, crop_image
 from lichen.quant.calibration.constants import symmetric, unsigned
 from lichen.quant.calibration.entropy import (
@@ -38,13 +38,13 @@ from lichen.quant.calibration.measure import (
 )
 from lichen.quant.calibration.options import FixedOutput, Options
 from lichen.quant.calibration.ptq import StageReport, TransformQuantizer
-from lichen.quant.float.network import FloatLatents, FloatNetwork
+from lichen.quant.float.network import FloatLatents, FloatNetwork, FloatStage
 from lichen.sim.golden import (
     EntropyParameters,
     Latents,
     Segment,
     channel_indices,
-    entropy_parameters,
+    choose_tables,
     estimate_bits,
     hyper_input,
     psnr,
@@ -157,33 +157,6 @@ def choose_fraction(network: FloatNetwork, images: Sequence[Image], options: Opt
     return int(cost.argmin())
 
 
-@dataclass(frozen=True)
-class _Coded:
-    """What the integer encoder makes of the calibration images, and what g_s reads of it."""
-
-    latents: list[Latents]
-    reads: list[npt.NDArray]
-
-
-def _code(network: Network, ys: list[npt.NDArray], zs: list[npt.NDArray] | None) -> _Coded:
-    """Symbols of latents y and symbols z that the integer transforms made."""
-    f = network.latent_fraction
-    latents, reads = [], []
-    for i, y in enumerate(ys):
-        segments, parameters = [], EntropyParameters(channel_indices(y.shape), None)
-        if zs is not None:
-            segments = [Segment("z", zs[i], channel_indices(zs[i].shape))]
-            parameters = entropy_parameters(network, zs[i])
-        symbols = latent_symbol(y, 0 if parameters.means is None else parameters.means, f)
-        segments.append(Segment("y", symbols, parameters.indices))
-        latents.append(Latents(0, 0, tuple(segments)))
-        # beside means, the latents that g_s reads have the format of y
-        reads.append(
-            synthesis_input(symbols, parameters.means, f, network.transforms["g_a"].output)
-        )
-    return _Coded(latents, reads)
-
-
 def _fit_entropy(
     bottlenecks: Mapping[str, Mapping[str, npt.NDArray]],
     network: Network,
@@ -194,27 +167,22 @@ def _fit_entropy(
 ) -> dict[str, TableFit]:
     """Tables for all segments of the calibration images."""
     fits = {}
-    hyper = "h_s" in network.transforms
-    for name in (segment.name for segment in latents[0].segments):
-        symbols = [latent[name].symbols for latent in latents]
-        if name == "y" and hyper:
-            indices = [latent[name].indices for latent in latents]
-            lo, hi = network.symbol_range
-            if means:
-                # twice the latent's range; what means beyond it cause takes the escape
-                y = network.transforms["g_a"].output
-                lo, hi = max(lo, 2 * y.lo), min(hi, 2 * y.hi)
-            fits[name] = fit_gaussian_tables(
-                scale_table(), symbols, indices, lo, hi, clipped=not means, refit=refit
-            )
-        else:
-            parameters = bottlenecks.get(name)
-            fits[name] = fit_tables(
-                None if parameters is None else Bottleneck(parameters),
-                symbols,
-                network.transforms["h_a" if hyper else "g_a"].output,
-                refit=refit,
-            )
+    for latent in reversed(network.latents):
+        symbols = [coded[latent.name].symbols for coded in latents]
+        value = network.transforms[latent.analysis].output
+        if network.inner(latent) is None:
+            parameters = bottlenecks.get(latent.name)
+            bottleneck = None if parameters is None else Bottleneck(parameters)
+            fits[latent.name] = fit_tables(bottleneck, symbols, value, refit=refit)
+            continue
+        indices = [coded[latent.name].indices for coded in latents]
+        lo, hi = network.symbols(latent)
+        if means:
+            # twice the latent's range; what means beyond it cause takes the escape
+            lo, hi = max(lo, 2 * value.lo), min(hi, 2 * value.hi)
+        fits[latent.name] = fit_gaussian_tables(
+            scale_table(), symbols, indices, lo, hi, clipped=not means, refit=refit
+        )
     return fits
 
 
@@ -255,20 +223,10 @@ def quantize(
     if not images.crops:
         raise UserError("there are no calibration images; give a folder of photographs.")
     _check_options(network, options)
-    run = _Transforms(network, images.crops, options, progress)
-    run.encode()
-    if network.hyper:
-        run.hyperprior()
-    fields: dict[str, Any] = {
-        "name": network.name if name is None else name,
-        "architecture": network.architecture,
-        "n": network.n,
-        "m": network.m,
-        "latent_fraction": run.fraction,
-        "scale_thresholds": run.thresholds,
-    }
-    coded = _code(Network(transforms=dict(run.transforms), **fields), run.ys, run.zs)
-    decoded = run.decode(coded.reads)
+    run = _Transforms(
+        network, images.crops, options, progress, network.name if name is None else name
+    )
+    decoded = run()
     settings = asdict(options) | {
         "per_stage": {key: asdict(widths) for key, widths in options.per_stage.items()},
         "clip_rules": {key: asdict(rule) for key, rule in options.clip_rules.items()},
@@ -277,8 +235,8 @@ def quantize(
     result = assemble(
         network,
         images,
-        Network(transforms={key: run.transforms[key] for key in network.transforms}, **fields),
-        coded.latents,
+        run.integers({key: run.transforms[key] for key in network.transforms}),
+        [Latents(0, 0, tuple(segments)) for segments in run.segments],
         decoded,
         settings=settings,
         stages=run.reports,
@@ -314,10 +272,8 @@ class _Transforms:
     reports : list of StageReport
     fraction : int
         Fractional bits of y.
-    ys, zs : list of int array, or None
-        What g_a and h_a make.
-    thresholds : int array or None
-        Of the scales.
+    segments : list of list of Segment
+        What the integer encoder makes of each image, in coding order.
     """
 
     def __init__(
@@ -326,18 +282,45 @@ class _Transforms:
         crops: list[Image],
         options: Options,
         progress: Callable[[str], None],
+        name: str,
     ) -> None:
         self.network, self.crops, self.options = network, crops, options
-        self.progress = progress
+        self.progress, self.name = progress, name
         self.transforms: dict[str, Transform] = {}
         self.reports: list[StageReport] = []
         self.fraction = options.latent_fraction or 0
         if network.hyper and options.latent_fraction is None:
             self.fraction = choose_fraction(network, crops, options)
-        self.ys: list[npt.NDArray] = []
-        self.zs: list[npt.NDArray] | None = None
-        self.thresholds: npt.NDArray | None = None
-        self._latents: list[Tensor] = []  # FP32's y
+        self.segments: list[list[Segment]] = [[] for _ in crops]
+        self._thresholds: npt.NDArray | None = None
+        self._values: dict[str, list[npt.NDArray]] = {}  # of the latents, in integers
+        self._floats: dict[str, list[Tensor]] = {}  # and FP32's
+
+    def __call__(self) -> list[npt.NDArray]:
+        """Quantize all transforms; what the last one makes of the images."""
+        made: list[npt.NDArray] | None = None
+        for latent in self.network.latents:
+            self._analysis(latent)
+        for latent in reversed(self.network.latents):
+            made = self._synthesis(latent, self._code(latent, made))
+        assert made is not None
+        return made
+
+    def integers(self, transforms: Mapping[str, Transform]) -> Network:
+        """The integer network of these transforms, without tables."""
+        return Network(
+            name=self.name,
+            architecture=self.network.architecture,
+            n=self.network.n,
+            m=self.network.m,
+            transforms=dict(transforms),
+            latent_fraction=self.fraction,
+            scale_thresholds=self._thresholds,
+        )
+
+    def _fraction(self, latent: Latent) -> int:
+        """Fractional bits of a latent, as of `Network.fraction`."""
+        return self.fraction if latent.source == IMAGE else 0
 
     def _run(self, key: str, **arguments: Any) -> TransformQuantizer:
         quantizer = TransformQuantizer(
@@ -348,72 +331,80 @@ class _Transforms:
             **arguments,
         )
         self.transforms[key] = quantizer.run()
-        for latent in LATENTS:
-            if latent.analysis == key:
-                check_latents(latent.name, quantizer.floats)
         self.reports.extend(quantizer.reports)
         return quantizer
 
-    def encode(self) -> None:
-        """Quantize g_a."""
-        f = self.fraction
-        encoder = self._run(
-            "g_a",
-            source=IMAGE_FORMAT,
-            source_scale=1 / 255,
-            inputs=list(self.crops),
-            # Beside means g_s reads the fraction as well: it counts among the bits of the latent.
-            last=FixedOutput(
-                2.0**-f,
-                self.options.latent_bits,
-                True,
-                0 if self.network.means else f,
-                floor=f > 0,
-            ),
-        )
-        self.ys, self._latents = encoder.ints, encoder.floats
-
-    def hyperprior(self) -> None:
-        """Quantize h_a and h_s."""
-        f, source = self.fraction, _hyper_format(self.network, self.options)
-        absolute = self.network.transforms["h_a"].absolute_input
-        self.zs = self._run(
-            "h_a",
-            source=source,
-            source_scale=2.0**-f,
-            inputs=[hyper_input(y, source) for y in self.ys],
+    def _analysis(self, latent: Latent) -> None:
+        """Quantize what makes a latent."""
+        outer, transform = latent.source == IMAGE, self.network.transforms[latent.analysis]
+        f = self._fraction(latent)
+        # Beside means g_s reads the fraction as well: it counts among the bits of the latent.
+        extra = 0 if self.network.means else f
+        source, scale, reals = IMAGE_FORMAT, 1 / 255, None
+        inputs: list[npt.NDArray] = list(self.crops)
+        if not outer:
+            source, scale = _hyper_format(self.network, self.options), 2.0**-self.fraction
+            inputs = [hyper_input(value, source) for value in self._values[latent.source]]
             # FP32 of the latent before it was rounded and limited
-            reals=[y.abs() if absolute else y for y in self._latents],
-            last=FixedOutput(1.0, self.options.latent_bits, True),
+            floats = self._floats[latent.source]
+            reals = [value.abs() if transform.absolute_input else value for value in floats]
+        made = self._run(
+            latent.analysis,
+            source=source,
+            source_scale=scale,
+            inputs=inputs,
+            reals=reals,
+            last=FixedOutput(2.0**-f, self.options.latent_bits, True, extra, floor=f > 0),
+        )
+        check_latents(latent.name, made.floats)
+        self._values[latent.name], self._floats[latent.name] = made.ints, made.floats
+
+    def _code(self, latent: Latent, said: list[npt.NDArray] | None) -> list[npt.NDArray]:
+        """The symbols of a latent; what its synthesis reads of them.
+
+        ``said`` is what the inner latent's synthesis makes, None where there is none.
+        """
+        values, reads = self._values[latent.name], []
+        f, value_format = self._fraction(latent), self.transforms[latent.analysis].output
+        coded = [EntropyParameters(channel_indices(value.shape), None) for value in values]
+        if said is not None:
+            network = self.integers(self.transforms)
+            coded = [choose_tables(network, latent, one) for one in said]
+        for i, (value, parameters) in enumerate(zip(values, coded, strict=True)):
+            means = parameters.means
+            symbols = latent_symbol(value, 0 if means is None else means, f)
+            self.segments[i].append(Segment(latent.name, symbols, parameters.indices))
+            # beside means, the latents that g_s reads have the format of y
+            reads.append(synthesis_input(symbols, means, f, value_format))
+        return reads
+
+    def _synthesis(self, latent: Latent, reads: list[npt.NDArray]) -> list[npt.NDArray]:
+        """Quantize what reads a latent; what it makes.
+
+        It is fitted to what the encoder sends, not to FP32's latents.
+        """
+        source, scale = self.transforms[latent.analysis].output, 1.0
+        if latent.source == IMAGE:
+            if self.network.means:
+                scale = 2.0**-self.fraction
+            else:
+                source = symmetric(source.bits - self.fraction)
+            last = FixedOutput(1 / 255, IMAGE_FORMAT.bits, False)
+        else:
+            last = self._parameters(self.network.transforms[latent.synthesis].stages[-1])
+        return self._run(
+            latent.synthesis, source=source, source_scale=scale, inputs=reads, last=last
         ).ints
-        last = self.network.transforms["h_s"].stages[-1]
+
+    def _parameters(self, last: FloatStage) -> FixedOutput:
+        """The scales, and perhaps means, that the last stage of a synthesis makes."""
         signed = last.activation is not Activation.RELU
         step = scale_step(symmetric(PARAMETER_BITS) if signed else unsigned(PARAMETER_BITS))
-        parameter_steps = np.full(last.out_channels, step)
+        steps = np.full(last.out_channels, step)
         if self.network.means:
-            parameter_steps[last.out_channels // 2 :] = 2.0**-f
-        self._run(
-            "h_s",
-            source=self.transforms["h_a"].output,
-            source_scale=1.0,
-            inputs=self.zs,
-            last=FixedOutput(parameter_steps, PARAMETER_BITS, signed),
-        )
-        self.thresholds = scale_thresholds(scale_table(), step)
-
-    def decode(self, reads: list[npt.NDArray]) -> list[npt.NDArray]:
-        """Quantize g_s; what it makes of ``reads``.
-
-        The decoder is fitted to what the encoder sends, not to FP32's latents.
-        """
-        y_format, f = self.transforms["g_a"].output, self.fraction
-        return self._run(
-            "g_s",
-            source=y_format if self.network.means else symmetric(y_format.bits - f),
-            source_scale=2.0**-f if self.network.means else 1.0,
-            inputs=reads,
-            last=FixedOutput(1 / 255, IMAGE_FORMAT.bits, False),
-        ).ints
+            steps[last.out_channels // 2 :] = 2.0**-self.fraction
+        self._thresholds = scale_thresholds(scale_table(), step)
+        return FixedOutput(steps, PARAMETER_BITS, signed)
 
 
 CLIP_FACTORS = (1.0, 1.25, 1.5, 2.0)

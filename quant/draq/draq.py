@@ -29,26 +29,25 @@ import torch
 from torch import Tensor
 
 from lichen.errors import UserError
-from lichen.network.arithmetic import latent_symbol
 from lichen.network.description import Network
+from lichen.network.flow import LATENTS
 from lichen.quant.calibration.calibrate import CalibrationImages, StageSamples
 from lichen.quant.calibration.latents import fit_latent_range
 from lichen.quant.calibration.options import ClipRule, Options
 from lichen.quant.calibration.ptq import slope_weights
 from lichen.quant.calibration.quantize import Quantized, assemble, check_supported, quantize
 from lichen.quant.float.checkpoint import stated_lambda
-from lichen.quant.float.network import FloatNetwork
+from lichen.quant.float.network import FloatNetwork, to_torch
 from lichen.quant.training import finetune, outliers, rate
 from lichen.quant.training.data import CropSource
 from lichen.quant.training.fake import mismatch_rate
-from lichen.quant.training.finetune import INTEGER, REAL, FineTuner, TuneConfig
+from lichen.quant.training.finetune import INTEGER, REAL, FineTuner
+from lichen.quant.training.tune_config import TuneConfig
+from lichen.sim.flow import through
 from lichen.sim.golden import (
     analysis,
-    entropy_parameters,
-    hyper_input,
     reconstruct,
     run_transform,
-    synthesis_input,
 )
 
 CLIP_CANDIDATES = (
@@ -183,13 +182,7 @@ def _tensor_samples(
         return network.transforms[key](x, samples.observer(key))
 
     for image in images.crops:
-        y = run("g_a", torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None])
-        mu: torch.Tensor | float = 0.0
-        if network.hyper:
-            parameters = run("h_s", torch.round(run("h_a", y)))
-            if network.means:
-                mu = parameters.chunk(2, dim=1)[1]
-        run("g_s", torch.round(y - mu) + mu)
+        network.through(to_torch(image) / 255, run)
     return samples.joined()
 
 
@@ -218,7 +211,7 @@ def choose_clips(
         for stage, real in zip(transform.stages, network.transforms[key].stages, strict=True):
             stage.approach(real, within=None)
     with torch.no_grad():  # g_a rounds latents with a fraction down, as it did
-        last = tuner.transforms["g_a"].stages[-1]
+        last = tuner.transforms[LATENTS[0].analysis].stages[-1]
         last.start_bias -= tuner.offset / last.start_gain
     chosen = {}
     for key, transform in tuner.transforms.items():
@@ -518,18 +511,13 @@ def float32_mismatches(
 ) -> dict[str, float]:
     """Share of each layer's outputs at which training's float32 differs from the integers."""
     inputs: dict[str, list[npt.NDArray]] = {key: [] for key in tuned.transforms}
+
+    def run(key: str, x: npt.NDArray) -> npt.NDArray:
+        inputs[key].append(x)
+        return run_transform(tuned.transforms[key], x)
+
     for crop in images.crops[:2]:
-        inputs["g_a"].append(crop)
-        y = run_transform(tuned.transforms["g_a"], crop)
-        means = None
-        if tuned.hyper:
-            h_a = tuned.transforms["h_a"]
-            inputs["h_a"].append(hyper_input(y, h_a.input))
-            inputs["h_s"].append(run_transform(h_a, inputs["h_a"][-1]))
-            means = entropy_parameters(tuned, inputs["h_s"][-1]).means
-        f = tuned.latent_fraction
-        symbols = latent_symbol(y, 0 if means is None else means, f)
-        inputs["g_s"].append(synthesis_input(symbols, means, f, tuned.transforms["g_s"].input))
+        through(tuned, crop, run)
     mismatches = {}
     for key, values in inputs.items():
         shares = mismatch_rate(tuner.transforms[key], values)

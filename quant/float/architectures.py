@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lichen.errors import UserError
-from lichen.network.arithmetic import convolution_output_size, transposed_output_size
-from lichen.network.flow import FEEDS, LATENTS, TRANSFORMS
+from lichen.network.flow import FEEDS, TRANSFORMS, Latent, latents_among
+from lichen.network.geometry import Geometry
 
 with warnings.catch_warnings():
     # compressai's import decorates functions with the deprecated torch.jit.script.
@@ -61,27 +61,26 @@ class Layer:
         As stages are called: ``g_a.conv1``.
     module : str
         As state dicts call it: ``g_a.0``.
-    transposed : bool
-        PyTorch then stores weights (in, out, k, k).
     free : bool
         Its output channels may be any number; those of others follow from M or the image.
     narrow : bool
         Has N channels unless said otherwise.
     norm : str or None
         Module of the normalization that follows.
-    kernel, stride, padding, output_padding : int
+    geometry : Geometry
     """
 
     name: str
     module: str
-    transposed: bool
     free: bool
     narrow: bool
     norm: str | None
-    kernel: int
-    stride: int
-    padding: int
-    output_padding: int
+    geometry: Geometry
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution, whose weights PyTorch stores (in, out, k, k)."""
+        return self.geometry.transposed
 
     @property
     def transform(self) -> str:
@@ -96,14 +95,6 @@ class Layer:
     def out_axis(self) -> int:
         """The dimension of its weight that counts output channels; the input's is the other."""
         return int(self.transposed)
-
-    def output_size(self, size: int) -> int:
-        """Rows (or columns) made of ``size`` rows (or columns)."""
-        if self.transposed:
-            return transposed_output_size(
-                size, self.kernel, self.stride, self.padding, self.output_padding
-            )
-        return convolution_output_size(size, self.kernel, self.stride, self.padding)
 
 
 # Numbers that tell N from M, 3, M * 3 // 2 and 2 M in the layers of a model to look at.
@@ -137,14 +128,16 @@ def layers_of(arch: str) -> tuple[Layer, ...]:
                 Layer(
                     name=f"{key}.conv{number}",
                     module=f"{key}.{index}",
-                    transposed=isinstance(module, nn.ConvTranspose2d),
                     free=not last or key == "h_a",
                     narrow=module.out_channels == _N,
                     norm=None if last or not norms else f"{key}.{index + 1}",
-                    kernel=module.kernel_size[0],
-                    stride=module.stride[0],
-                    padding=int(module.padding[0]),
-                    output_padding=module.output_padding[0],
+                    geometry=Geometry(
+                        kernel=module.kernel_size[0],
+                        stride=module.stride[0],
+                        padding=int(module.padding[0]),
+                        output_padding=module.output_padding[0],
+                        transposed=isinstance(module, nn.ConvTranspose2d),
+                    ),
                 )
             )
     return tuple(found)
@@ -162,7 +155,7 @@ def parameter_shapes(arch: str, widths: Mapping[str, int]) -> dict[str, tuple[in
     shapes: dict[str, tuple[int, ...]] = {}
     for layer, (inputs, out) in zip(layers_of(arch), _channels(arch, widths), strict=True):
         ends = (inputs, out) if layer.transposed else (out, inputs)
-        shapes[f"{layer.module}.weight"] = (*ends, layer.kernel, layer.kernel)
+        shapes[f"{layer.module}.weight"] = (*ends, layer.geometry.kernel, layer.geometry.kernel)
         shapes[f"{layer.module}.bias"] = (out,)
         if layer.norm is not None:
             shapes |= {f"{layer.norm}.beta": (out,), f"{layer.norm}.gamma": (out, out)}
@@ -177,11 +170,15 @@ def _last(arch: str, transform: str) -> str:
     return [layer.name for layer in layers_of(arch) if layer.transform == transform][-1]
 
 
+@functools.cache
+def latents_of(arch: str) -> tuple[Latent, ...]:
+    """The latents of an architecture, from the image inwards."""
+    return latents_among({layer.transform for layer in layers_of(arch)})
+
+
 def _coded(arch: str, widths: Mapping[str, int]) -> int:
     """Channels of the innermost latent, which the entropy bottleneck codes."""
-    made = {layer.transform for layer in layers_of(arch)}
-    innermost = [latent for latent in LATENTS if latent.analysis in made][-1]
-    return widths[_last(arch, innermost.analysis)]
+    return widths[_last(arch, latents_of(arch)[-1].analysis)]
 
 
 def _channels(arch: str, widths: Mapping[str, int]) -> list[tuple[int, int]]:

@@ -16,10 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lichen.network.arithmetic import convolution_macs, norm_macs
 from lichen.network.description import PHOTO
 from lichen.network.flow import FEEDS, ORDER, TRANSFORMS
-from lichen.quant.float.architectures import ARCHS, Layer, layers_of
+from lichen.network.geometry import Geometry, norm_macs
+from lichen.quant.float.architectures import ARCHS, Layer, latents_of, layers_of
 
 LATENTS = "latents"
 """The kind of groups whose channels are symbols; those of others are their transform's name."""
@@ -84,6 +84,8 @@ def _made(layer: Layer, parts: int = 1) -> list[Slice]:
 def groups_of(arch: str) -> tuple[Group, ...]:
     """All groups of an architecture whose channels may leave."""
     kind = ARCHS[arch]
+    made_by = {latent.analysis: latent for latent in latents_of(arch)}
+    sources = {latent.source: latent for latent in latents_of(arch)}
     layers: dict[str, list[Layer]] = {}
     for layer in layers_of(arch):
         layers.setdefault(layer.transform, []).append(layer)
@@ -93,14 +95,15 @@ def groups_of(arch: str) -> tuple[Group, ...]:
             inner = i + 1 < len(chain)
             readers, slices, what = chain[i + 1 : i + 2], _made(layer), key
             outputs = {layer.name: 1}
-            if not inner and key in ("g_s", "h_s"):
-                continue  # pixels, and what belongs to y
+            if not inner and key not in made_by:
+                continue  # pixels, and what belongs to a latent of its own
             if not inner:
-                what = LATENTS
-                readers = [layers["g_s"][0]] if key == "g_a" else [layers["h_s"][0]]
-                if key == "g_a" and kind.hyperprior:
-                    readers.append(layers["h_a"][0])
-                    last, parts = layers["h_s"][-1], 2 if kind.means else 1
+                what, latent = LATENTS, made_by[key]
+                readers = [layers[latent.synthesis][0]]
+                within = sources.get(latent.name)
+                if within is not None:
+                    readers.append(layers[within.analysis][0])
+                    last, parts = layers[within.synthesis][-1], 2 if kind.means else 1
                     slices += _made(last, parts)
                     outputs[last.name] = parts
                 else:
@@ -114,22 +117,16 @@ class Convolutional(Protocol):
     """What `output_sizes` and `transform_macs` know of a layer, real or described."""
 
     @property
-    def kernel(self) -> int: ...
-    @property
-    def stride(self) -> int: ...
-    @property
-    def transposed(self) -> bool: ...
+    def geometry(self) -> Geometry: ...
     @property
     def normalized(self) -> bool: ...
-
-    def output_size(self, size: int) -> int: ...
 
 
 def output_sizes(layers: Sequence[Convolutional], height: int, width: int) -> list[tuple[int, int]]:
     """Rows and columns that each layer of a transform makes of an input of this size."""
     sizes = []
     for layer in layers:
-        height, width = layer.output_size(height), layer.output_size(width)
+        height, width = layer.geometry.output_size(height), layer.geometry.output_size(width)
         sizes.append((height, width))
     return sizes
 
@@ -143,8 +140,7 @@ def transform_macs(
     """Multiplications of a transform whose layers make so many channels of these sizes."""
     total = 0
     for layer, (height, width), out in zip(layers, sizes, outputs, strict=True):
-        dilution = layer.stride if layer.transposed else 1
-        total += convolution_macs(layer.kernel, dilution, inputs, out, height * width)
+        total += layer.geometry.macs(inputs, out, height * width)
         if layer.normalized:
             total += norm_macs(out, height * width)
         inputs = out

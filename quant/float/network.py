@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lichen.errors import UserError
-from lichen.network.arithmetic import convolution_output_size, transposed_output_size
 from lichen.network.description import Activation, Convolution
-from lichen.network.flow import LATENTS, TRANSFORMS
+from lichen.network.flow import LATENTS, TRANSFORMS, Latent, inward, latents_among, outward
+from lichen.network.geometry import Geometry
 from lichen.sim.images import pad_image
 
 FloatArray = npt.NDArray[np.float64]
@@ -133,13 +133,15 @@ class FloatStage:
         origins = self.origins
         return np.tril(origins[:, None] == origins[None], -1).sum(axis=1)
 
-    def output_size(self, size: int) -> int:
-        """Rows (or columns) made of ``size`` rows (or columns)."""
-        if self.transposed:
-            return transposed_output_size(
-                size, self.kernel, self.stride, self.padding, self.output_padding
-            )
-        return convolution_output_size(size, self.kernel, self.stride, self.padding)
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(
+            kernel=self.kernel,
+            stride=self.stride,
+            padding=self.padding,
+            output_padding=self.output_padding,
+            transposed=self.transposed,
+        )
 
     def convolve(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H', W'), in the precision of ``x``."""
@@ -314,8 +316,7 @@ class FloatNetwork:
     @property
     def factor(self) -> int:
         """Sides of an image must be a multiple of this."""
-        made = [latent.analysis for latent in LATENTS if latent.analysis in self.transforms]
-        return math.prod(self.transforms[name].downsampling for name in made)
+        return math.prod(self.transforms[one.analysis].downsampling for one in self.latents)
 
     @property
     def hyper(self) -> bool:
@@ -328,6 +329,26 @@ class FloatNetwork:
         return self.hyper and (
             self.transforms["h_s"].out_channels == 2 * self.transforms["g_a"].out_channels
         )
+
+    @property
+    def latents(self) -> tuple[Latent, ...]:
+        """The latents that the network has transforms of, from the image inwards."""
+        return latents_among(self.transforms)
+
+    def through(self, image: Tensor, run: Callable[[str, Tensor], Tensor]) -> Tensor:
+        """What the last synthesis makes of an image (1, 3, H, W) of 0 .. 1, not padded.
+
+        ``run(key, x)`` is what a transform makes; symbols lie on the integer grid.
+        """
+
+        def read(latent: Latent, said: Tensor | None) -> Tensor:
+            means: Tensor | float = 0.0
+            if said is not None and self.means:
+                means = said.chunk(2, dim=1)[1]
+            return torch.round(values[latent.name] - means) + means
+
+        values = inward(self.latents, image, lambda latent, source: source, run)
+        return outward(self.latents, read, run)
 
     def entropy_parameters(
         self, y: FloatArray

@@ -20,7 +20,7 @@ from lichen.quant.calibration.options import (
 from lichen.quant.calibration.quantize import Quantized
 from lichen.quant.float.network import FloatNetwork
 from lichen.quant.search.trial import RD
-from lichen.quant.training.finetune import TuneConfig
+from lichen.quant.training.tune_config import TuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,16 +26,19 @@ from lichen.quant.calibration.options import (
 from lichen.quant.calibration.ptq import TransformQuantizer
 from lichen.quant.draq.refine import refine_output
 from lichen.quant.float.network import FloatNetwork, FloatTransform
+from lichen.sim.flow import through
 from lichen.sim.golden import (
     Latents,
     code_latent,
     entropy_parameters,
     estimate_bits,
-    hyper_input,
     run_stages,
     run_transform,
     synthesis_input,
 )
+
+OUTER = LATENTS[0]
+"""The latent of the image itself."""
 
 
 @dataclass(frozen=True, order=True)
@@ -145,19 +148,10 @@ def _trace(network: Network, images: Sequence[npt.NDArray[np.uint8]]) -> _Trace:
         return outputs[-1]
 
     for image in images:
-        y = run("g_a", image)
-        means = None
-        if network.hyper:
-            z = run("h_a", hyper_input(y, network.transforms["h_a"].input))
-            run("h_s", z)
-            means = entropy_parameters(network, z).means
-        latents = code_latent(network, y, *image.shape[:2])
-        read = synthesis_input(
-            latents["y"].symbols, means, network.latent_fraction, network.transforms["g_s"].input
-        )
-        trace.pixels.append(run("g_s", read))
-        trace.y.append(y)
-        trace.latents.append(latents)
+        values, pixels = through(network, image, run)
+        trace.pixels.append(pixels)
+        trace.y.append(values[OUTER.name])
+        trace.latents.append(code_latent(network, values[OUTER.name], *image.shape[:2]))
     return trace
 
 
@@ -241,7 +235,7 @@ class Bench:
         """The output that a stage has, for one that is to have the same."""
         stage = self.network.transforms[key].stages[index]
         fraction = 0
-        if key == "g_a" and index == len(self.network.transforms[key].stages) - 1:
+        if key == OUTER.analysis and index == len(self.network.transforms[key].stages) - 1:
             fraction = self.network.latent_fraction
         # Beside means the fraction counts among the bits
         # (`lichen.quant.calibration.quantize.quantize`).
@@ -261,19 +255,19 @@ class Bench:
         rest = Transform(input=transform.sources[index], stages=transform.stages[index:])
         for n, image in enumerate(self.problem.held_out):
             latents, height, width = self.unseen.latents[n], *image.shape[:2]
-            if key == "g_s":
+            if key == OUTER.synthesis:
                 pixels = run_transform(rest, self.unseen.ints[key][index][n])
             else:
                 y = self.unseen.y[n]
-                if key == "g_a":
+                if key == OUTER.analysis:
                     y = run_transform(rest, self.unseen.ints[key][index][n])
                 latents = code_latent(network, y, height, width)
-                means = None
-                if network.means:
-                    means = entropy_parameters(network, latents["z"].symbols).means
-                g_s = network.transforms["g_s"]
-                symbols = latents["y"].symbols
-                read = synthesis_input(symbols, means, network.latent_fraction, g_s.input)
+                means, inner = None, network.inner(OUTER)
+                if inner is not None and network.has_means(OUTER):
+                    means = entropy_parameters(network, latents[inner.name].symbols).means
+                g_s = network.transforms[OUTER.synthesis]
+                symbols = latents[OUTER.name].symbols
+                read = synthesis_input(symbols, means, network.fraction(OUTER), g_s.input)
                 pixels = run_transform(g_s, read)
             rates.append(sum(estimate_bits(network, latents).values()) / (height * width))
             errors.append(np.mean((pixels.astype(np.float64) - image) ** 2))

@@ -59,7 +59,7 @@ def tap_sums(layer: Layer, weight: Tensor) -> Tensor:
 
     A transposed one adds it to an output on average: each of them meets every stride-th tap.
     """
-    sums = weight.sum(dim=(2, 3)) / (layer.stride**2 if layer.transposed else 1)
+    sums = weight.sum(dim=(2, 3)) / (layer.geometry.stride**2 if layer.transposed else 1)
     return sums.T if layer.transposed else sums
 
 

@@ -8,10 +8,11 @@ had never stopped.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from lichen.errors import UserError
 from lichen.network.description import Network
+from lichen.network.flow import IMAGE, LATENTS, Latent, inward, outward
 from lichen.processes import Interrupted
 from lichen.quant.calibration.quantize import scale_step
 from lichen.quant.float.network import FloatNetwork
@@ -40,111 +42,13 @@ from lichen.quant.training.runs import (
     save_state,
     unflatten,
 )
+from lichen.quant.training.tune_config import TuneConfig
 
 REAL, INTEGER = "regularize", "finetune"
 """The phases: real arithmetic with a growing penalty, integer arithmetic with a fading one."""
 
-DISTORTIONS = ("mse", "psnr")
-"""What the loss takes the mean of, over crops."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneConfig:
-    """What a phase is made of; all of it is stored in the state.
-
-    Attributes
-    ----------
-    steps, minutes : int or None, float or None
-        Length; exactly one of them.
-    batch, patch : int
-        Crops per step and their side in pixels.
-    optimizer : str
-        ``soap`` (Vyas et al., "SOAP: Improving and stabilizing Shampoo using Adam", 2024) for
-        weights and gammas, or ``adam``; everything else takes Adam in any case.
-    lr : float
-        Peak learning rate, relative to full scale: a weight of b bits moves about
-        ``lr * 2**(b - 1)`` integer steps per optimizer step.
-    lr_end : float
-        Where the cosine ends, relative to the peak.
-    warmup : int
-        Steps of linear warm-up.
-    lr_scales : float
-        Learning rate of the (logarithmic) scales, relative to ``lr``; 0 leaves them as they
-        were calibrated.
-    lr_entropy : float
-        The same of the entropy bottleneck.
-    lr_hyper : float
-        The same of h_a and h_s, whose scales stay as they were calibrated.
-    lmbda : float
-        Weight of the mean squared error of 8-bit pixels against bits per pixel.
-    distortion : str
-        ``mse``, or ``psnr``: each crop's squared error counts ``(1 + level) / (1 + error)``, which
-        is the gradient of the mean of PSNRs (and of 1 more, so that no crop counts without limit).
-    level : float
-        For ``psnr``, the squared error that counts as much as it does for ``mse``.
-    distill : float
-        0 .. 1: the part of the loss that keeps to the FP32 parent's reconstruction instead of
-        the image, see `FineTuner.loss`.
-    penalty : float
-        Greatest weight of the outlier penalty.
-    sigmas : float
-        Bound of the penalty, in standard deviations of an output channel's weights.
-    downscale : float
-        Probability that a crop is taken larger and reduced.
-    seed : int
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    batch: int = 8
-    patch: int = 128
-    optimizer: str = "soap"
-    lr: float = 1e-3
-    lr_end: float = 0.01
-    warmup: int = 50
-    lr_scales: float = 3.0
-    lr_entropy: float = 1.0
-    lr_hyper: float = 0.1
-    lmbda: float = 0.013
-    distortion: str = "mse"
-    level: float = 1.0
-    distill: float = 0.0
-    penalty: float = 0.01
-    sigmas: float = 4.0
-    downscale: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise UserError("fine-tuning needs either a number of steps or of minutes.")
-        for good, what in (
-            (self.steps is None or self.steps >= 0, f"steps must not be negative: {self.steps}"),
-            (
-                self.minutes is None or self.minutes >= 0,
-                f"minutes must not be negative: {self.minutes}",
-            ),
-            (self.batch >= 1, f"the batch must be at least 1, not {self.batch}"),
-            (self.patch >= 16, f"the patch must be at least 16, not {self.patch}"),
-            (self.lr_scales >= 0, f"lr_scales must not be negative: {self.lr_scales}"),
-            (
-                self.optimizer in ("soap", "adam"),
-                f"the optimizer must be soap or adam, not {self.optimizer!r}",
-            ),
-            (self.lr > 0, f"the learning rate must be above 0, not {self.lr}"),
-            (self.lmbda > 0, f"lambda must be above 0, not {self.lmbda}"),
-            (
-                self.distortion in DISTORTIONS,
-                f"the distortion must be mse or psnr, not {self.distortion!r}",
-            ),
-            (self.level >= 0, f"the level must not be negative: {self.level}"),
-            (0 <= self.distill <= 1, f"distill must lie in 0 .. 1, not {self.distill}"),
-            (self.penalty >= 0, f"the penalty must not be negative: {self.penalty}"),
-            (self.sigmas > 0, f"the bound must be above 0 deviations, not {self.sigmas}"),
-            (0 <= self.downscale <= 1, f"downscale must lie in 0 .. 1, not {self.downscale}"),
-            (self.seed >= 0, f"the seed must not be negative: {self.seed}"),
-        ):
-            if not good:
-                raise UserError(what + ".")
+OUTER = LATENTS[0]
+"""The latent of the image itself."""
 
 
 def _straight(value: Tensor, rounded: Tensor) -> Tensor:
@@ -229,15 +133,16 @@ class FineTuner:
                 }
             ).to(self.device)
             self.teacher.requires_grad_(False)
-        coded = start.transforms["h_a" if start.hyper else "g_a"]
+        coded = start.transforms[start.latents[-1].analysis]
         self.bottleneck = rate.make_bottleneck(coded.out_channels, bottleneck).to(self.device)
         self.fraction = start.latent_fraction
         # g_a rounds a latent with a fraction down
         # (`lichen.quant.calibration.options.FixedOutput.floor`), but real shadows do not.
         self.offset = 0.5 if self.fraction and phase == INTEGER else 0.0
-        if start.hyper:
+        inner = start.inner(OUTER)
+        if inner is not None:
             # of one integer that h_s makes
-            self.scale_step = scale_step(start.transforms["h_s"].output)
+            self.scale_step = scale_step(start.transforms[inner.synthesis].output)
         self.named: dict[str, nn.Parameter] = {}
         self.optimizers = self._make_optimizers()
 
@@ -285,7 +190,7 @@ class FineTuner:
         for name, parameter in self.transforms.named_parameters():
             owner, _, kind = name.rpartition(".")
             stage = self.transforms.get_submodule(owner)
-            hyper = name.startswith(("h_a.", "h_s."))
+            hyper = name.partition(".")[0] not in (OUTER.analysis, OUTER.synthesis)
             if hyper and not c.lr_hyper:
                 continue
             if kind == "weight":
@@ -342,11 +247,11 @@ class FineTuner:
         part = 0.0 if self.teacher is None else self.config.distill
         read, soft, bits = self._code(x, part)
         if self.phase == REAL:
-            x_hat = self.transforms["g_s"].forward_real(read)
+            x_hat = self.transforms[OUTER.synthesis].forward_real(read)
             if not torch.is_grad_enabled():
                 x_hat = torch.round(x_hat).clamp(0, 255)
         else:
-            x_hat = self.transforms["g_s"](read, inward=True).float()
+            x_hat = self.transforms[OUTER.synthesis](read, inward=True).float()
         bpp = bits / (x.shape[0] * x.shape[2] * x.shape[3])
         errors = torch.mean((x_hat - x) ** 2, dim=(1, 2, 3))
         mse = errors.mean()
@@ -356,10 +261,11 @@ class FineTuner:
         distortion = torch.mean(counts * errors)
         if self.teacher is not None and torch.is_grad_enabled():
             with torch.no_grad():
-                y = self.teacher["g_a"].forward_real(x)
+                y = self.teacher[OUTER.analysis].forward_real(x)
                 # the rounding error is ours, the latent is the parent's
                 own = y if self.start.means else y * 0.5**self.fraction
-                target = self.teacher["g_s"].forward_real(own + (read - soft)).clamp(0, 255)
+                picture = self.teacher[OUTER.synthesis].forward_real(own + (read - soft))
+                target = picture.clamp(0, 255)
             added = torch.mean((x_hat - target) ** 2, dim=(1, 2, 3))
             distortion = (1 - part) * distortion + part * torch.mean(counts * added)
         return self.config.lmbda * distortion + bpp, bpp, mse
@@ -378,32 +284,58 @@ class FineTuner:
         ``part`` of the gradient of the bits does not reach g_a: of the parent's R and D, which
         are in balance, only their common part may move the latents.
         """
-        start, f = self.start, self.fraction
-        y, y_soft = self._run("g_a", x)
+
+        def seen(latent: Latent, source: tuple[Tensor, Tensor]) -> Tensor:
+            value = source[0]
+            if latent.source == IMAGE:
+                return value
+            form = self.start.transforms[latent.analysis].input
+            value = value if form.signed else value.abs()
+            return value.clamp(form.lo, form.hi) if self.phase == INTEGER else value
+
+        values = inward(self.start.latents, (x, x), seen, self._run)
+        y, y_soft = values[OUTER.name]
         if part:
-            y_soft = (1 - part) * y_soft + part * y_soft.detach()
-        real = (y_soft + self.offset) * 0.5**f
-        if not start.hyper:
-            symbols = _straight(y, torch.floor(y + 0.5))
-            return symbols, y_soft, rate.noisy_bits(self.bottleneck, real.contiguous())
-        source = start.transforms["h_a"].input
-        seen = y if source.signed else y.abs()
-        if self.phase == INTEGER:
-            seen = seen.clamp(source.lo, source.hi)
-        z, z_soft = self._run("h_a", seen)
-        bits = rate.noisy_bits(self.bottleneck, z_soft.contiguous())
-        parameters, _ = self._run("h_s", _straight(z, torch.floor(z + 0.5)), inward=True)
-        scales, mu = parameters, torch.zeros((), dtype=y.dtype, device=y.device)
-        if start.means:
+            values[OUTER.name] = y, (1 - part) * y_soft + part * y_soft.detach()
+        bits: list[Tensor] = []
+
+        def read(latent: Latent, said: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+            parameters = None if said is None else said[0]
+            value, soft, own = self._symbols(latent, *values[latent.name], parameters)
+            bits.append(own)
+            return value, soft
+
+        def run(key: str, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            # what makes the picture is the caller's
+            return x if key == OUTER.synthesis else self._run(key, x[0], inward=True)
+
+        sent, soft = outward(self.start.latents, read, run)
+        return sent, soft, functools.reduce(torch.add, bits)
+
+    def _symbols(
+        self, latent: Latent, value: Tensor, soft: Tensor, parameters: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a latent's synthesis reads, the same without the rounding to symbols, and the bits.
+
+        ``parameters`` are what the inner latent's synthesis says of it, if there is one.
+        """
+        f, means = self.start.fraction(latent), self.start.has_means(latent)
+        real = (soft + self.offset) * 0.5**f if f else soft
+        if parameters is None:
+            bits = rate.noisy_bits(self.bottleneck, real.contiguous())
+            return _straight(value, torch.floor(value + 0.5)), soft, bits
+        scales, mu = parameters, torch.zeros((), dtype=value.dtype, device=value.device)
+        if means:
             scales, mu = parameters.chunk(2, dim=1)
-        bits = bits + rate.noisy_gaussian_bits(real, scales * self.scale_step, mu * 0.5**f)
-        symbols = torch.floor((y - mu) * 0.5**f + 0.5)
-        if not start.means:
-            return _straight(y * 0.5**f, symbols), real, bits
+        bits = rate.noisy_gaussian_bits(real, scales * self.scale_step, mu * 0.5**f)
+        symbols = torch.floor((value - mu) * 0.5**f + 0.5)
+        if not means:
+            return _straight(value * 0.5**f, symbols), real, bits
         read = symbols * 2**f + mu
         if self.phase == INTEGER:
-            read = read.clamp(start.transforms["g_s"].input.lo, start.transforms["g_s"].input.hi)
-        return _straight(y, read), y_soft, bits
+            form = self.start.transforms[latent.synthesis].input
+            read = read.clamp(form.lo, form.hi)
+        return _straight(value, read), soft, bits
 
     def penalty(self) -> Tensor:
         """The outlier penalty, mean over the stages."""

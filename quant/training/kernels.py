@@ -294,7 +294,8 @@ class Geometry:
 
     def size(self, x: Tensor) -> tuple[int, int]:
         """Height and width of the output."""
-        return self.conv.output_size(x.shape[2]), self.conv.output_size(x.shape[3])
+        size = self.conv.geometry.output_size
+        return size(x.shape[2]), size(x.shape[3])
 
     def _pads(self, x: Tensor) -> tuple[int, int, int, int]:
         """Left, right, top, bottom of the plain convolution's input."""
@@ -302,7 +303,7 @@ class Geometry:
             return (self.padding,) * 4
         pads = []
         for size in (3, 2):
-            positions = -(-self.conv.output_size(x.shape[size]) // self.stride)
+            positions = -(-self.conv.geometry.output_size(x.shape[size]) // self.stride)
             pads += [self.before, positions + self.taps - 1 - self.before - x.shape[size]]
         return pads[0], pads[1], pads[2], pads[3]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lichen.network.flow import TRANSFORMS
-from lichen.quant.float.architectures import ARCHS
+from lichen.network.flow import IMAGE, LATENTS, TRANSFORMS, Latent, inward, outward
+from lichen.quant.float.architectures import ARCHS, latents_of
 
 
 def _ste_round(x: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def _ste_round(x: Tensor) -> Tensor:
 
 
 class Transforms:
-    """A model's g_a, g_s, h_a and h_s as functions, in mixed precision and compiled if asked.
+    """A model's transforms as functions, in mixed precision and compiled if asked.
 
     In bfloat16 the last layers of all but g_s stay in float32: latents of a few hundred would
     lose their fraction, and these layers are small.
@@ -33,7 +33,7 @@ class Transforms:
             if layers is None:
                 continue
             parts = [(layers, bfloat16)]
-            if bfloat16 and name != "g_s":
+            if bfloat16 and name != LATENTS[0].synthesis:
                 parts = [(layers[:-1], True), (layers[-1], False)]
             self._parts[name] = [
                 (torch.compile(part) if compiled else part, half) for part, half in parts
@@ -62,22 +62,27 @@ def forward_train(
         CompressAI's dictionary: `x_hat` and `likelihoods`.
     """
     run = transforms or Transforms(model)
-    kind = ARCHS[arch]
-    y = run("g_a", x)
-    if not kind.hyperprior:
-        noisy, likelihood = model.entropy_bottleneck(y)
-        x_hat = run("g_s", _ste_round(y) if rounded else noisy)
-        return {"x_hat": x_hat, "likelihoods": {"y": likelihood}}
-    z = run("h_a", y if kind.means else torch.abs(y))
-    noisy_z, z_likelihood = model.entropy_bottleneck(z)
-    scales = run("h_s", _ste_round(z) if rounded else noisy_z)
-    means = None
-    if kind.means:
-        scales, means = scales.chunk(2, 1)
-    noisy, likelihood = model.gaussian_conditional(y, scales, means=means)
-    if rounded:
-        noisy = _ste_round(y) if means is None else _ste_round(y - means) + means
-    return {"x_hat": run("g_s", noisy), "likelihoods": {"y": likelihood, "z": z_likelihood}}
+    kind, latents = ARCHS[arch], latents_of(arch)
+    likelihoods: dict[str, Tensor] = {}
+
+    def seen(latent: Latent, source: Tensor) -> Tensor:
+        return source if latent.source == IMAGE or kind.means else torch.abs(source)
+
+    def read(latent: Latent, said: Tensor | None) -> Tensor:
+        value, means = values[latent.name], None
+        if said is None:
+            noisy, likelihood = model.entropy_bottleneck(value)
+        else:
+            scales, means = said.chunk(2, 1) if kind.means else (said, None)
+            noisy, likelihood = model.gaussian_conditional(value, scales, means=means)
+        likelihoods[latent.name] = likelihood
+        if not rounded:
+            return noisy
+        return _ste_round(value) if means is None else _ste_round(value - means) + means
+
+    values = inward(latents, x, seen, run)
+    x_hat = outward(latents, read, run)
+    return {"x_hat": x_hat, "likelihoods": {name: likelihoods[name] for name in values}}
 
 
 def rd_loss(out: dict[str, Any], x: Tensor, lmbda: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,8 +42,9 @@ from lichen.quant.training import (  # noqa: E402
 )
 from lichen.quant.training.data import CropSource  # noqa: E402
 from lichen.quant.training.fake import FakeTransform, mismatch_rate  # noqa: E402
-from lichen.quant.training.finetune import INTEGER, REAL, FineTuner, TuneConfig, run  # noqa: E402
+from lichen.quant.training.finetune import INTEGER, REAL, FineTuner, run  # noqa: E402
 from lichen.quant.training.kernels import normalized_root  # noqa: E402
+from lichen.quant.training.tune_config import TuneConfig  # noqa: E402
 from lichen.sim import golden  # noqa: E402
 from lichen.sim.golden import run_stages  # noqa: E402
 

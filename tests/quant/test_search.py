@@ -45,7 +45,7 @@ from lichen.quant.search.trial import (  # noqa: E402
     Trial,
     try_move,
 )
-from lichen.quant.training.finetune import TuneConfig  # noqa: E402
+from lichen.quant.training.tune_config import TuneConfig  # noqa: E402
 from lichen.sim.golden import analysis  # noqa: E402
 
 THREE = ("g_a.conv1", "g_a.conv2", "g_s.conv3")

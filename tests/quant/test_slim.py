@@ -375,7 +375,7 @@ def test_slimmed_networks_quantize_code_and_tune(arch, images, tmp_path):
     from lichen.quant.draq.draq import DraqOptions, draq
     from lichen.quant.float.source import load_float_network
     from lichen.quant.training.evaluate import FloatCodec
-    from lichen.quant.training.finetune import TuneConfig
+    from lichen.quant.training.tune_config import TuneConfig
     from lichen.sim.golden import analysis, reconstruct
     from lichen.sim.images import read_image
 
