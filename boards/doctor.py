@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lichen import caches
-from lichen.boards.build.tools import TOOLS
+from lichen.boards.build.toolchain import all_tools
 from lichen.errors import UserError
 from lichen.sim import verilator
 
@@ -72,7 +72,7 @@ def examine() -> list[Finding]:
         _guarded("Verilator", "simulate", _verilator),
         _guarded("Python's library", "simulate", _python_library),
         _program("iverilog", "iverilog", "simulate --simulator icarus", optional=True),
-        *(_tool(name) for name in TOOLS),
+        *(_tool(name) for name in all_tools()),
         _cache(),
         *(_distribution(name, None, optional=True) for name in QUANT),
     ]
@@ -167,7 +167,7 @@ def _python_library() -> tuple[str | None, str]:
 
 
 def _tool(name: str) -> Finding:
-    tool = TOOLS[name]
+    tool = all_tools()[name]
     what = "flash" if name == "openFPGALoader" else "build"
     try:
         place = tool.find()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from amaranth.build import Platform
     from amaranth.lib import wiring
 
+    from lichen.boards.build.toolchain import Toolchain
+
 
 class Clock(Protocol):
     """A setting of whatever makes the system clock."""
@@ -31,6 +33,7 @@ class Family(Protocol):
     """What a module ``lichen.boards.FAMILY.family`` holds."""
 
     TITLE: str
+    toolchain: Toolchain
 
     def clock(self, *, input_hz: int, output_hz: int) -> Clock:
         """The fastest clock no faster than ``output_hz``; ValueError outside of the limits."""

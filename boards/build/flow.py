@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lichen.boards.build.floor import draw_places, give_places
 from lichen.boards.build.folder import complete_folder
-from lichen.boards.build.report import OutputError, Placed, read_placement, read_statistics
-from lichen.boards.build.tools import ECPPACK, NEXTPNR_ECP5, YOSYS, Progress, ToolFailedError, run
+from lichen.boards.build.report import OutputError, Placed
+from lichen.boards.build.toolchain import CLOCK_NET, Aim, Places, Toolchain
+from lichen.boards.build.tools import Progress, ToolFailedError, run
 from lichen.boards.design import FRAME, check_fits
 from lichen.boards.record import Board, Clock
 from lichen.boards.top import UARTTop
@@ -26,40 +25,13 @@ from lichen.errors import UserError
 from lichen.files import write_json
 from lichen.processes import concurrently
 
-if TYPE_CHECKING:
-    from lichen.boards.ecp5.floorplan.plan import Floorplan
-
 REPORT = "report.json"
 BITSTREAM = "top.bit"
-KEPT = (BITSTREAM, "top.v", "top.lpf", "top.ys", REPORT, "logs")
-"""What stays in the folder of a complete build."""
-
-CLOCK_NET = "clk"
-"""Net of the ``sync`` domain, which every board's top level defines."""
-
-PLACEMENT = "logs/nextpnr.json"
-"""nextpnr's report."""
-
-PLACERS = {
-    "heap": ("--placer-heap-timingweight", "30", "--placer-heap-critexp", "4"),
-    "static": ("--placer", "static"),
-}
-"""nextpnr's options. The first knows more about timing, but crowds designs that fill a device into
-its middle, where the router does not come to an end; the second spreads them."""
+KEPT = (BITSTREAM, "top.v", REPORT, "logs")
+"""What stays in the folder of a complete build, beside what its toolchain keeps."""
 
 CROWDED = 0.5
 """Share of the lookup tables above which a design without a floorplan is spread."""
-
-ROUTER = ("--router", "router2")
-"""The default router does not come to an end with designs that fill a device."""
-
-HIDE_NAMES = """hierarchy -top top
-proc
-flatten
-select -set dollars w:*$*
-rename -hide @dollars"""
-"""Amaranth tells namesakes apart by "$1", "$2"; mapping with ABC adds such names itself, and where
-two meet, Yosys 0.45 to 0.70 ends with an assertion about the names or sizes of wires."""
 
 TIMING_MARGIN = 1.1
 """Place and route aims this much above the clock: that is what makes it meet the clock."""
@@ -104,7 +76,7 @@ class Report:
     seeds : dict
         The highest frequency of every seed that was tried, by seed.
     placer : str
-        Key of `PLACERS`.
+        One of the toolchain's.
     floorplan : dict or None
         Seed, number of macros and estimates of the floorplan; None without one.
     seconds : dict
@@ -190,7 +162,7 @@ def build(
         How many seeds to try, ``seed`` the first of them; the fastest result is kept. As many
         run at once as there are processors.
     placer : str or None
-        Key of `PLACERS`; None spreads what is `CROWDED` and has no floorplan.
+        One of the toolchain's; None spreads what is `CROWDED` and has no floorplan.
     floorplan : int or None
         Seed of the floorplan of multipliers and block RAMs; None leaves them to nextpnr.
     any_clock : bool
@@ -223,211 +195,192 @@ def build(
     """
     progress = progress or Progress()
     check_fits(top.resources(board.family), board)
-    programs = {tool.name: tool.find() for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK)}
+    toolchain = board.makers.toolchain
+    programs = {tool.name: tool.find() for tool in toolchain.tools}
     with complete_folder(
         folder, marker=REPORT, field="device", keep_after=(BuildFailedError,)
     ) as part:
+        run = _Run(
+            top=top,
+            board=board,
+            target=pll,
+            folder=part,
+            seeds=tuple(range(seed, seed + seeds)),
+            placer=placer,
+            floorplan=floorplan,
+            any_clock=any_clock,
+            programs=programs,
+            progress=progress,
+        )
         try:
-            report, places = _build(
-                top,
-                board,
-                pll,
-                part,
-                list(range(seed, seed + seeds)),
-                placer,
-                floorplan,
-                any_clock,
-                cycles_per_frame,
-                frame,
-                programs,
-                details,
-                progress,
-            )
+            report = run(cycles_per_frame, frame, details or {})
         except ToolFailedError as error:
             raise BuildFailedError(str(error)) from None
         except OutputError as error:
             raise BuildFailedError(f"{error}; see {part / 'logs'}.") from None
         for path in part.iterdir():
-            if path.name not in KEPT:
+            if path.name not in (*KEPT, *toolchain.kept):
                 path.unlink()
     # Last of all: a picture that cannot be written costs no bitstream.
-    if plot is not None and places is not None:
-        draw_places(places, board, folder / PLACEMENT, CLOCK_NET, plot)
+    if plot is not None and run.places is not None:
+        toolchain.draw_places(run.places, board, folder / toolchain.placement, plot)
     return report
 
 
-def _build(
-    top: UARTTop,
-    board: Board,
-    pll: Clock,
-    part: Path,
-    seeds: list[int],
-    placer: str | None,
-    floorplan: int | None,
-    any_clock: bool,
-    cycles_per_frame: int | None,
-    frame: tuple[int, int],
-    programs: dict[str, str],
-    details: dict[str, Any] | None,
-    progress: Progress,
-) -> tuple[Report, Floorplan | None]:
-    planned = top.resources(board.family)
-    if placer is None:
-        crowded = floorplan is None and planned.lut > CROWDED * board.budget.lut
-        placer = "static" if crowded else "heap"
-    aim_hz = TIMING_MARGIN * max(pll.output_hz, board.aim_mhz * 1e6 if any_clock else 0)
-    logs = part / "logs"
-    logs.mkdir()
-    with progress.step("elaborate"):
-        platform, elaboratable = board.platform(top, pll)
-        plan = platform.prepare(
-            elaboratable,
-            "top",
-            emit_src=False,
-            verbose=True,
-            script_after_read=HIDE_NAMES,
-            script_after_synth="tee -q -o logs/yosys.json stat -json",
-            # Missing timing is for the report to judge, not a reason to make no bitstream.
-            nextpnr_opts=[
-                *("--seed", str(seeds[0]), "--report", PLACEMENT),
-                "--timing-allow-fail",
-                *PLACERS[placer],
-                *ROUTER,
-            ],
-            add_preferences=f'FREQUENCY NET "{CLOCK_NET}" {aim_hz:.0f} HZ;',
-            ecppack_opts="--compress",
+@dataclass(kw_only=True)
+class _Run:
+    """A build on its way; fields are `build`'s, ``target`` its ``pll``."""
+
+    top: UARTTop
+    board: Board
+    target: Clock
+    folder: Path
+    seeds: tuple[int, ...]
+    placer: str | None
+    floorplan: int | None
+    any_clock: bool
+    programs: dict[str, str]
+    progress: Progress
+    places: Places | None = None
+
+    def __post_init__(self) -> None:
+        self.toolchain = self.board.makers.toolchain
+        self.planned = self.top.resources(self.board.family)
+        self.logs = self.folder / "logs"
+        usual, spread = self.toolchain.placers
+        crowded = self.planned.lut > CROWDED * self.board.budget.lut
+        fallback = spread if crowded and self.floorplan is None else usual
+        least_hz = self.board.aim_mhz * 1e6 if self.any_clock else 0
+        self.aim = Aim(
+            seed=self.seeds[0],
+            placer=fallback if self.placer is None else self.placer,
+            clock_hz=TIMING_MARGIN * max(self.target.output_hz, least_hz),
         )
-        plan.extract(part)
-    achieved: dict[int, float] = {}
-    placed: Placed | None = None
-    places: Floorplan | None = None
-    target = pll
-    for tool, *arguments in json.loads((part / "build_top.json").read_bytes())["commands"]:
-        command = [programs[tool], *arguments]
-        with progress.step(tool):
-            if tool == NEXTPNR_ECP5.name:
-                achieved = _place_and_route(command, seeds, part, progress)
-                placed = read_placement(part / PLACEMENT, CLOCK_NET)
-                if any_clock:
-                    pll = _fastest_clock(board, pll, placed.fmax_mhz, part, command)
-            else:
-                run(command, folder=part, log=logs / f"{tool}.log", progress=progress)
-        if tool == "yosys":
-            made = read_statistics(logs / "yosys.json")
-            if (made.dsp, made.bram) != (planned.dsp, planned.bram):
-                raise BuildFailedError(
-                    f"synthesis made {made.dsp} multipliers and {made.bram} block RAMs where "
-                    f"{planned.dsp} and {planned.bram} were planned; see {logs / 'yosys.log'}."
+
+    def __call__(
+        self, cycles_per_frame: int | None, frame: tuple[int, int], details: dict[str, Any]
+    ) -> Report:
+        """Everything, up to the report."""
+        self.logs.mkdir()
+        with self.progress.step("elaborate"):
+            platform, elaboratable = self.board.platform(self.top, self.target)
+            self.toolchain.prepare(platform, elaboratable, self.aim).extract(self.folder)
+        pll, achieved, placed = self.target, dict[int, float](), None
+        plan = json.loads((self.folder / "build_top.json").read_bytes())
+        for tool, *arguments in plan["commands"]:
+            command = [self.programs[tool], *arguments]
+            with self.progress.step(tool):
+                if tool == self.toolchain.place_and_route.name:
+                    achieved = self._place_and_route(command)
+                    placed = self._placed(self.toolchain.placement)
+                    if self.any_clock:
+                        pll = self._fastest_clock(placed.fmax_mhz, command)
+                else:
+                    log = self.logs / f"{tool}.log"
+                    run(command, folder=self.folder, log=log, progress=self.progress)
+            if tool == self.toolchain.synthesis.name:
+                self._synthesized()
+        assert placed is not None
+        report = self._report(pll, achieved, placed, cycles_per_frame, frame, details)
+        write_json(self.folder / REPORT, report.to_json())
+        return report
+
+    def _synthesized(self) -> None:
+        """Hold what synthesis made to the plan; choose places."""
+        made = self.toolchain.read_statistics(self.folder / self.toolchain.statistics)
+        if (made.dsp, made.bram) != (self.planned.dsp, self.planned.bram):
+            raise BuildFailedError(
+                f"synthesis made {made.dsp} multipliers and {made.bram} block RAMs where "
+                f"{self.planned.dsp} and {self.planned.bram} were planned; see "
+                f"{self.logs / self.toolchain.synthesis.name}.log."
+            )
+        if self.floorplan is not None:
+            with self.progress.step("floorplan"):
+                self.places = self.toolchain.give_places(
+                    self.folder, self.board, self.aim.clock_hz, self.floorplan, self.progress
                 )
-            if floorplan is not None:
-                with progress.step("floorplan"):
-                    places = give_places(part, board, aim_hz, floorplan, progress)
-    assert placed is not None
-    clock_mhz = pll.output_mhz
-    report = Report(
-        board=board.name,
-        device=board.device,
-        target_mhz=target.output_mhz,
-        clock_mhz=clock_mhz,
-        fmax_mhz=placed.fmax_mhz,
-        timing_met=placed.fmax_mhz >= clock_mhz,
-        cycles_per_frame=cycles_per_frame,
-        frame={"width": frame[0], "height": frame[1]},
-        fps=round(clock_mhz * 1e6 / cycles_per_frame, 3) if cycles_per_frame else None,
-        dsp=placed.dsp,
-        bram=placed.bram,
-        lut=placed.lut,
-        ff=placed.ff,
-        planned={"dsp": planned.dsp, "bram": planned.bram, "lut": planned.lut},
-        baud=round(board.uart.baud * pll.output_hz / target.output_hz),
-        seed=max(achieved, key=lambda seed: achieved[seed]),
-        seeds={str(seed): fmax for seed, fmax in achieved.items()},
-        placer=placer,
-        floorplan=None if places is None else places.describe(),
-        seconds=dict(progress.seconds),
-        tool_versions=tool_versions(),
-        details=details or {},
-    )
-    write_json(part / REPORT, report.to_json())
-    return report, places
+
+    def _place_and_route(self, command: list[str]) -> dict[int, float]:
+        """Place and route with every seed, several at once, and keep what the fastest one wrote.
+
+        Returns the highest frequency of every seed.
+        """
+        toolchain, several = self.toolchain, len(self.seeds) > 1
+
+        def attempt(seed: int) -> float:
+            suffix = f".{seed}" if several else ""
+            run(
+                toolchain.seeded(command, seed, suffix),
+                folder=self.folder,
+                log=self.logs / f"{toolchain.place_and_route.name}.log{suffix}",
+                progress=self.progress,
+                note=toolchain.note,
+            )
+            return self._placed(f"{toolchain.placement}{suffix}").fmax_mhz
+
+        achieved = dict(zip(self.seeds, concurrently(attempt, self.seeds), strict=True))
+        if several:
+            best = max(self.seeds, key=lambda seed: achieved[seed])
+            placed = self.folder / toolchain.placement
+            shutil.copyfile(f"{placed}.{best}", placed)
+            for name in toolchain.results(command):
+                (self.folder / f"{name}.{best}").replace(self.folder / name)
+        return achieved
+
+    def _placed(self, report: str) -> Placed:
+        return self.toolchain.read_placement(self.folder / report, CLOCK_NET)
+
+    def _fastest_clock(self, fmax_mhz: float, command: list[str]) -> Clock:
+        """Give the routed design the highest clock below ``fmax_mhz``; returns that."""
+        try:
+            chosen = self.board.pll_below(fmax_mhz)
+            routed = self.folder / self.toolchain.results(command)[0]
+            text = routed.read_text(encoding="utf-8")
+            changed = self.board.makers.retune(text, self.target, chosen)
+            routed.write_text(changed, encoding="utf-8")
+        except (UserError, ValueError, OSError) as error:
+            raise BuildFailedError(f"the clock cannot be set: {str(error).rstrip('.')}.") from None
+        return chosen
+
+    def _report(
+        self,
+        pll: Clock,
+        achieved: dict[int, float],
+        placed: Placed,
+        cycles_per_frame: int | None,
+        frame: tuple[int, int],
+        details: dict[str, Any],
+    ) -> Report:
+        board, planned, clock_mhz = self.board, self.planned, pll.output_mhz
+        return Report(
+            board=board.name,
+            device=board.device,
+            target_mhz=self.target.output_mhz,
+            clock_mhz=clock_mhz,
+            fmax_mhz=placed.fmax_mhz,
+            timing_met=placed.fmax_mhz >= clock_mhz,
+            cycles_per_frame=cycles_per_frame,
+            frame={"width": frame[0], "height": frame[1]},
+            fps=round(clock_mhz * 1e6 / cycles_per_frame, 3) if cycles_per_frame else None,
+            dsp=placed.dsp,
+            bram=placed.bram,
+            lut=placed.lut,
+            ff=placed.ff,
+            planned={"dsp": planned.dsp, "bram": planned.bram, "lut": planned.lut},
+            baud=round(board.uart.baud * pll.output_hz / self.target.output_hz),
+            seed=max(achieved, key=lambda seed: achieved[seed]),
+            seeds={str(seed): fmax for seed, fmax in achieved.items()},
+            placer=self.aim.placer,
+            floorplan=None if self.places is None else self.places.describe(),
+            seconds=dict(self.progress.seconds),
+            tool_versions=tool_versions(self.toolchain),
+            details=details,
+        )
 
 
-def _fastest_clock(
-    board: Board, pll: Clock, fmax_mhz: float, part: Path, command: list[str]
-) -> Clock:
-    """Give the routed design the highest clock below ``fmax_mhz``; returns its PLL setting."""
-    try:
-        chosen = board.pll_below(fmax_mhz)
-        config = part / (_option(command, "--textcfg") or "")
-        text = config.read_text(encoding="utf-8")
-        config.write_text(board.makers.retune(text, pll, chosen), encoding="utf-8")
-    except (UserError, ValueError, OSError) as error:
-        raise BuildFailedError(f"the clock cannot be set: {str(error).rstrip('.')}.") from None
-    return chosen
-
-
-def _place_and_route(
-    command: list[str], seeds: list[int], part: Path, progress: Progress
-) -> dict[int, float]:
-    """Run nextpnr with every seed, several at once, and keep what the fastest one wrote.
-
-    Returns the highest frequency of every seed.
-    """
-    logs = part / "logs"
-    placed, config = PLACEMENT, _option(command, "--textcfg")
-
-    def attempt(seed: int) -> float:
-        own = list(command)
-        _replace(own, "--seed", str(seed))
-        if len(seeds) > 1:
-            _replace(own, "--report", f"{placed}.{seed}")
-            _replace(own, "--textcfg", f"{config}.{seed}")
-            _replace(own, "--log", f"top.tim.{seed}")
-        name = f"{NEXTPNR_ECP5.name}.log"
-        log = logs / (name if len(seeds) == 1 else f"{name}.{seed}")
-        run(own, folder=part, log=log, progress=progress, note=_nextpnr_note)
-        report = part / (placed if len(seeds) == 1 else f"{placed}.{seed}")
-        return read_placement(report, CLOCK_NET).fmax_mhz
-
-    achieved = dict(zip(seeds, concurrently(attempt, seeds), strict=True))
-    if len(seeds) > 1:
-        best = max(seeds, key=lambda seed: achieved[seed])
-        shutil.copyfile(part / f"{placed}.{best}", part / placed)
-        if config is not None:
-            (part / f"{config}.{best}").replace(part / config)
-    return achieved
-
-
-def _option(command: list[str], name: str) -> str | None:
-    """The value of an option of a command line, if it is there."""
-    return command[command.index(name) + 1] if name in command else None
-
-
-def _replace(command: list[str], name: str, value: str) -> None:
-    if name in command:
-        command[command.index(name) + 1] = value
-
-
-def tool_versions() -> dict[str, str]:
+def tool_versions(toolchain: Toolchain) -> dict[str, str]:
     """Versions of everything that shapes a bitstream."""
     versions = {name: importlib.metadata.version(name) for name in ("lichen", "amaranth")}
-    for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK):
+    for tool in toolchain.tools:
         versions[tool.name] = tool.version()
     return versions
-
-
-_STEPS = (
-    (r"Promoting|Packing|Info: Annotating", "packing"),
-    (r"Placed \d+ cells|at iteration #|simulated annealing|Legaliz", "placing"),
-    (r"Routing|iter=\d+|Router", "routing"),
-    (r"Critical path|Max frequency", "timing"),
-)
-
-
-def _nextpnr_note(text: str) -> str:
-    """What nextpnr is at, from the end of its log."""
-    for line in reversed(text.splitlines()):
-        for pattern, note in _STEPS:
-            if re.search(pattern, line):
-                return note
-    return ""

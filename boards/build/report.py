@@ -6,12 +6,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-# What counts as one multiplier or one block RAM of the ECP5, by cell name. MULT9X9D halves
-# and the pseudo-dual-port view of a block take the same primitive.
-DSP_CELLS = ("MULT18X18D", "MULT9X9D")
-BRAM_CELLS = ("DP16KD", "PDPW16KD")
-
-
 LUT_PROMISE = 0.1
 """By how much placed lookup tables may differ from planned ones, as a share of the plan."""
 
@@ -66,7 +60,17 @@ class Placed:
     ff: int
 
 
-def read_statistics(path: Path) -> Counts:
+@dataclass(frozen=True, kw_only=True)
+class Primitives:
+    """Names of a family's cells, by what they count as; place and route knows the first of each."""
+
+    dsp: tuple[str, ...]
+    bram: tuple[str, ...]
+    lut: tuple[str, ...]
+    ff: tuple[str, ...]
+
+
+def read_statistics(path: Path, primitives: Primitives) -> Counts:
     """Read what yosys' ``stat -json`` wrote.
 
     Raises OutputError when there is nothing to read in it.
@@ -79,12 +83,12 @@ def read_statistics(path: Path) -> Counts:
     except (ValueError, KeyError) as error:
         raise OutputError(f"{path} holds no statistics of yosys ({error})") from None
     return Counts(
-        dsp=sum(cells.get(name, 0) for name in DSP_CELLS),
-        bram=sum(cells.get(name, 0) for name in BRAM_CELLS),
+        dsp=sum(cells.get(name, 0) for name in primitives.dsp),
+        bram=sum(cells.get(name, 0) for name in primitives.bram),
     )
 
 
-def read_placement(path: Path, clock: str) -> Placed:
+def read_placement(path: Path, clock: str, primitives: Primitives) -> Placed:
     """Read nextpnr's ``--report``.
 
     ``clock`` is the name of the system clock's net. Raises OutputError when the report lacks
@@ -99,10 +103,10 @@ def read_placement(path: Path, clock: str) -> Placed:
         }
         return Placed(
             fmax_mhz=round(speeds[clock], 2),
-            dsp=used["MULT18X18D"],
-            bram=used["DP16KD"],
-            lut=used["TRELLIS_COMB"],
-            ff=used["TRELLIS_FF"],
+            dsp=used[primitives.dsp[0]],
+            bram=used[primitives.bram[0]],
+            lut=used[primitives.lut[0]],
+            ff=used[primitives.ff[0]],
         )
     except (ValueError, KeyError) as error:
         raise OutputError(f"{path} is not the report of nextpnr expected ({error})") from None

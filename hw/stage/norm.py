@@ -157,11 +157,14 @@ class DivisiveNormalization(UnitKind):
     """GDN, IGDN, GDN1 or IGDN1."""
 
     slot = "normalization"
-    suffix = "_norm"
 
     @staticmethod
     def fits(stage: Stage) -> bool:
         return stage.normalization is not None
+
+    @property
+    def name(self) -> str:
+        return self.stage.units[-1]
 
     @property
     def _norm(self) -> Normalization:

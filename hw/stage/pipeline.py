@@ -13,7 +13,7 @@ from lichen.hw.engine.feed import FEED_LATENCY
 from lichen.hw.engine.gate import FrameGate
 from lichen.hw.engine.row_buffer import SIZE_BITS, SIZE_LATENCY
 from lichen.hw.stage import timing
-from lichen.hw.stage.folding import Folding
+from lichen.hw.stage.folding import ArrayFolding, Folding
 from lichen.hw.stage.kind import UnitKind
 from lichen.hw.stage.kinds import check_folding, transform_units
 from lichen.hw.stage.unit import StageUnit
@@ -40,6 +40,11 @@ class Pipeline(Gateware):
         ``busy_NAME``, ``starts_NAME`` and ``beats_NAME`` for every unit.
     restartable : bool
         Adds the port ``restart``.
+
+    Attributes
+    ----------
+    kinds, units, arrays : list
+        Of every unit its kind, its gateware, and how its array is folded.
 
     Members
     -------
@@ -71,16 +76,17 @@ class Pipeline(Gateware):
         self.out_lanes = folding.stages[-1].chains
         self.kinds: list[UnitKind] = []
         self.units: list[StageUnit] = []
+        self.arrays: list[ArrayFolding] = []
         self._taps: dict[str, str] = {}  # stages by the names of their last units
         lanes, width = self.in_lanes, folding.max_width
         ports: dict[str, object] = {}
         for kinds, fold in zip(transform_units(transform), folding.stages, strict=True):
             for kind in kinds:
-                unit = kind.component(
-                    fold.array(kind.slot), chains=fold.chains, i_lanes=lanes, max_width=width
-                )
+                array = fold.array(kind.slot)
+                unit = kind.component(array, chains=fold.chains, i_lanes=lanes, max_width=width)
                 self.kinds.append(kind)
                 self.units.append(unit)
+                self.arrays.append(array)
                 lanes, width = fold.chains, max(1, unit.output_size(1, width)[1])
                 if debug:
                     ports |= {f"{bit}_{kind.name}": Out(1) for bit in DEBUG_BITS}

