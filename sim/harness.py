@@ -234,9 +234,9 @@ _AWAKE = "awake"
 
 def _verilog_ports(design: str) -> set[str]:
     """Names of the ports of the top module."""
-    header = re.search(rf"^module {TOP}\((.*?)\);", design, re.MULTILINE | re.DOTALL)
+    header = re.search(rf"^module {TOP} ?\((.*?)\);", design, re.MULTILINE | re.DOTALL)
     assert header is not None
-    return {name.strip() for name in header[1].split(",")}
+    return {port.split()[-1] for port in header[1].split(",")}
 
 
 def _generate(

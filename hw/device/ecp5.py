@@ -8,6 +8,7 @@ together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import resources
 
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Value
 
@@ -31,6 +32,13 @@ class Target:
     """Stands for the device where there is no board's platform: to emit the cells as Verilog."""
 
     device = "LFE5U"
+
+
+def cell_models() -> dict[str, str]:
+    """Behavioural Verilog of the family's cells that gateware is made of, by their names."""
+    folder = resources.files(__package__) / "cells" / "ecp5"
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    return {file.name.removesuffix(".v"): file.read_text(encoding="utf-8") for file in files}
 
 
 def _multiply(m: Module, name: str, a: Value, b: Value, p: Signal) -> None:

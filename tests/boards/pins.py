@@ -19,10 +19,9 @@ from lichen.boards.ecp5.pll import PLL
 from lichen.boards.link import protocol
 from lichen.boards.link.uart import BREAK_BITS, Receiver, Transmitter
 from lichen.boards.top import UARTTop
+from lichen.hw.device.ecp5 import cell_models
 from lichen.hw.verilog import emit
 from lichen.sim.harness import TOP
-
-from ..hw.netlist import CELLS
 
 CYCLES_PER_BIT = 8
 
@@ -253,6 +252,4 @@ def wired(board: Board, top: UARTTop, pll: PLL) -> str:
     assert count == 1
     text, count = re.subn(r"\bEHXPLLL #\(.*?\) pll \(", "EHXPLLL pll (", text, flags=re.DOTALL)
     assert count == 1
-    # Two states know no open input.
-    cells = re.sub(r"^.*1'bz.*$", "", CELLS.read_text(), flags=re.MULTILINE)
-    return "\n".join([emit(Pins(), TOP), text, MODELS, cells])
+    return "\n".join([emit(Pins(), TOP), text, MODELS, *cell_models().values()])

@@ -1,7 +1,7 @@
 """What yosys makes of a component on an ECP5, with models of the cells it is made of.
 
 Lookup tables, carry chains, flip-flops and distributed memories are modelled by what yosys itself
-ships for the family, multipliers and block RAMs by ``ecp5_cells.v`` beside this file.
+ships for the family, multipliers and block RAMs by the project's own models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from lichen.boards.build.tools import YOSYS
 from lichen.hw.device import ecp5
 from lichen.hw.verilog import emit
 
-CELLS = Path(__file__).with_name("ecp5_cells.v")
 SHIPPED = ("LUT2", "LUT4", "PFUMX", "L6MUX21", "CCU2C", "TRELLIS_FF", "TRELLIS_DPR16X4")
 """Cells whose models come with yosys."""
 
@@ -37,8 +36,8 @@ def cell_models() -> str:
         for name in SHIPPED
     ]
     assert all(models), "yosys has other cells than it used to"
-    own = f"`define YOSYS_MODELS\n{CELLS.read_text()}"
-    return "\n".join([*(model[0] for model in models if model), own])
+    own = [text for name, text in ecp5.cell_models().items() if name not in SHIPPED]
+    return "\n".join([*(model[0] for model in models if model), *own])
 
 
 def synthesize(component: wiring.Component, name: str, folder: Path) -> str:

@@ -15,8 +15,6 @@ from lichen.hw.device.multiplier import Multiplier
 from lichen.hw.engine.element import ELEMENTS, Backend, Element, packs
 from lichen.hw.verilog import emit
 
-CELLS = Path(__file__).with_name("ecp5_cells.v")
-
 CASES = [
     (Backend.PORTABLE, signed(8), signed(6), 3),
     (Backend.DSP, signed(8), signed(8), 4),
@@ -85,7 +83,10 @@ module bench;
     end
 endmodule
 """)
-    files = ["element.v", "bench.v"] + ([str(CELLS)] if platform is not None else [])
+    files = ["element.v", "bench.v"]
+    if platform is not None:
+        (folder / "cells.v").write_text("\n".join(ecp5.cell_models().values()))
+        files.append("cells.v")
     subprocess.run(
         ["iverilog", "-g2012", "-s", "bench", "-o", "bench.vvp", *files], cwd=folder, check=True
     )

@@ -24,8 +24,6 @@ from lichen.hw.stage.pipeline import Pipeline
 from lichen.hw.verilog import emit
 from lichen.network.random import StageShape, random_transform
 
-CELLS = Path(__file__).with_name("ecp5_cells.v")
-
 
 @settings(deadline=None)
 @given(st.integers(1, 40_000), st.integers(1, 800), st.booleans())
@@ -179,7 +177,10 @@ module bench;
     end
 endmodule
 """)
-    files = ["ram.v", "bench.v"] + ([str(CELLS)] if platform is not None else [])
+    files = ["ram.v", "bench.v"]
+    if platform is not None:
+        (folder / "cells.v").write_text("\n".join(ecp5.cell_models().values()))
+        files.append("cells.v")
     subprocess.run(
         ["iverilog", "-g2012", "-s", "bench", "-o", "bench.vvp", *files], cwd=folder, check=True
     )
