@@ -271,6 +271,8 @@ class Writer:
             else:
                 bits = cell.ports["A"]
             return f"{_UNARY[kind]}{self.value(bits)}"
+        if kind not in (*BITWISE, *RISING, *COMPARISONS):
+            raise NotImplementedError(f"no Verilog for the cell {kind}")
         sign = _BINARY[kind]
         if kind in BITWISE:
             sides = [[operand(cell, p, len(out))[i] for i in kept] for p in "AB"]
@@ -279,11 +281,9 @@ class Writer:
         if kind in RISING:
             sides = [operand(cell, port, kept[-1] + 1) for port in "AB"]
             signed = kind == "$mul" and bool(cell.number("A_SIGNED"))
-        elif kind in COMPARISONS:
+        else:
             sides = [operand(cell, port, compared_width(cell)) for port in "AB"]
             signed = kind not in ("$eq", "$ne") and bool(cell.number("A_SIGNED"))
-        else:
-            raise NotImplementedError(f"no Verilog for the cell {kind}")
         texts = [self.value(side) for side in sides]
         if signed:
             texts = [f"$signed({text})" for text in texts]
