@@ -19,6 +19,9 @@ from lichen.sim.beats import Lanes, Recording
 JOB, EXPECTED, REPORT = "job.json", "expected.npz", "report.json"
 """Files of a simulation's working directory: what to do, what should come, what came."""
 
+STARTED = "started"
+"""A file there once simulated time has passed zero."""
+
 
 def examine(
     folder: Path, *, clocks: int, stuck: bool, endless: bool, seconds: float

@@ -9,6 +9,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +27,7 @@ from lichen.sim import verilator
 from lichen.sim import waves as waveforms
 from lichen.sim.beats import Recording
 from lichen.sim.harness import BENCH, COUNTED, Stream, make_bench
-from lichen.sim.report import EXPECTED, JOB, REPORT
+from lichen.sim.report import EXPECTED, JOB, REPORT, STARTED
 
 Tensor = npt.NDArray[np.integer]
 Wanted = Tensor | tuple[int, int, int]
@@ -35,6 +36,12 @@ QUIET_CYCLES = 100_000
 """Cycles without any beat after which a component that predicts nothing counts as stuck."""
 LINGER_CYCLES = (1024, 8192)
 """How long late beats are waited for, at least and at most, after a run as long as that."""
+
+START_SECONDS = 900.0
+"""Wall-clock time after which a simulator that is still at time zero will never leave it."""
+
+SLOWEST = {"verilator": 200, "icarus": 5}
+"""Cycles a second that any machine simulates, whatever else it does. What takes longer hangs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +239,7 @@ class Simulator:
             arguments = [f"+{key}={value}" for key, value in plusargs.items()]
             if waves is not None:
                 arguments.append("+waves")
-            self._execute(folder, arguments)
+            self._execute(folder, arguments, plusargs["limit"])
             result = self._read(folder, stalled=bool(idle or backpressure))
             if waves is not None:
                 target = waves.with_name(waves.name + waveforms.SUFFIX)
@@ -321,8 +328,12 @@ class Simulator:
         }
         (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
 
-    def _execute(self, folder: Path, arguments: Sequence[str]) -> None:
-        """Run the simulator in a prepared folder."""
+    def _execute(self, folder: Path, arguments: Sequence[str], most_cycles: int) -> None:
+        """Run the simulator in a prepared folder, for so many cycles or, if 0, who knows how many.
+
+        Two blocks that wake each other within a moment of simulated time would do so for ever, and
+        no bound in cycles sees that: hence those by the clock on the wall.
+        """
         if self.simulator == "verilator":
             command = [str(self._folder / "simulator")]
         else:
@@ -331,8 +342,27 @@ class Simulator:
             command += [str(self._folder / "simulator.vvp"), "-fst"]
         log = folder / "simulator.log"
         environment = _environment(folder)
+        began = time.monotonic()
+
+        def look() -> None:
+            seconds = time.monotonic() - began
+            if seconds <= START_SECONDS:
+                return
+            if not (folder / STARTED).exists():
+                raise RuntimeError(
+                    f"the {self.simulator} simulation is still at time zero after {seconds:.0f} s "
+                    "and was ended: blocks of the Verilog that wake each other never come to rest."
+                )
+            if most_cycles and seconds > START_SECONDS + most_cycles / SLOWEST[self.simulator]:
+                raise RuntimeError(
+                    f"the {self.simulator} simulation has not done its {most_cycles} cycles in "
+                    f"{seconds:.0f} s and was ended: its time stands still, or this machine does."
+                )
+
         with log.open("wb") as output:
-            done = processes.run([*command, *arguments], cwd=folder, env=environment, output=output)
+            done = processes.run(
+                [*command, *arguments], cwd=folder, env=environment, output=output, tick=look
+            )
         # what a full disk has cut short is no fault of the gateware
         (folder / "probe").write_bytes(bytes(1 << 16))
         if not (folder / REPORT).exists():

@@ -13,13 +13,14 @@ from pathlib import Path
 import cocotb
 from cocotb.triggers import RisingEdge, Timer
 
-from lichen.sim.report import REPORT, examine
+from lichen.sim.report import REPORT, STARTED, examine
 
 
 @cocotb.test()
 async def streams_match(dut) -> None:  # type: ignore[no-untyped-def]
     """Every observed stream carries exactly the expected beats."""
     await Timer(1, "step")
+    Path(STARTED).touch()
     began = time.perf_counter()
     dut.start.value = 1
     await RisingEdge(dut.done)

@@ -36,7 +36,10 @@ ECPPACK = Tool(
     version_option="--version",
 )
 
-DEVICES = {"LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k", "LFE5U-12F": "--12k"}
+DEVICES = {
+    **{f"LFE5U-{size}F": f"--{size}k" for size in (12, 25, 45, 85)},
+    **{f"LFE5UM5G-{size}F": f"--um5g-{size}k" for size in (25, 45, 85)},
+}
 """nextpnr's options, by device."""
 
 # What counts as one multiplier or one block RAM, by cell name. MULT9X9D halves and the

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +17,12 @@ from amaranth.hdl import Array, Const, Module, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from lichen import processes
 from lichen.errors import UserError
-from lichen.sim import verilator
+from lichen.sim import runner, verilator
 from lichen.sim.beats import Lanes, Recording
 from lichen.sim.harness import compact_memories
+from lichen.sim.report import STARTED
 from lichen.sim.runner import Simulator, simulate
 
 LANES, BITS, STEPS = 3, 16, 2
@@ -480,3 +485,57 @@ def test_memories_move_to_files() -> None:
 def test_first_channel_lies_in_the_low_bits() -> None:
     lanes = Lanes(count=2, bits=4, signed=False)
     assert lanes.pack(np.array([[[1, 2]]])) == b"\x21"
+
+
+def hanging(tmp_path: Path, *, started: bool) -> Simulator:
+    """A simulator whose program never ends, past time zero or before."""
+    program = tmp_path / "simulator"
+    mark = f"Path({STARTED!r}).touch()" if started else "pass"
+    program.write_text(
+        f"#!{sys.executable}\nimport time\nfrom pathlib import Path\n"
+        f"Path('pid').write_text(str(__import__('os').getpid()))\n{mark}\ntime.sleep(600)\n"
+    )
+    program.chmod(0o755)
+    built = object.__new__(Simulator)
+    built.simulator, built._folder = "verilator", tmp_path
+    return built
+
+
+@pytest.mark.parametrize(
+    ("started", "message"),
+    [
+        (False, r"the verilator simulation is still at time zero after 1 s and was ended"),
+        (True, r"has not done its 100 cycles in 1 s and was ended: its time stands still"),
+    ],
+)
+def test_a_simulator_that_hangs_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: bool, message: str
+) -> None:
+    monkeypatch.setattr(runner, "START_SECONDS", 0.6)
+    monkeypatch.setitem(runner.SLOWEST, "verilator", 1000)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(RuntimeError, match=message):
+        hanging(tmp_path, started=started)._execute(folder, [], 100)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((folder / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize("fixture", ["icarus", "verilated"])
+def test_a_simulator_says_that_its_time_has_passed_zero(
+    fixture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which a bound by the clock on the wall waits for."""
+    seen, intact = [], processes.run
+
+    def run(command: list[str], *, cwd: Path, **options: Any) -> processes.Finished:
+        done = intact(command, cwd=cwd, **options)
+        seen.append((cwd / STARTED).exists())
+        return done
+
+    built: Simulator = request.getfixturevalue(fixture)
+    monkeypatch.setattr(processes, "run", run)
+    once = step(frame(0))
+    taps = {"first": [once], "second": [step(once)]} if built.taps else None
+    assert built.run([frame(0)], [step(once)], expected_taps=taps).ok
+    assert seen == [True]
