@@ -8,15 +8,20 @@ the same on every machine.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lichen.codec import ranges
+from lichen import native
+from lichen.codec import entropy, ranges
 from lichen.codec.entropy import BUCKET_BITS, PRECISION, EntropyError, bucket_starts
 from lichen.codec.layout import Layout, Window
+from lichen.network import context as network_context
 from lichen.network.context import (
     MAGNITUDE_MAX,
     MEAN_BITS,
@@ -26,11 +31,15 @@ from lichen.network.context import (
     Contexts,
 )
 
+BEYOND_LIMITS = 1
 _FAILURES = {
-    1: "it holds a symbol that the network cannot make",
+    BEYOND_LIMITS: "it holds a symbol that the network cannot make",
     ranges.IMPOSSIBLE: "it holds what no encoder writes",
     ranges.ENDS_WRONG: "it does not end where it should",
 }
+
+ENCODER_STATE, DECODER_STATE = 5, 3
+"""Lengths of the range coder's states, see `ranges.steps`."""
 
 ESCAPE_BITS_MAX = 31
 """Greatest n of an escape's distance, of n + 1 bits."""
@@ -41,14 +50,9 @@ SYMBOL_BYTES_MAX = 12
 Symbols = npt.NDArray[np.int32]
 
 
-@functools.cache
-def _compiled() -> SimpleNamespace:
-    """The loops, compiled on first use and kept in numba's cache."""
-    import numba
-    from numba.extending import register_jitable
-
-    jit = numba.njit(cache=True, nogil=True)
-    found = ranges.steps()
+def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
+    """The loops, for `lichen.native`: arguments as `_SIGNATURES` has them."""
+    found = ranges.steps(inline)
     put, finish, slot_of, consume = found.encode, found.finish, found.slot, found.consume
     begin_decoding, ends_right = found.begin_decoding, found.ends_right
     one, sixteen = np.uint64(1), np.uint64(PRECISION)
@@ -56,7 +60,7 @@ def _compiled() -> SimpleNamespace:
     half, mean_bits = 1 << (MEAN_BITS - 1), MEAN_BITS
     most, magnitude, value_most = SCALE_MAX, MAGNITUDE_MAX, VALUE_MAX
 
-    @register_jitable
+    @inline
     def places(i, j, top, left, right):
         """Rows and columns of W, N, NW and NE as the model says; -1 for none at all."""
         has_w, has_n = j > left, i > top
@@ -68,15 +72,15 @@ def _compiled() -> SimpleNamespace:
         ne = (i - 1, j + 1) if j + 1 < right else n
         return w, n, nw, ne
 
-    @register_jitable
+    @inline
     def small(v):
         return min(abs(v), magnitude)
 
-    @register_jitable
+    @inline
     def limited(v):
         return max(-value_most, min(v, value_most))
 
-    @register_jitable
+    @inline
     def predict(c, w, n, nw, ne, sums, model, extra):
         """The scale and the mean of a symbol."""
         bias, near, slope, _, outer, shifts = model
@@ -94,30 +98,30 @@ def _compiled() -> SimpleNamespace:
             mean += slope[2, c] * limited(nw) + slope[3, c] * limited(ne)
         return min(bias[c] + (total >> shifts[2]), most), mean
 
-    @register_jitable
+    @inline
     def start(sums, i, j, window, zeros, y):
         """Where the neighbours of a place lie."""
         sums[:] = 0
-        top, left, right, _, _ = window
+        top, left, right = window[0], window[1], window[2]
         w, n, nw, ne = places(i, j, top, left, right)
         if w[0] < 0:
             return zeros, zeros, zeros, zeros
         return y[w[0], w[1]], y[n[0], n[1]], y[nw[0], nw[1]], y[ne[0], ne[1]]
 
-    @register_jitable
+    @inline
     def extra_sum(i, j, c, indices, spread, levels, shifts):
         if spread.shape[0] == 0:
             return np.int64(0)
         return (spread[c] * levels[indices[i, j, c]]) << shifts[1]
 
-    @register_jitable
+    @inline
     def add(sums, inner, c, value):
         m = small(np.int64(value))
         if m:
             for k in range(inner.shape[0]):
                 sums[k] += inner[k, c] * m
 
-    @register_jitable
+    @inline
     def code_escape(out, state, v, above):
         """The sign and Elias's gamma code of a distance v >= 1."""
         put(out, state, np.uint64(1 if above else 0), one, one)
@@ -130,7 +134,7 @@ def _compiled() -> SimpleNamespace:
         for k in range(n - 1, -1, -1):
             put(out, state, np.uint64((v >> k) & 1), one, one)
 
-    @register_jitable
+    @inline
     def read_bit(data, state):
         bit = slot_of(state, one)
         if bit > one:
@@ -138,7 +142,7 @@ def _compiled() -> SimpleNamespace:
         consume(data, state, bit, one, one)
         return np.int64(bit)
 
-    @register_jitable
+    @inline
     def read_escape(data, state, beyond):
         """The value of an escape, for a table whose first value beyond is ``beyond``."""
         above = read_bit(data, state)
@@ -159,38 +163,37 @@ def _compiled() -> SimpleNamespace:
             v = v << 1 | bit
         return (v + beyond - 1 if above else -v), True
 
-    @jit
-    def predictions(y, indices, window, model, spread, levels, scales, means):
+    def predictions(
+        y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, sums, zeros,
+        scales, means,
+    ):  # fmt: skip
         """All scales and means of a window, for fitting."""
-        top, left, right, first, last = window
-        inner = model[3]
-        sums = np.zeros(inner.shape[0], np.int64)
-        zeros = np.zeros(y.shape[2], y.dtype)
+        model = bias, near, slope, inner, outer, shifts
+        top, left, right, first, last = window[0], window[1], window[2], window[3], window[4]
         for place in range(first, last):
             i, j = top + place // (right - left), left + place % (right - left)
             w, n, nw, ne = start(sums, i, j, window, zeros, y)
             for c in range(y.shape[2]):
-                extra = extra_sum(i, j, c, indices, spread, levels, model[5])
+                extra = extra_sum(i, j, c, indices, spread, levels, shifts)
                 scale, mean = predict(c, w[c], n[c], nw[c], ne[c], sums, model, extra)
                 scales[i, j, c], means[i, j, c] = scale, mean
                 add(sums, inner, c, y[i, j, c])
+        return 0
 
-    @jit
-    def encode(y, indices, window, model, spread, levels, choice, tables, out):
+    def encode(
+        y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, sums, zeros,
+        bins, phase, chosen, cdf, lengths, offsets, state, out,
+    ):  # fmt: skip
         """Writes the stream of a window; returns its length."""
-        top, left, right, first, last = window
-        inner = model[3]
-        bins, phase, chosen = choice
-        cdf, lengths, offsets, _ = tables
-        state = np.zeros(5, np.uint64)
+        model = bias, near, slope, inner, outer, shifts
+        top, left, right, first, last = window[0], window[1], window[2], window[3], window[4]
+        state[:] = 0
         state[1] = np.uint64(0xFFFFFFFF)
-        sums = np.zeros(inner.shape[0], np.int64)
-        zeros = np.zeros(y.shape[2], y.dtype)
         for place in range(first, last):
             i, j = top + place // (right - left), left + place % (right - left)
             w, n, nw, ne = start(sums, i, j, window, zeros, y)
             for c in range(y.shape[2]):
-                extra = extra_sum(i, j, c, indices, spread, levels, model[5])
+                extra = extra_sum(i, j, c, indices, spread, levels, shifts)
                 scale, mean = predict(c, w[c], n[c], nw[c], ne[c], sums, model, extra)
                 whole = (mean + half) >> mean_bits
                 part = mean - (whole << mean_bits)
@@ -208,30 +211,26 @@ def _compiled() -> SimpleNamespace:
                 add(sums, inner, c, y[i, j, c])
         return finish(out, state)
 
-    @jit
-    def decode(data, y, indices, window, model, spread, levels, choice, tables, limits):
+    def decode(
+        y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, sums, zeros,
+        bins, phase, chosen, cdf, lengths, offsets, state, buckets, data, lo, hi,
+    ):  # fmt: skip
         """Fills a window; returns 0 or a key of _FAILURES."""
-        top, left, right, first, last = window
-        inner = model[3]
-        bins, phase, chosen = choice
-        cdf, lengths, offsets, buckets = tables
-        state = np.zeros(3, np.uint64)
+        model = bias, near, slope, inner, outer, shifts
+        top, left, right, first, last = window[0], window[1], window[2], window[3], window[4]
         begin_decoding(data, state)
-        sums = np.zeros(inner.shape[0], np.int64)
-        zeros = np.zeros(y.shape[2], y.dtype)
-        lo, hi = limits
         for place in range(first, last):
             i, j = top + place // (right - left), left + place % (right - left)
             w, n, nw, ne = start(sums, i, j, window, zeros, y)
             for c in range(y.shape[2]):
-                extra = extra_sum(i, j, c, indices, spread, levels, model[5])
+                extra = extra_sum(i, j, c, indices, spread, levels, shifts)
                 scale, mean = predict(c, w[c], n[c], nw[c], ne[c], sums, model, extra)
                 whole = (mean + half) >> mean_bits
                 part = mean - (whole << mean_bits)
                 t = chosen[bins[scale], phase[abs(part)]]
                 slot = slot_of(state, sixteen)
                 if slot > np.uint64(0xFFFF):
-                    return 2
+                    return ranges.IMPOSSIBLE
                 entry = np.int64(buckets[t, slot >> bucket_shift])
                 while np.uint64(cdf[t, entry + 1]) <= slot:
                     entry += 1
@@ -241,16 +240,36 @@ def _compiled() -> SimpleNamespace:
                 if entry == beyond:
                     value, good = read_escape(data, state, beyond)
                     if not good:
-                        return 2
+                        return ranges.IMPOSSIBLE
                 value += offsets[t]
                 symbol = whole + (-value if part < 0 else value)
                 if symbol < lo or symbol > hi:
-                    return 1
+                    return BEYOND_LIMITS
                 y[i, j, c] = symbol
                 add(sums, inner, c, symbol)
-        return 0 if ends_right(data, state) else 3
+        return 0 if ends_right(data, state) else ranges.ENDS_WRONG
 
-    return SimpleNamespace(predictions=predictions, encode=encode, decode=decode)
+    return {"predictions": predictions, "encode": encode, "decode": decode}
+
+
+_LATENT = ("int32[3]", "int32[3]", "int64[1]")
+_MODEL = (
+    "int64[1]", *["int64[2]"] * 4, *["int64[1]"] * 3,
+    "int64[1]", "int32[1]",
+)  # fmt: skip
+_TABLES = ("uint8[1]", "int64[1]", "int64[2]", "int32[2]", "int64[1]", "int64[1]", "uint64[1]")
+_SIGNATURES = {
+    "predictions": (*_LATENT, *_MODEL, "int64[3]", "int64[3]"),
+    "encode": (*_LATENT, *_MODEL, *_TABLES, "uint8[1]"),
+    "decode": (*_LATENT, *_MODEL, *_TABLES, "uint16[2]", "uint8[1]", "int64", "int64"),
+}
+
+
+@functools.cache
+def _compiled() -> SimpleNamespace:
+    """The loops, compiled."""
+    modules = (ranges.__file__, network_context.__file__, entropy.__file__, __file__)
+    return native.load("contexts", _loops, _SIGNATURES, [Path(one) for one in modules])
 
 
 NO_LIMITS = (-(1 << 31), (1 << 31) - 1)
@@ -270,14 +289,16 @@ class ContextCoder:
         model, tables = contexts.latents[name], contexts.tables
         self.channels = model.channels
         self.levels = 0 if model.levels is None else len(model.levels)
-        self._model = arithmetic(model)
-        self._spread, self._levels = _hyper(model)
+        self._inner = len(model.inner)
+        self._model = [native.pin(array) for array in arithmetic(model)]
         scales = np.arange(SCALE_MAX + 1)
         bins = np.searchsorted(model.edges.astype(np.int64), scales, side="right").astype(np.uint8)
-        self._choice = (bins, model.phase.astype(np.int64), model.choice.astype(np.int64))
         cdf = np.ascontiguousarray(tables.cdf, np.int32)
         lengths = tables.lengths.astype(np.int64)
-        self._tables = (cdf, lengths, tables.offsets.astype(np.int64), bucket_starts(cdf, lengths))
+        choice = (bins, model.phase.astype(np.int64), model.choice.astype(np.int64))
+        bank = (cdf, lengths, tables.offsets.astype(np.int64))
+        self._tables = [native.pin(array) for array in (*choice, *bank)]
+        self._buckets = native.pin(bucket_starts(cdf, lengths))
 
     def encode(self, symbols: Symbols, indices: Symbols | None, window: Window) -> bytes:
         """The stream of a window of symbols (h, w, channels).
@@ -288,8 +309,8 @@ class ContextCoder:
         symbols = np.require(symbols, np.int32, ["C", "W"])
         out = np.zeros(window.size * self.channels * SYMBOL_BYTES_MAX + 8, np.uint8)
         length = _compiled().encode(
-            symbols, self._indices(indices), _tuple(window), self._model, self._spread,
-            self._levels, self._choice, self._tables, out,
+            symbols, self._indices(indices), *self._start(window), *self._tables,
+            np.zeros(ENCODER_STATE, np.uint64), out,
         )  # fmt: skip
         return out[:length].tobytes()
 
@@ -307,12 +328,16 @@ class ContextCoder:
         ``limits``.
         """
         failure = _compiled().decode(
-            np.frombuffer(data, np.uint8), symbols, self._indices(indices), _tuple(window),
-            self._model, self._spread, self._levels, self._choice, self._tables,
-            NO_LIMITS if limits is None else limits,
+            symbols, self._indices(indices), *self._start(window), *self._tables,
+            np.zeros(DECODER_STATE, np.uint64), self._buckets, np.frombuffer(data, np.uint8),
+            *(NO_LIMITS if limits is None else limits),
         )  # fmt: skip
         if failure:
             raise EntropyError(f"the coded data are damaged: {_FAILURES[failure]}")
+
+    def _start(self, window: Window) -> tuple[Any, ...]:
+        """The window, the model, and what a loop counts in."""
+        return _scratch(window, self._model, self._inner, self.channels)
 
     def _indices(self, indices: Symbols | None) -> Symbols:
         """What the loops read; nothing without levels."""
@@ -321,14 +346,22 @@ class ContextCoder:
         return np.require(indices, np.int32, ["C", "W"])
 
 
-Arithmetic = tuple[npt.NDArray[np.int64], ...]
+def _scratch(window: Window, model: Sequence[Any], inner: int, channels: int) -> tuple[Any, ...]:
+    """A window, a model, room for its sums over channels, and neighbours where there are none."""
+    measures = np.array([window.rows[0], *window.columns, *window.places], np.int64)
+    return (measures, *model, np.zeros(inner, np.int64), np.zeros(channels, np.int32))
 
 
-def arithmetic(model: ContextModel) -> Arithmetic:
-    """What the loops read of a model: bias, near, slope, inner, outer, shifts."""
+def arithmetic(model: ContextModel) -> list[npt.NDArray[np.int64]]:
+    """What the loops read of a model: `_MODEL`, but for what they count in."""
     shifts = np.array([model.near_shift, model.spread_shift, model.shift], np.int64)
-    arrays = (model.bias, model.near, model.slope, model.inner, model.outer)
-    return (*(np.ascontiguousarray(array, np.int64) for array in arrays), shifts)
+    spread, levels = model.spread, model.levels
+    if spread is None or levels is None:
+        spread = levels = np.zeros(0, np.int64)
+    arrays = (
+        model.bias, model.near, model.slope, model.inner, model.outer, shifts, spread, levels,
+    )  # fmt: skip
+    return [np.ascontiguousarray(array, np.int64) for array in arrays]
 
 
 def predictions(
@@ -336,23 +369,14 @@ def predictions(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Scales and means of all symbols (h, w, channels) of a latent, for fitting."""
     scales, means = np.zeros(symbols.shape, np.int64), np.zeros(symbols.shape, np.int64)
-    spread, levels = _hyper(model)
-    if indices is None or not len(levels):
+    symbols = np.ascontiguousarray(symbols, np.int32)
+    if indices is None or model.levels is None:
         indices = np.zeros((0, 0, 0), np.int32)
+    fields = arithmetic(model)
     for group in layout.groups(*symbols.shape[:2]):
         window = replace(group[0], places=(0, group[-1].places[1]))
+        start = _scratch(window, fields, len(model.inner), model.channels)
         _compiled().predictions(
-            symbols, indices, _tuple(window), arithmetic(model), spread, levels, scales, means
+            symbols, np.ascontiguousarray(indices, np.int32), *start, scales, means
         )
     return scales, means
-
-
-def _hyper(model: ContextModel) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Spread and levels, empty without a hyperprior."""
-    if model.spread is None or model.levels is None:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    return model.spread.astype(np.int64), model.levels.astype(np.int64)
-
-
-def _tuple(window: Window) -> tuple[int, int, int, int, int]:
-    return (window.rows[0], *window.columns, *window.places)

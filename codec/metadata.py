@@ -7,10 +7,13 @@ import io
 import struct
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import Image
 
 _DATE = slice(24, 36)
 """When a profile was made, in its header: no two would be equal."""
+
+ORIENTATION = 0x0112
+"""EXIF's tag of how the image lies."""
 
 _STEPS = 9
 """Values of each colour that profiles are compared at."""
@@ -19,6 +22,8 @@ _STEPS = 9
 @functools.cache
 def srgb_profile() -> bytes:
     """An ICC profile of sRGB, the same at any time."""
+    from PIL import ImageCms
+
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[_DATE] = bytes(12)
     return bytes(profile)
@@ -34,6 +39,8 @@ def is_srgb(icc: bytes | None) -> bool:
     """
     if icc is None or icc[16:20] != b"RGB ":
         return False
+    from PIL import ImageCms
+
     values = np.linspace(0, 255, _STEPS).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(values, values, values, indexing="ij"), axis=-1)
     colours = Image.fromarray(grid.reshape(_STEPS, _STEPS**2, 3))
@@ -58,7 +65,7 @@ def exif(image: Image.Image) -> bytes | None:
     """
     try:
         found = image.getexif()
-        found.pop(ExifTags.Base.Orientation, None)
+        found.pop(ORIENTATION, None)
         return found.tobytes() if len(found) or found._ifds else None
     except (OSError, ValueError, TypeError, KeyError, SyntaxError, struct.error, OverflowError):
         return None

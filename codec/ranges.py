@@ -27,8 +27,11 @@ The steps below are compiled into the loops of `lichen.codec.context`.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 
 RANGE_MIN = 1 << 24
 
@@ -36,30 +39,26 @@ ENDS_WRONG = 3
 IMPOSSIBLE = 2
 
 
-@functools.cache
-def steps() -> SimpleNamespace:
-    """The steps for numba's loops: state arrays of uint64, functions that others inline.
+def steps(inline: Callable[..., Any]) -> SimpleNamespace:
+    """The steps for compiled loops: functions that these inline, on state arrays of uint64.
 
     An encoder's state is ``[low, range, cache, pending, length]``, a decoder's
-    ``[code, range, position]``.
+    ``[code, range, position]``. ``inline`` is what `lichen.native.load` gives.
     """
-    import numpy as np
-    from numba.extending import register_jitable
-
     zero, one, eight = np.uint64(0), np.uint64(1), np.uint64(8)
     window, byte = np.uint64(0xFFFFFFFF), np.uint64(0xFF)
     carry, range_min = np.uint64(1 << 32), np.uint64(RANGE_MIN)
     top, rest = np.uint64(0xFF000000), np.uint64(0x00FFFFFF)
     high = np.uint64(24)
 
-    @register_jitable
+    @inline
     def put(out, state, value):
         # the first byte of all is the integer part, 0
         if state[4] > zero:
             out[state[4] - one] = np.uint8(value & byte)
         state[4] += one
 
-    @register_jitable
+    @inline
     def shift(out, state):
         """Moves the window by a byte, and passes on what no carry can reach any more."""
         low = state[0]
@@ -74,7 +73,7 @@ def steps() -> SimpleNamespace:
             state[3] += one
         state[0] = (low & rest) << eight
 
-    @register_jitable
+    @inline
     def encode(out, state, start, frequency, bits):
         r = state[1] >> bits
         state[0] += r * start
@@ -83,7 +82,7 @@ def steps() -> SimpleNamespace:
             state[1] <<= eight
             shift(out, state)
 
-    @register_jitable
+    @inline
     def finish(out, state):
         """Writes the end; returns the stream's length."""
         place = state[0] & window
@@ -98,19 +97,19 @@ def steps() -> SimpleNamespace:
             length -= 1
         return length
 
-    @register_jitable
+    @inline
     def begin_decoding(data, state):
         code = zero
         for i in range(4):
             code = code << eight | (np.uint64(data[i]) if i < len(data) else zero)
         state[0], state[1], state[2] = code, window, np.uint64(4)
 
-    @register_jitable
+    @inline
     def slot(state, bits):
         """The entry's place, 2**bits or more where no encoder wrote this."""
         return state[0] // (state[1] >> bits)
 
-    @register_jitable
+    @inline
     def consume(data, state, start, frequency, bits):
         r = state[1] >> bits
         state[0] -= r * start
@@ -121,7 +120,7 @@ def steps() -> SimpleNamespace:
             state[1] <<= eight
             state[2] += one
 
-    @register_jitable
+    @inline
     def ends_right(data, state):
         length, at = len(data), np.int64(state[2])
         if length > at or (length > 0 and data[length - 1] == 0):

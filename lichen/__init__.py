@@ -4,6 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+__version__ = "0.1.0"
+"""What pyproject.toml takes for the package's version: reading it back is slow."""
+
 
 def _name_the_processor() -> None:
     """Tell OpenBLAS which kernels this processor runs, before NumPy loads it.

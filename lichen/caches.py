@@ -15,6 +15,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,25 @@ def folder(name: str) -> Path:
     instead = _temporary() / "lichen" / name
     _say(wanted, instead)
     return instead
+
+
+@functools.cache
+def private_folder(name: str) -> Path:
+    """`folder`, but one that nobody else can write, for what is run or loaded unseen."""
+    wanted = user_folder() / "lichen" / name
+    with suppress(OSError):
+        wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if stat.S_ISDIR(wanted.lstat().st_mode) and is_private(wanted.lstat()) and _usable(wanted):
+            return wanted
+    instead = _temporary() / "lichen" / name
+    with suppress(OSError):
+        instead.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return instead
+
+
+def is_private(found: os.stat_result) -> bool:
+    """Whether a file or folder is this user's, and nobody else may change it."""
+    return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 @functools.cache
@@ -87,8 +107,7 @@ def _temporary() -> Path:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
-        own = found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode)
-        if own and not found.st_mode & 0o022 and _usable(folder):
+        if stat.S_ISDIR(found.st_mode) and is_private(found) and _usable(folder):
             return folder
     except OSError:
         pass

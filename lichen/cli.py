@@ -10,10 +10,13 @@ from typing import Any
 
 import click
 
-from lichen import files, streams
+from lichen import __version__, files, streams
 from lichen.errors import UserError
 from lichen.network.names import lines
 from lichen.processes import orderly_signals
+
+# Pydantic would look for plugins in every package that is installed; ours are not made for any.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 # Name -> one-line help. Commands are imported only when used, so `lichen --help`
 # costs no import of torch, amaranth or numba.
@@ -71,7 +74,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="lichen")
+@click.version_option(__version__)
 def cli() -> None:
     """Grow trained learned-image-compression networks on open FPGAs, bit for bit."""
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import functools
 from enum import StrEnum
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
 
-from lichen import caches
+from lichen import native
 
 SATURATION_BITS = 18
 """Width of the signed operand that saturation prepares for an 18x18 multiplier."""
@@ -237,20 +238,11 @@ def signed_width(lo: int, hi: int) -> int:
     return max(max(int(hi), 0).bit_length(), max(-1 - int(lo), 0).bit_length()) + 1
 
 
-@functools.cache
-def compiled():
-    """The elementwise arithmetic above as compiled loops over rows of channels.
+def _loops(inline):
+    """The elementwise arithmetic above as loops over rows of channels, constants per channel.
 
-    Returns a namespace of ``requantize(acc, bias, d, m, m_negative, s, lo, hi, out)``,
-    ``norm_input(x, squares, t, out)`` and ``normalize(x, sums, beta, table, even, inverse, a,
-    k, b, lo, hi, out)``, all on arrays (rows, channels) with constants per channel; sums come
-    as floats that hold integers exactly.
-
-    The loops call the very functions of this module, and stand in its file because numba's
-    cache goes by the file of the compiled function: an edit above is never missed.
+    They call the very functions of this module.
     """
-    from numba.extending import register_jitable
-
     for function in (
         rshift_round,
         clamp,
@@ -261,33 +253,28 @@ def compiled():
         interpolate,
         scale_by_root,
     ):
-        register_jitable(function)
-    jit = caches.jit(nogil=True)
+        inline(function)
 
-    @jit
     def requantize_rows(acc, bias, d, m, m_negative, s, lo, hi, out):
         for i in range(acc.shape[0]):
             for c in range(acc.shape[1]):
                 v = np.int64(acc[i, c]) + bias[c]
                 out[i, c] = requantize_leaky(v, d[c], m[c], m_negative[c], s, lo, hi)
+        return 0
 
-    @jit
     def norm_input_rows(x, squares, t, out):
         for i in range(x.shape[0]):
             for c in range(x.shape[1]):
                 v = np.int64(x[i, c])
                 # `norm_input`, whose conditional numba cannot type for a run-time flag
-                out[i, c] = (v * v if squares else abs(v)) >> t
+                out[i, c] = (v * v if squares != 0 else abs(v)) >> t
+        return 0
 
-    @jit
-    def normalize_rows(x, sums, beta, table, even, inverse, a, k, b, lo, hi, out):
+    def normalize_rows(x, sums, beta, table, even, inverse, a, k, b, lo, hi, scratch, out):
         # `normalize` in three loops: the table lookup alone is not vectorized, and would keep
         # the rest from it
         channels = x.shape[1]
-        index = np.empty(channels, np.int64)
-        fraction = np.empty(channels, np.int64)
-        e = np.empty(channels, np.int64)
-        r = np.empty(channels, np.int64)
+        index, fraction, e, r = scratch[0], scratch[1], scratch[2], scratch[3]
         for i in range(x.shape[0]):
             for c in range(channels):
                 n = np.int64(sums[i, c]) + beta[c]
@@ -298,7 +285,59 @@ def compiled():
             for c in range(channels):
                 v = np.int64(x[i, c])
                 out[i, c] = scale_by_root(v, r[c], e[c], inverse, a, k[c], b, lo, hi)
+        return 0
 
-    return SimpleNamespace(
-        requantize=requantize_rows, norm_input=norm_input_rows, normalize=normalize_rows
-    )
+    return {
+        f"{name}_{kind}": loop
+        for name, loop in (
+            ("requantize", requantize_rows),
+            ("norm_input", norm_input_rows),
+            ("normalize", normalize_rows),
+        )
+        for kind in _SUMS
+    }
+
+
+_SUMS = ("float32", "float64")
+"""Types of sums, which hold integers exactly."""
+
+_CHANNEL = "int64[1]"
+
+
+def _signatures(kind: str) -> dict[str, tuple[str, ...]]:
+    """Arguments of the loops for sums of a type."""
+    sums, x = f"{kind}[2]", "int32[2]"
+    scalar = "int64"
+    return {
+        f"requantize_{kind}": (sums, *[_CHANNEL] * 4, scalar, scalar, scalar, x),
+        f"norm_input_{kind}": (x, scalar, scalar, sums),
+        f"normalize_{kind}": (
+            x, sums, _CHANNEL, "int64[2]", scalar, scalar, scalar, _CHANNEL, scalar, scalar, scalar,
+            "int64[2]", x,
+        ),
+    }  # fmt: skip
+
+
+@functools.cache
+def compiled() -> SimpleNamespace:
+    """The loops of `_loops`, compiled (`lichen.native`).
+
+    A namespace of ``requantize(acc, bias, d, m, m_negative, s, lo, hi, out)``,
+    ``norm_input(x, squares, t, out)`` and ``normalize(x, sums, beta, table, even, inverse, a,
+    k, b, lo, hi, out)``, all on arrays (rows, channels) with constants per channel; sums come
+    as floats that hold integers exactly, everything else is int64 but x and out, int32.
+    """
+    signatures = {name: found for kind in _SUMS for name, found in _signatures(kind).items()}
+    loops = native.load("arithmetic", _loops, signatures, [Path(__file__)])
+
+    def requantize(acc, *rest):
+        getattr(loops, f"requantize_{acc.dtype}")(acc, *rest)
+
+    def norm_input(x, squares, t, out):
+        getattr(loops, f"norm_input_{out.dtype}")(x, squares, t, out)
+
+    def normalize(x, sums, *rest):
+        scratch = np.empty((4, x.shape[1]), np.int64)
+        getattr(loops, f"normalize_{sums.dtype}")(x, sums, *rest[:-1], scratch, rest[-1])
+
+    return SimpleNamespace(requantize=requantize, norm_input=norm_input, normalize=normalize)

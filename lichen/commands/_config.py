@@ -11,15 +11,13 @@ by their names in lower case. Keys beside the tables are for any command.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lichen import files
+from lichen import __version__, files
 from lichen.errors import UserError
 
 SUFFIX = ".options.toml"
@@ -46,6 +44,8 @@ def _kept(command: click.Command) -> dict[str, click.Parameter]:
 
 def read(path: Path, command: click.Command) -> dict[str, Any]:
     """Values by parameter name; UserError for a file that is no TOML or has unknown options."""
+    import tomllib
+
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -70,9 +70,8 @@ def read(path: Path, command: click.Command) -> dict[str, Any]:
 
 def text_of(command: click.Command, values: dict[str, Any]) -> str:
     """The file that repeats a run: every option that had a value, given or not."""
-    version = importlib.metadata.version("lichen")
     lines = [
-        f"{MARK}{version}; the same again: lichen {command.name} --config FILE",
+        f"{MARK}{__version__}; the same again: lichen {command.name} --config FILE",
         f"[{command.name}]",
     ]
     for key, parameter in _kept(command).items():

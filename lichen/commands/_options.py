@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lichen.boards.board import Board
     from lichen.boards.design import Design
     from lichen.network.description import Network
+
+_T = TypeVar("_T")
 
 board = click.option("--board", "board_name", required=True, help="Board, for example ulx3s-85f.")
 transform = click.option(
@@ -182,8 +184,20 @@ def batch_report(
         raise UserError(f"{len(failures)} of {len(rows) + len(failures)} files failed.")
 
 
+def with_progress(tasks: Sequence[_T], *, quiet: bool) -> Iterable[_T]:
+    """Tasks, with a bar where there are several and somebody sees it."""
+    if quiet or len(tasks) == 1 or not sys.stderr.isatty():
+        return tasks
+    from tqdm import tqdm
+
+    return tqdm(tasks, unit="image")
+
+
 def note(sentence: str) -> None:
     """Say something beside a progress bar."""
+    if "tqdm" not in sys.modules:
+        click.echo(lines(sentence), err=True)
+        return
     from tqdm import tqdm
 
     tqdm.write(lines(sentence), file=sys.stderr)

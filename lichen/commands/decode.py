@@ -78,8 +78,6 @@ def command(
     Exit status: 0 only if every file was decoded whole; 1 if some were salvaged with losses; 2
     for unusable arguments or files.
     """
-    from tqdm import tqdm
-
     from lichen.codec.region import Region
     from lichen.sim.images import PIXELS_MAX, image_format
 
@@ -112,9 +110,7 @@ def command(
     containers: dict[str, Container] = {}
     done: list[dict[str, Any]] = []
     failures: list[str] = []
-    # None: no bar where nobody would see it
-    hidden = True if quiet or len(tasks) == 1 else None
-    for file, target in tqdm(tasks, unit="image", disable=hidden):
+    for file, target in _options.with_progress(tasks, quiet=quiet):
         try:
             data = _options.read_bytes(file)
             decoded = _decode(containers, net, file, data, options)

@@ -70,8 +70,6 @@ def command(
 
     Exit status: 0 only if every image was coded; 2 for unusable arguments or images.
     """
-    from tqdm import tqdm
-
     from lichen import models
     from lichen.codec.container import Container
     from lichen.files import write_atomically
@@ -85,9 +83,7 @@ def command(
     container = Container(network, threads, version=version)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    # None: no bar where nobody would see it
-    hidden = True if quiet or len(tasks) == 1 else None
-    for image, target in tqdm(tasks, unit="image", disable=hidden):
+    for image, target in _options.with_progress(tasks, quiet=quiet):
         try:
             row = _encode(container, image, target, engine, size, check, strip)
             write_atomically(target, row.pop("data"))

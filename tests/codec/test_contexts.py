@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lichen import native
+from lichen.codec import context
 from lichen.codec.context import ContextCoder, predictions
 from lichen.codec.entropy import EntropyError
 from lichen.codec.layout import Layout, Window
@@ -84,6 +86,26 @@ def test_streams_come_back(kind, seed):
             for group in layout.groups(11, 13):
                 for window in group:
                     coder.decode(coder.encode(y, indices, window), found, indices, window)
+            assert np.array_equal(found, y)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_interpreter_makes_the_same_streams(kind, monkeypatch):
+    """Compiled loops are the Python they are written in, without its checks."""
+    network = random_contexts(4, make_network(kind))
+    window = Window((0, 3), (0, 5), (2, 15))
+    for name in network.contexts.latents:
+        y, indices = latent(network, name, (3, 5), 6)
+        coder = ContextCoder(network.contexts, name)
+        stream = coder.encode(y, indices, window)
+        with monkeypatch.context() as patch:
+            loops = native.interpreted(context._loops)
+            patch.setattr(context, "_compiled", lambda loops=loops: loops)
+            assert coder.encode(y, indices, window) == stream
+            found = y.copy()
+            for block in window.blocks():
+                found[block] = 99
+            coder.decode(stream, found, indices, window)
             assert np.array_equal(found, y)
 
 
