@@ -19,11 +19,10 @@ import numpy.typing as npt
 from lichen.errors import UserError
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.ecp5 import ECP5
-from lichen.hw.plan.planner import BACKENDS, PHOTO, PRICE_ROUNDS, Known, _Search
 from lichen.hw.plan.prices import Prices
-from lichen.hw.plan.tiling import tiles
+from lichen.hw.plan.search import BACKENDS, PRICE_ROUNDS, Known, Part, Search
 from lichen.hw.stage.folding import Folding
-from lichen.network.description import Format, Stage, Transform
+from lichen.network.description import PHOTO, Format, Stage, Transform
 
 LATENCY = 0.04
 """Share of a tile's cycles in which the slowest array waits for its first rows, or has ended."""
@@ -137,20 +136,17 @@ class Pace:
     device: Device = ECP5
     _known: Known = field(default_factory=Known, compare=False, repr=False)
 
-    def _search(self, transform: Transform) -> tuple[_Search, list[int]]:
+    def _search(self, transform: Transform) -> tuple[Search, list[int]]:
         """The planner at this width, and the cycles that an array may take, by stage."""
         multiple = transform.downsampling
         if self.max_width < multiple or self.max_width % multiple:
             raise UserError(f"the width must be a multiple of {multiple}, not {self.max_width}.")
+        part = Part(transform, self.max_width, self.frame)
         try:
-            cut = tiles(transform, self.frame[1], self.max_width)
+            limit = int(self.cycles_per_frame / part.stretch * (1 - LATENCY))
         except ValueError as error:
             raise UserError(f"{error}.") from None
-        share = sum(tile.stop - tile.start for tile in cut) / self.max_width
-        limit = int(self.cycles_per_frame / share * (1 - LATENCY))
-        search = _Search(
-            transform, self.max_width, BACKENDS, self._known, self.frame, device=self.device
-        )
+        search = Search([part], BACKENDS, self._known, device=self.device)
         return search, [limit] * len(search.arrays)
 
     def normalized(self, prices: Prices) -> Prices:
@@ -194,4 +190,5 @@ class Pace:
     def reach(self, transform: Transform) -> Folding | None:
         """A folding that keeps the pace within the budget, by the cycles of its arrays alone."""
         search, limits = self._search(transform)
-        return search.reach(limits, self.budget)
+        found = search.reach(limits, self.budget)
+        return None if found is None else found[0]

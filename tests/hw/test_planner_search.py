@@ -9,8 +9,9 @@ import pytest
 from lichen.hw.device.device import Resources
 from lichen.hw.device.ecp5 import ECP5
 from lichen.hw.engine.element import Backend
-from lichen.hw.plan.planner import BACKENDS, _Search, _undominated, fits, plan, tile_widths
+from lichen.hw.plan.planner import fits, plan, tile_widths
 from lichen.hw.plan.prices import Prices
+from lichen.hw.plan.search import BACKENDS, Part, Search, undominated
 from lichen.hw.plan.tiling import tiles
 from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.pipeline import Pipeline
@@ -35,7 +36,7 @@ def narrow() -> Transform:
     "prices", [Prices(dsp=1, bram=1, lut=1e-4), Prices(dsp=1e-3, bram=1, lut=1)]
 )
 def test_the_search_counts_what_the_pipeline_answers(narrow, limit, prices):
-    search = _Search(narrow, 288, BACKENDS, device=ECP5)
+    search = Search([Part(narrow, 288)], BACKENDS, device=ECP5)
     used, stages = search.fold([limit] * 4, prices)
     assert Pipeline(narrow, Folding(max_width=288, stages=stages)).resources(ECP5) == used
 
@@ -44,7 +45,7 @@ def test_what_is_left_out_is_never_the_cheapest():
     rng = np.random.default_rng(0)
     needs = rng.integers(0, 6, (200, 3)).astype(float)
     lanes = rng.integers(1, 4, 200)
-    kept = _undominated(needs, lanes)
+    kept = undominated(needs, lanes)
     assert len(set(kept)) == len(kept) < 60
     for _ in range(50):
         prices = rng.random(3) + 0.01
