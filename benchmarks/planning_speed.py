@@ -46,7 +46,7 @@ def main(emit_only: bool) -> None:
     if not emit_only:
         for name, network in (("small-q3", load_network("small-q3")), ("6-bit weights", narrow)):
             kept &= timed(
-                f"plan of {name}", PLAN_SECONDS, lambda net=network: fold(net, "g_a", ULX3S_85F)
+                f"plan of {name}", PLAN_SECONDS, lambda net=network: fold(net, ["g_a"], ULX3S_85F)
             )
     design = Design.make(narrow, "g_a", read_folding(FOLDING))
     kept &= timed(

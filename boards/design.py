@@ -1,9 +1,10 @@
 # amaranth: UnusedElaboratable=no
-"""One network's transform, folded for a board: what `generate` and `build` start from."""
+"""Transforms of a network, folded for a board: what `generate` and `build` start from."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,10 +30,11 @@ FRAME = PHOTO[::-1]
 """Width and height in pixels of the image that frames per second are counted in."""
 
 
-def read_folding(path: Path) -> Folding:
-    """Read a folding: its JSON, or that of a report with a field ``folding``.
+def read_folding(path: Path, transform_name: str) -> Folding:
+    """Read a transform's folding: its JSON, or that of a report with a field ``folding``.
 
-    Raises UserError when the file holds neither.
+    Where the report is one of several, under ``transforms``, it is that of the one named. Raises
+    UserError when the file holds none.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -41,6 +43,11 @@ def read_folding(path: Path) -> Folding:
     except ValueError:
         raise UserError(f"{path} is not JSON.") from None
     if isinstance(content, dict):
+        several = content.get("transforms")
+        if isinstance(several, dict):
+            content = several.get(transform_name)
+            if not isinstance(content, dict):
+                raise UserError(f"{path} holds no folding of {transform_name}.")
         content = content.get("folding", content)
     try:
         return Folding.model_validate(content)
@@ -53,37 +60,34 @@ def read_folding(path: Path) -> Folding:
 
 def fold(
     network: Network,
-    transform_name: str,
+    transform_names: Sequence[str],
     board: Board,
     *,
     max_width: int | None = None,
     multipliers: int | None = None,
-) -> Folding:
-    """The planner's folding for a board, the host link's share set aside.
+) -> list[Folding]:
+    """The planner's foldings for a board that the transforms share, the link's part set aside.
 
-    It leaves some block RAMs free (`Board.roomy_budget`) unless nothing fits then.
+    They leave some block RAMs free (`Board.roomy_budget`) unless nothing fits then.
 
-    It takes what the transform reads of images of up to ``max_width`` pixels, or chooses the width
-    that is fastest in tiles; it uses at most ``multipliers`` if given. Raises UserError when the
-    transform cannot be generated; whether the folding fits the board is for `check_fits` to say.
+    A transform takes what it reads of images of up to ``max_width`` pixels; None chooses the width
+    that is fastest in tiles. All use at most ``multipliers`` together, if given. Raises UserError
+    when one cannot be generated; whether they fit the board is for `check_fits` to say.
     """
-    try:
-        transform = network.transform(transform_name)
-    except ValueError as error:
-        raise UserError(f"{error}.") from None
-    frame = network.frames(*PHOTO)[transform_name]
+    wanted = []
+    for name in transform_names:
+        try:
+            transform = network.transform(name)
+        except ValueError as error:
+            raise UserError(f"{error}.") from None
+        frame = network.frames(*PHOTO)[name]
+        width = None if max_width is None else ceil_div(max_width * frame[1], PHOTO[1])
+        wanted.append(planner.Wanted(transform, frame, width))
     for budget in (board.roomy_budget, board.pipeline_budget):
-        found = planner.plan(
-            transform,
-            budget,
-            device=board.family,
-            max_width=None if max_width is None else ceil_div(max_width * frame[1], PHOTO[1]),
-            multipliers=multipliers,
-            frame=frame,
-        )
-        if planner.fits(found.resources, budget):
+        found = planner.plan_together(wanted, budget, device=board.family, multipliers=multipliers)
+        if planner.fits(Resources.total(plan.resources for plan in found), budget):
             break
-    return found.folding
+    return [plan.folding for plan in found]
 
 
 def check_fits(resources: Resources, board: Board) -> None:
@@ -164,22 +168,6 @@ class Design:
         except ValueError:
             return None
 
-    def top(self, board: Board, pll: Clock) -> UARTTop:
-        """The pipeline behind the board's serial line.
-
-        Raises UserError when the line's rate cannot be made of the clock.
-        """
-        try:
-            phase_increment(clock_hz=pll.output_hz, baud=board.uart.baud)
-        except ValueError as error:
-            raise UserError(f"no such clock on the {board.title}: {error}.") from None
-        return UARTTop(
-            ports=[self.port()],
-            clock_hz=pll.output_hz,
-            baud=board.uart.baud,
-            digest=bytes.fromhex(self.digest),
-        )
-
     def describe(self) -> dict[str, Any]:
         """What a report says of the design."""
         return {
@@ -194,3 +182,61 @@ class Design:
             "max_width": self.max_width,
             "folding": self.folding.model_dump(mode="json"),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bitstream:
+    """What a board is to hold: designs of one network, side by side.
+
+    Attributes
+    ----------
+    designs : tuple of Design
+        One or more, of different transforms.
+    """
+
+    designs: tuple[Design, ...]
+
+    @property
+    def cycles_per_frame(self) -> int | None:
+        """Of the transform that takes longest, see `Design.cycles_per_frame`."""
+        cycles = [design.cycles_per_frame for design in self.designs]
+        known = [count for count in cycles if count is not None]
+        return max(known) if len(known) == len(cycles) else None
+
+    @property
+    def foldings(self) -> list[Folding]:
+        return [design.folding for design in self.designs]
+
+    def resources(self, board: Board) -> Resources:
+        """What the pipelines take."""
+        return Resources.total(design.pipeline().resources(board.family) for design in self.designs)
+
+    def top(self, board: Board, pll: Clock) -> UARTTop:
+        """The pipelines behind the board's serial line.
+
+        Raises UserError when the line's rate cannot be made of the clock.
+        """
+        try:
+            phase_increment(clock_hz=pll.output_hz, baud=board.uart.baud)
+        except ValueError as error:
+            raise UserError(f"no such clock on the {board.title}: {error}.") from None
+        return UARTTop(
+            ports=[design.port() for design in self.designs],
+            clock_hz=pll.output_hz,
+            baud=board.uart.baud,
+            digest=bytes.fromhex(self.designs[0].digest),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says of it: `Design.describe` of one, or of each under ``transforms``."""
+        first, *others = (design.describe() for design in self.designs)
+        if not others:
+            return first
+        own = ("transform", "max_width", "folding")
+        each = {
+            design.transform_name: {key: design.describe()[key] for key in own}
+            | {"cycles_per_frame": design.cycles_per_frame}
+            for design in self.designs
+        }
+        names = ",".join(each)
+        return {"network": first["network"], "transform": names, "transforms": each}

@@ -222,7 +222,7 @@ def _plan(subject: Subject, board: Board) -> list[str]:
         if key not in network.transforms:
             continue
         try:
-            folding = fold(network, key, board, max_width=None, multipliers=None)
+            folding = fold(network, [key], board, max_width=None, multipliers=None)[0]
         except (UserError, ValueError) as error:
             parts.append(paragraph(f"{key}: no plan for the {board.title}: {error}"))
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -53,12 +54,14 @@ class Achieved:
     def of_report(cls, report: dict[str, Any], board: Board) -> Achieved:
         """The record of a build's ``report.json``."""
         network = report["network"]
+        parts = report.get("transforms", {report["transform"]: report})
+        names = " and ".join(f"{name}, {one['max_width']} columns" for name, one in parts.items())
         return cls(
-            design=f"{network['name']} {report['transform']}, {report['max_width']} columns",
+            design=f"{network['name']} {names}",
             device=part(board),
             fmax_mhz=report["fmax_mhz"],
             folding=fingerprint(
-                Folding.model_validate(report["folding"]),
+                [Folding.model_validate(one["folding"]) for one in parts.values()],
                 report["cycles_per_frame"],
                 dsp=report["planned"]["dsp"],
                 bram=report["planned"]["bram"],
@@ -111,9 +114,12 @@ def records() -> tuple[Achieved, ...]:
     return tuple(Achieved(**entry) for entry in json.loads(text))
 
 
-def fingerprint(folding: Folding, cycles_per_frame: int | None, *, dsp: int, bram: int) -> str:
+def fingerprint(
+    foldings: Sequence[Folding], cycles_per_frame: int | None, *, dsp: int, bram: int
+) -> str:
     """Equal for designs that differ in little but the values of their weights."""
-    facts = [folding.model_dump(mode="json"), cycles_per_frame, dsp, bram]
+    folded = [folding.model_dump(mode="json") for folding in foldings]
+    facts = [folded if len(folded) > 1 else folded[0], cycles_per_frame, dsp, bram]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -121,7 +127,7 @@ def expected_clock(
     board: Board,
     resources: Any,
     *,
-    folding: Folding | None = None,
+    foldings: Sequence[Folding] = (),
     cycles_per_frame: int | None = None,
 ) -> Clock:
     """What clock a design that needs ``resources`` may count on.
@@ -137,8 +143,8 @@ def expected_clock(
             source=f"not built: the {board.title}'s default, nothing was built for it yet",
         )
     wanted = (
-        fingerprint(folding, cycles_per_frame, dsp=resources.dsp, bram=resources.bram)
-        if folding is not None
+        fingerprint(foldings, cycles_per_frame, dsp=resources.dsp, bram=resources.bram)
+        if foldings
         else ""
     )
     same = [build for build in builds if build.folding == wanted]

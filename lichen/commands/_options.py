@@ -31,6 +31,11 @@ transform = click.option(
     "--transform", "transform_name", default="g_a", show_default=True,
     help="Which transform: g_a or h_a of the encoder, g_s or h_s of the decoder.",
 )  # fmt: skip
+transforms = click.option(
+    "--transform", "transform_name", default="g_a", show_default=True, metavar="NAME[,NAME...]",
+    help="Which transform: g_a or h_a of the encoder, g_s or h_s of the decoder; g_a,g_s puts "
+    "several side by side.",
+)  # fmt: skip
 max_width = click.option(
     "--max-width", type=click.IntRange(1, 65535), metavar="PIXELS",
     help="Widest frame, in pixels of the image whatever the transform reads; wider images go "
@@ -239,12 +244,37 @@ def design_of(
     folding_file: Path | None = None,
 ) -> Design:
     """`design` of a network that has been read."""
+    return designs_of(network, [transform_name], board, max_width, multipliers, folding_file)[0]
+
+
+def designs_of(
+    network: Network,
+    transform_names: Sequence[str],
+    board: Board,
+    max_width: int | None = None,
+    multipliers: int | None = None,
+    folding_file: Path | None = None,
+) -> list[Design]:
+    """Transforms that share a board."""
     from lichen.boards.design import Design, fold, read_folding
 
     if folding_file is not None:
-        return Design.make(network, transform_name, read_folding(folding_file))
-    planned = fold(network, transform_name, board, max_width=max_width, multipliers=multipliers)
-    return Design.make(network, transform_name, planned)
+        foldings = [read_folding(folding_file, name) for name in transform_names]
+    else:
+        limits = {"max_width": max_width, "multipliers": multipliers}
+        foldings = fold(network, transform_names, board, **limits)
+    return [
+        Design.make(network, name, folding)
+        for name, folding in zip(transform_names, foldings, strict=True)
+    ]
+
+
+def names_of(transforms: str) -> list[str]:
+    """The transforms of a list like ``g_a,g_s``; UserError where one is empty or named twice."""
+    names = [name.strip() for name in transforms.split(",")]
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(f"--transform takes different transforms, as g_a,g_s; not {transforms!r}.")
+    return names
 
 
 SIMULATED, SIMULATED_WIDTH = "ulx3s-85f", 768

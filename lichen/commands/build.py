@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path),
     help="Folder to write; an earlier build there is replaced.",
 )  # fmt: skip
-@_options.transform
+@_options.transforms
 @_options.max_width
 @_options.multipliers
 @_options.folding
@@ -101,6 +101,9 @@ def command(
     the Verilog it was made of and the logs of the tools, and appears only when all is there;
     after a failure the files are in DIR.part.
 
+    Several transforms share the board: each has its own pipeline, the host says which a frame is
+    for, and frames per second are those of the slowest.
+
     Without --clock the PLL is set, after routing, to the fastest clock it can make that is no
     faster than the design.
 
@@ -112,22 +115,29 @@ def command(
     from lichen.boards.build.achieved import expected_clock
     from lichen.boards.build.flow import BuildFailedError, build
     from lichen.boards.build.tools import Progress
+    from lichen.boards.design import Bitstream
+    from lichen.models import load_network
 
     board = boards.find(board_name)
     if plot_file is not None:
         _check_plot(plot_file, without=no_floorplan or unit is not None)
     asked = None if clock is None else board.pll(clock)
-    design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
+    names = _options.names_of(transform_name)
+    if unit is not None and len(names) > 1:
+        raise UserError("--unit builds a unit of one transform; name only that.")
+    network = load_network(net)
+    found = _options.designs_of(network, names, board, max_width, multipliers, folding_file)
+    design = Bitstream(designs=tuple(found))
     pll = asked or board.pll_below(
         expected_clock(
             board,
-            design.pipeline().resources(board.family),
-            folding=design.folding,
+            design.resources(board),
+            foldings=design.foldings,
             cycles_per_frame=design.cycles_per_frame,
         ).limit_mhz
     )
     if unit is not None:
-        _build_unit(design, unit, board, pll.output_mhz, output, seed, baseline, json_file)
+        _build_unit(found[0], unit, board, pll.output_mhz, output, seed, baseline, json_file)
         return
     if baseline is not None:
         raise UserError("--baseline compares the report of a --unit.")

@@ -56,7 +56,7 @@ def command(
     from lichen.boards import board as boards
     from lichen.boards.build.flow import BuildFailedError, build
     from lichen.boards.build.tools import Progress
-    from lichen.boards.design import Design, fold
+    from lichen.boards.design import Bitstream, Design, fold
     from lichen.boards.generate import generate
     from lichen.files import write_json
     from lichen.hw.plan.planner import evaluate
@@ -103,7 +103,7 @@ def command(
 
     transform = network.transform("g_a")
     side = transform.downsampling * -(-crop // transform.downsampling)
-    folding = fold(network, "g_a", board, max_width=side, multipliers=multipliers)
+    (folding,) = fold(network, ["g_a"], board, max_width=side, multipliers=multipliers)
     design = Design.make(network, "g_a", folding)
     say(f"2. Verilog: the analysis transform, folded into at most {multipliers} multipliers")
     for row in evaluate(transform, folding).describe(board.pll(None).output_hz)["stages"]:
@@ -142,7 +142,8 @@ def command(
     pll = board.pll(None)
     try:
         built = build(
-            top=design.top(board, pll), board=board, pll=pll, folder=output / board.name,
+            top=Bitstream(designs=(design,)).top(board, pll), board=board, pll=pll,
+            folder=output / board.name,
             cycles_per_frame=design.cycles_per_frame, details=design.describe(),
             progress=Progress(sys.stderr),
         )  # fmt: skip

@@ -9,11 +9,13 @@ import click
 
 from lichen.commands import _options
 from lichen.commands._command import Command
+from lichen.errors import UserError
 
 if TYPE_CHECKING:
     from lichen.boards.board import Board
     from lichen.boards.build.achieved import Clock
     from lichen.boards.design import Design
+    from lichen.hw.device.device import Resources
     from lichen.hw.plan.planner import Plan
 
 
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 @click.argument("net", metavar="NET")
 @_options.board
 @click.option(
-    "--transform", "transform_name",
-    help="Which transform [default: all there are, side by side; g_a with --folding or --plot].",
+    "--transform", "transform_name", metavar="NAME[,NAME...]",
+    help="Which transform; of several, g_a,g_s, that they share the board [default: all there are, "
+    "each with the board to itself; g_a with --folding or --plot].",
 )  # fmt: skip
 @_options.max_width
 @_options.multipliers
@@ -50,15 +53,16 @@ def command(
     """Fold a network onto a board: cycles, resources, frames per second.
 
     NET is a network file or the name of a shipped network. Without --transform, encoder and decoder
-    are planned side by side, each with the whole board to itself. Cycles are those of one 768x512
-    image, with all tiles and their halos where it is wider than --max-width. Multipliers and block
-    RAMs are exact, LUTs an estimate. Without --clock the frame rate is that of a clock that place
-    and route has reached on this device; the last line says where.
+    are planned side by side, each with the whole board to itself; transforms named together share
+    it. Cycles are those of one 768x512 image, with all tiles and their halos where it is wider than
+    --max-width. Multipliers and block RAMs are exact, LUTs an estimate. Without --clock the frame
+    rate is that of a clock that place and route has reached on this device; a line says where.
 
     Exit status: 0 when the plan fits the board, 1 when it does not, 2 for unusable arguments.
     """
     from lichen.boards import board as boards
     from lichen.boards.build.achieved import Clock, expected_clock
+    from lichen.hw.device.device import Resources
     from lichen.hw.plan.planner import evaluate
     from lichen.models import load_network
     from lichen.network.description import LATENTS
@@ -71,46 +75,64 @@ def command(
         check_kind(plot_file)
     asked = None if clock is None else board.pll(clock)
     network = load_network(net)
+    if plot_file is not None and transform_name is not None and "," in transform_name:
+        raise UserError("--plot draws one transform; name only that.")
     # A folding and a drawing are of one transform.
     if transform_name is None and (folding_file is not None or plot_file is not None):
         transform_name = LATENTS[0].analysis
-    names = [name for name in ORDER if name in network.transforms]
-    if transform_name is not None:
-        names = [transform_name]
+    if transform_name is None:
+        groups = [[name] for name in ORDER if name in network.transforms]
+    else:
+        groups = [_options.names_of(transform_name)]
     reports: dict[str, Any] = {}
     sentences = []
-    for name in names:
-        design = _options.design_of(network, name, board, max_width, multipliers, folding_file)
-        plan = evaluate(design.transform, design.folding, design.frame, device=board.family)
+    together = None
+    for names in groups:
+        designs = _options.designs_of(network, names, board, max_width, multipliers, folding_file)
+        plans = [evaluate(d.transform, d.folding, d.frame, device=board.family) for d in designs]
+        shared = Resources.total(plan.resources for plan in plans)
         known = (
             expected_clock(
                 board,
-                plan.resources,
-                folding=plan.folding,
-                cycles_per_frame=plan.cycles_per_frame,
+                shared,
+                foldings=[plan.folding for plan in plans],
+                cycles_per_frame=max(plan.cycles_per_frame for plan in plans),
             )
             if asked is None
             else Clock(limit_mhz=asked.output_mhz, source="as asked for")
         )
         pll = board.pll_below(known.limit_mhz) if asked is None else asked
-        report = reports[name] = _report(design, plan, board, pll.output_hz, known)
-        if json_file != "-":
-            _print_table(report["stages"])
-        if plot_file is not None:
-            from lichen.hw.plan.occupancy import draw
+        for design, plan in zip(designs, plans, strict=True):
+            report = _report(design, plan, board, pll.output_hz, known, shared)
+            reports[design.transform_name] = report
+            if json_file != "-":
+                _print_table(report["stages"])
+            if plot_file is not None:
+                from lichen.hw.plan.occupancy import draw
 
-            draw(plan, pll.output_hz, f"{design.name} {name} on {board.title}", plot_file)
-        sentences.append(_sentence(report, board, known))
-    result = {"transforms": reports} if transform_name is None else reports[transform_name]
+                title = f"{design.name} {design.transform_name} on {board.title}"
+                draw(plan, pll.output_hz, title, plot_file)
+            sentences.append(_sentence(report, board, known))
+        if len(plans) > 1:
+            together = _together(reports, shared)
+            sentences.append(_together_sentence(together, board))
+    if transform_name is not None and together is None:
+        result = next(iter(reports.values()))
+    else:
+        result = {"transforms": reports} | ({"together": together} if together else {})
     _options.report(result, json_file, "\n\n".join(sentences))
     click.get_current_context().exit(0 if all(r["fits"] for r in reports.values()) else 1)
 
 
 def _report(
-    design: Design, plan: Plan, board: Board, clock_hz: float, clock: Clock
+    design: Design, plan: Plan, board: Board, clock_hz: float, clock: Clock, shared: Resources
 ) -> dict[str, Any]:
-    """The plan of a transform as JSON-serialisable values."""
-    overruns = board.pipeline_budget.overruns(plan.resources)
+    """The plan of a transform as JSON-serialisable values.
+
+    ``shared`` is what all take that are on the board with it.
+    """
+    overruns = board.pipeline_budget.overruns(shared)
+    alone = shared == plan.resources
     return {
         "network": design.name,
         "transform": design.transform_name,
@@ -120,9 +142,31 @@ def _report(
         "clock_interval_mhz": clock.interval_mhz,
         "fits": not overruns,
         "overruns": overruns,
-        "bound_by": plan.bounds(board.roomy_budget),
+        "bound_by": plan.bounds(board.roomy_budget) if alone else [],
         "folding": plan.folding.model_dump(mode="json"),
     }
+
+
+def _together(reports: dict[str, Any], shared: Resources) -> dict[str, Any]:
+    """What transforms take that share a board, and the frame rate of the slowest."""
+    first = next(iter(reports.values()))
+    return {
+        "dsp": shared.dsp,
+        "bram": shared.bram,
+        "lut": shared.lut,
+        "fps": min(report["fps"] for report in reports.values()),
+        "fits": first["fits"],
+        "overruns": first["overruns"],
+    }
+
+
+def _together_sentence(together: dict[str, Any], board: Board) -> str:
+    have = board.budget
+    verdict = "fits" if together["fits"] else f"does not fit: {', '.join(together['overruns'])}"
+    return (
+        f"together: {together['dsp']} of {have.dsp} multipliers, {together['bram']} of {have.bram} "
+        f"block RAMs, about {together['lut']} of {have.lut} LUTs; {verdict}"
+    )
 
 
 def _sentence(report: dict[str, Any], board: Board, clock: Clock) -> str:

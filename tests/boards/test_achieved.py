@@ -53,8 +53,8 @@ def known(monkeypatch):
         build("half", 120.0, dsp=78),
         build("most", 95.0, bram=187),
         build("all", 80.0, dsp=100, lut=83640),
-        build("slow", 70.0, fingerprint(FOLDING, 1000, dsp=10, bram=1), dsp=10, bram=1),
-        build("fast", 72.0, fingerprint(FOLDING, 1000, dsp=10, bram=1), dsp=10, bram=1),
+        build("slow", 70.0, fingerprint([FOLDING], 1000, dsp=10, bram=1), dsp=10, bram=1),
+        build("fast", 72.0, fingerprint([FOLDING], 1000, dsp=10, bram=1), dsp=10, bram=1),
         dataclasses.replace(build("other", 200.0, dsp=156, bram=208), device="LFE5U-85F-8"),
     )
     monkeypatch.setattr(achieved, "records", lambda: records)
@@ -76,7 +76,7 @@ def known(monkeypatch):
     ],
 )
 def test_the_clock_is_that_of_a_build_as_full(known, used, mhz, said, interval):
-    clock = expected_clock(ULX3S_85F, Resources(**used), folding=FOLDING, cycles_per_frame=1000)
+    clock = expected_clock(ULX3S_85F, Resources(**used), foldings=[FOLDING], cycles_per_frame=1000)
     assert clock.limit_mhz == mhz
     assert clock.source.startswith(said)
     assert clock.interval_mhz == interval
@@ -85,13 +85,13 @@ def test_the_clock_is_that_of_a_build_as_full(known, used, mhz, said, interval):
 def test_a_folding_that_was_built_has_its_own_clock(known):
     """The slowest build of it, though a fuller design was faster."""
     used = Resources(dsp=10, bram=1)
-    clock = expected_clock(ULX3S_85F, used, folding=FOLDING, cycles_per_frame=1000)
+    clock = expected_clock(ULX3S_85F, used, foldings=[FOLDING], cycles_per_frame=1000)
     assert clock == Clock(limit_mhz=70.0, source="built, this folding: slow (70 MHz, 6% full)")
     for cycles, dsp, width in ((1001, 10, 64), (1000, 9, 64), (1000, 10, 65)):
         other = expected_clock(
             ULX3S_85F,
             Resources(dsp=dsp, bram=1),
-            folding=FOLDING.model_copy(update={"max_width": width}),
+            foldings=[FOLDING.model_copy(update={"max_width": width})],
             cycles_per_frame=cycles,
         )
         assert not other.source.startswith("built, this folding")

@@ -14,7 +14,7 @@ from lichen.boards import board as boards
 from lichen.boards.build import achieved
 from lichen.boards.build.achieved import Achieved, fingerprint
 from lichen.boards.build.report import lut_remark
-from lichen.boards.design import Design, read_folding
+from lichen.boards.design import Bitstream, Design, fold, read_folding
 from lichen.boards.generate import interface
 from lichen.cli import main
 from lichen.hw.device.device import Resources
@@ -26,7 +26,7 @@ from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.models import load_network
 from lichen.network.description import Activation, Network
 from lichen.network.file import digest, save
-from lichen.network.random import StageShape, random_hyperprior, random_transform
+from lichen.network.random import StageShape, random_factorized, random_hyperprior, random_transform
 
 from . import fakes
 
@@ -165,7 +165,7 @@ def test_plan_takes_its_clock_from_a_build(tmp_path, capsys, files, network, mon
         build,
         fmax_mhz=77.0,
         folding=fingerprint(
-            SMALL, used.cycles_per_frame, dsp=used.resources.dsp, bram=used.resources.bram
+            [SMALL], used.cycles_per_frame, dsp=used.resources.dsp, bram=used.resources.bram
         ),
     )
     monkeypatch.setattr(achieved, "records", lambda: (build, same))
@@ -235,7 +235,7 @@ def test_build_reports(tmp_path, monkeypatch, capsys, files, network, light):
     assert "80 MHz for a clock of 80" in err
     assert (report["target_mhz"], report["clock_mhz"]) == (50.0, 80.0)
     # The report itself is a folding to build with.
-    assert read_folding(tmp_path / "out" / "report.json") == SMALL
+    assert read_folding(tmp_path / "out" / "report.json", "g_a") == SMALL
 
     status, out, err = lichen(
         capsys, *arguments, "-o", tmp_path / "out", "--json", tmp_path / "report", "--clock", 74,
@@ -245,6 +245,63 @@ def test_build_reports(tmp_path, monkeypatch, capsys, files, network, light):
     assert "80 MHz for a clock of 73.75" in out
     assert "clock: 73.75 MHz is the nearest below 74" in err
     assert json.loads((tmp_path / "report").read_text())["seed"] == 3
+
+
+def test_encoder_and_decoder_share_a_board(tmp_path, monkeypatch, capsys, light):
+    """Planned together, built from that plan, put on record, and known again."""
+    save(random_factorized(3, n=2, m=2), tmp_path / "net.lichen")
+    where = (tmp_path / "net.lichen", "--board", "ulx3s-85f", "--transform", "g_a,g_s")
+    both = tmp_path / "plan.json"
+    few = ("--multipliers", 60, "--max-width", 128)
+    assert lichen(capsys, "plan", *where, *few, "--json", both)[0] == 0
+    found = json.loads(both.read_text())
+    plans, total = found["transforms"], found["together"]
+    assert list(plans) == ["g_a", "g_s"]
+    for kind in ("dsp", "bram", "lut"):
+        assert total[kind] == sum(plan[kind] for plan in plans.values())
+    assert total["dsp"] <= 60 and total["fits"]
+    # Neither is made fast at the other's cost.
+    cycles = [plan["cycles_per_frame"] for plan in plans.values()]
+    assert max(cycles) < 1.5 * min(cycles)
+
+    fakes.install(tmp_path / "tools", monkeypatch, dsp=total["dsp"], bram=total["bram"])
+    output = ("-o", tmp_path / "out", "--json", tmp_path / "report.json")
+    status, _, err = lichen(capsys, "build", *where, "--folding", both, *output)
+    assert status == 0, err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["transform"], report["cycles_per_frame"]) == ("g_a,g_s", max(cycles))
+    for name, plan in plans.items():
+        assert report["transforms"][name]["folding"] == plan["folding"]
+    build = Achieved.of_report(report, boards.find("ulx3s-85f"))
+    assert build.design == "random-3 g_a, 128 columns and g_s, 8 columns"
+    monkeypatch.setattr(achieved, "records", lambda: (build,))
+    again = ("--folding", tmp_path / "report.json", "--json", both)
+    assert lichen(capsys, "plan", *where, *again)[0] == 0
+    known = json.loads(both.read_text())["transforms"]["g_s"]
+    assert known["clock_source"].startswith("built, this folding")
+
+    for wrong in ("g_a,,g_s", "g_a,g_a"):
+        status, _, err = lichen(capsys, "build", *where[:-1], wrong, *output)
+        assert (status, err.count("\n")) == (2, 1)
+        assert "--transform takes different transforms" in err
+    status, _, err = lichen(capsys, "build", *where, "--unit", "conv1", *output)
+    assert status == 2 and "--unit builds a unit of one transform" in err
+
+
+def test_a_plan_leaves_some_block_rams(monkeypatch):
+    """Where it can; where it cannot it takes all."""
+    network = random_factorized(3, n=8, m=8)
+    board = dataclasses.replace(fakes.LIGHT_BOARD, bram_share=0.5)
+    wide = dataclasses.replace(board, budget=dataclasses.replace(board.budget, bram=60))
+
+    def blocks(board) -> int:
+        (folding,) = fold(network, ["g_s"], board, max_width=768, multipliers=30)
+        return evaluate(network.transform("g_s"), folding).resources.bram
+
+    least = blocks(wide)
+    assert least <= 30
+    tight = dataclasses.replace(board, budget=dataclasses.replace(board.budget, bram=least))
+    assert least / 2 < blocks(tight) <= least
 
 
 def test_boards_lists_them_all(capsys):
@@ -396,7 +453,7 @@ def test_what_takes_no_pixels_has_a_bitstream_too(network):
     )
     design = Design.make(both, "h_a", folding)
     board = boards.ULX3S_85F
-    (port,) = design.top(board, board.pll()).ports
+    (port,) = Bitstream(designs=(design,)).top(board, board.pll()).ports
     assert (port.format.name, port.format.in_position, port.format.out_position) == ("h_a", 12, 2)
     parameters = interface(design, board, design.pipeline())["parameters"]
     assert (parameters["in_bits"], parameters["in_signed"]) == (9, True)
