@@ -2,7 +2,7 @@
 
 A channel is not one number: it is a row of its convolution's weights and a bias, an entry of
 beta, a row and a column of gamma, and a slice of each layer that reads it; of a latent also the
-entropy bottleneck's distribution, or what h_s says about it. A `Group` lists all of that for the
+entropy bottleneck's distribution, or what h_s says about it. A `Coupling` lists all of that for the
 channels that one layer makes, so that they come and go together.
 """
 
@@ -22,14 +22,14 @@ from lichen.network.geometry import Geometry, norm_macs
 from lichen.quant.float.architectures import ARCHS, Layer, latents_of, layers_of
 
 LATENTS = "latents"
-"""The kind of groups whose channels are symbols; those of others are their transform's name."""
+"""The kind of couplings whose channels are symbols; those of others are their transform's name."""
 
 KINDS = (*TRANSFORMS, LATENTS)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A dimension of a parameter that runs over a group's channels, ``parts`` times in a row."""
+    """A dimension of a parameter that runs over a coupling's channels, ``parts`` times in a row."""
 
     parameter: str
     axis: int
@@ -37,7 +37,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Group:
+class Coupling:
     """The channels that a layer makes.
 
     Attributes
@@ -81,15 +81,15 @@ def _made(layer: Layer, parts: int = 1) -> list[Slice]:
 
 
 @functools.cache
-def groups_of(arch: str) -> tuple[Group, ...]:
-    """All groups of an architecture whose channels may leave."""
+def couplings_of(arch: str) -> tuple[Coupling, ...]:
+    """All couplings of an architecture whose channels may leave."""
     kind = ARCHS[arch]
     made_by = {latent.analysis: latent for latent in latents_of(arch)}
     sources = {latent.source: latent for latent in latents_of(arch)}
     layers: dict[str, list[Layer]] = {}
     for layer in layers_of(arch):
         layers.setdefault(layer.transform, []).append(layer)
-    groups = []
+    couplings = []
     for key, chain in layers.items():
         for i, layer in enumerate(chain):
             inner = i + 1 < len(chain)
@@ -109,8 +109,10 @@ def groups_of(arch: str) -> tuple[Group, ...]:
                 else:
                     slices.append(Slice(BOTTLENECK, 0))
             slices += [Slice(f"{r.module}.weight", 1 - r.out_axis) for r in readers]
-            groups.append(Group(layer.name, what, layer, tuple(readers), tuple(slices), outputs))
-    return tuple(groups)
+            couplings.append(
+                Coupling(layer.name, what, layer, tuple(readers), tuple(slices), outputs)
+            )
+    return tuple(couplings)
 
 
 class Convolutional(Protocol):
@@ -171,20 +173,22 @@ def macs(
     return {key: result[key] for key in TRANSFORMS if key in result}
 
 
-def without(group: Group, widths: Mapping[str, int], count: int) -> dict[str, int]:
-    """The widths when ``count`` channels of a group have gone."""
-    return {**widths} | {name: widths[name] - parts * count for name, parts in group.layers.items()}
+def without(coupling: Coupling, widths: Mapping[str, int], count: int) -> dict[str, int]:
+    """The widths when ``count`` channels of a coupling have gone."""
+    return {**widths} | {
+        name: widths[name] - parts * count for name, parts in coupling.layers.items()
+    }
 
 
 def take(state: Mapping[str, Tensor], kept: Mapping[str, Tensor], arch: str) -> dict[str, Tensor]:
-    """Parameters with only the ``kept`` channels (indices, rising) of the groups named."""
+    """Parameters with only the ``kept`` channels (indices, rising) of the couplings named."""
     result = dict(state)
-    for group in groups_of(arch):
-        if group.name not in kept:
+    for coupling in couplings_of(arch):
+        if coupling.name not in kept:
             continue
-        channels = kept[group.name]
-        count = state[f"{group.layer.module}.bias"].shape[0]
-        for item in group.slices:
+        channels = kept[coupling.name]
+        count = state[f"{coupling.layer.module}.bias"].shape[0]
+        for item in coupling.slices:
             chosen = torch.cat([channels + part * count for part in range(item.parts)])
             names = [k for k in state if k.startswith(item.parameter)]
             for name in names if item.parameter == BOTTLENECK else [item.parameter]:

@@ -15,7 +15,7 @@ from lichen.quant.float.architectures import (
     Layer,
     layers_of,
 )
-from lichen.quant.float.channels import LATENTS, Group, groups_of
+from lichen.quant.float.channels import LATENTS, Coupling, couplings_of
 from lichen.quant.training.loss import forward_train
 
 
@@ -32,7 +32,7 @@ class Moments:
     square_products : dict of str to Tensor (channels, channels)
         The same of ``u u'``.
     outputs : dict of str to Tensor (channels,)
-        Means of what each group's readers read, by group.
+        Means of what each coupling's readers read, by coupling.
     products : dict of str to Tensor (channels, channels)
         Means of its products.
     magnitudes : Tensor (channels,) or None
@@ -45,13 +45,13 @@ class Moments:
     products: dict[str, Tensor] = field(default_factory=dict)
     magnitudes: Tensor | None = None
 
-    def read_by(self, group: Group, reader: Layer, absolute: bool) -> Tensor:
-        """Means of what a layer reads of a group's channels."""
-        inner = group.layer.transform == reader.transform
+    def read_by(self, coupling: Coupling, reader: Layer, absolute: bool) -> Tensor:
+        """Means of what a layer reads of a coupling's channels."""
+        inner = coupling.layer.transform == reader.transform
         if absolute and reader.transform == "h_a" and not inner:
             assert self.magnitudes is not None
             return self.magnitudes
-        return self.outputs[group.name]
+        return self.outputs[coupling.name]
 
 
 def tap_sums(layer: Layer, weight: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def tap_sums(layer: Layer, weight: Tensor) -> Tensor:
 
 
 class Gates:
-    """A model's transforms with a factor 0 .. 1 on every channel of the groups that have one.
+    """A model's transforms with a factor 0 .. 1 on every channel of the couplings that have one.
 
     For `lichen.quant.training.loss.forward_train`. At 1 nothing changes; at 0 the channel has
     left: its convolution's output is 0 to itself and to its neighbours' norms. With ``moments``,
@@ -75,27 +75,27 @@ class Gates:
     Attributes
     ----------
     values : dict of str to Tensor (batch, channels) or (1, channels)
-        By group.
+        By coupling.
     """
 
     def __init__(self, model: Any, arch: str, moments: Moments | None = None):
         self.model, self.arch, self.moments = model, arch, moments
         self.values: dict[str, Tensor] = {}
         self._layers = {layer.module: layer for layer in layers_of(arch)}
-        self._inner = {group.name for group in groups_of(arch) if group.kind != LATENTS}
-        self._source = {reader.name: g for g in groups_of(arch) for reader in g.readers}
+        self._inner = {coupling.name for coupling in couplings_of(arch) if coupling.kind != LATENTS}
+        self._source = {reader.name: g for g in couplings_of(arch) for reader in g.readers}
         self._coded = {
-            "y" if group.layer.transform == "g_a" else "z": group.name
-            for group in groups_of(arch)
-            if group.kind == LATENTS
+            "y" if coupling.layer.transform == "g_a" else "z": coupling.name
+            for coupling in couplings_of(arch)
+            if coupling.kind == LATENTS
         }
         self._absolute = ARCHS[arch].hyperprior and not ARCHS[arch].means
         self._seen: dict[str, list[Tensor]] | None = None
 
-    def _shift(self, layer: Layer, group: Group, gate: Tensor) -> Tensor:
+    def _shift(self, layer: Layer, coupling: Coupling, gate: Tensor) -> Tensor:
         """What means in place of closed channels add to a reader's outputs."""
         assert self.moments is not None
-        means = self.moments.read_by(group, layer, self._absolute)
+        means = self.moments.read_by(coupling, layer, self._absolute)
         weight = self.model.get_submodule(layer.module).weight
         return ((1 - gate) * means) @ tap_sums(layer, weight).T
 
@@ -150,17 +150,17 @@ class Gates:
         assert self._seen is not None
         self._seen.setdefault(name, []).append(value.double())
 
-    def _see(self, group: Group, reader: Layer, x: Tensor) -> None:
+    def _see(self, coupling: Coupling, reader: Layer, x: Tensor) -> None:
         if self._seen is None:
             return
-        if self._absolute and reader.transform == "h_a" and group.layer.transform == "g_a":
+        if self._absolute and reader.transform == "h_a" and coupling.layer.transform == "g_a":
             self._add("magnitudes", x.mean(dim=(0, 2, 3)))
             return
-        if reader is not group.readers[0]:
+        if reader is not coupling.readers[0]:
             return
         flat = x.transpose(0, 1).flatten(1)
-        self._add(f"outputs {group.name}", flat.mean(dim=1))
-        self._add(f"products {group.name}", flat.double() @ flat.T.double() / flat.shape[1])
+        self._add(f"outputs {coupling.name}", flat.mean(dim=1))
+        self._add(f"products {coupling.name}", flat.double() @ flat.T.double() / flat.shape[1])
 
     @torch.no_grad()
     def measure(self, batches: Sequence[Tensor]) -> Moments:

@@ -16,21 +16,21 @@ from lichen.quant.float.architectures import (
     parameters_of,
     widths_of,
 )
-from lichen.quant.float.channels import Group, groups_of, without
+from lichen.quant.float.channels import Coupling, couplings_of, without
 from lichen.quant.slim.config import LIMIT, Cost, Widths
 from lichen.quant.slim.gates import Gates, Moments
 from lichen.quant.slim.surgery import RIDGE
 
 
-def slimmable(arch: str, kinds: Sequence[str]) -> list[Group]:
-    """The groups of these kinds."""
-    return [group for group in groups_of(arch) if group.kind in kinds]
+def slimmable(arch: str, kinds: Sequence[str]) -> list[Coupling]:
+    """The couplings of these kinds."""
+    return [coupling for coupling in couplings_of(arch) if coupling.kind in kinds]
 
 
 def importances(
     model: Any,
     arch: str,
-    groups: Sequence[Group],
+    couplings: Sequence[Coupling],
     batches: Sequence[Tensor],
     *,
     method: str,
@@ -40,14 +40,14 @@ def importances(
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """What the loss is estimated to lose by each channel (channels,), by group.
+    """What the loss is estimated to lose by each channel (channels,), by coupling.
 
     See `SlimConfig.importance`; ``progress`` is called once a batch.
     """
     state = parameters_of(model)
-    count = {group.name: len(state[f"{group.layer.module}.bias"]) for group in groups}
+    count = {coupling.name: len(state[f"{coupling.layer.module}.bias"]) for coupling in couplings}
     if method in ("magnitude", "random"):
-        return _baseline(arch, state, groups, method, cost, seed)
+        return _baseline(arch, state, couplings, method, cost, seed)
     gates = Gates(model, arch, moments)
     result = {name: np.zeros(channels) for name, channels in count.items()}
     for i, x in enumerate(batches):
@@ -78,7 +78,7 @@ def importances(
 def _baseline(
     arch: str,
     state: Mapping[str, Tensor],
-    groups: Sequence[Group],
+    couplings: Sequence[Coupling],
     method: str,
     cost: Cost,
     seed: int,
@@ -86,19 +86,19 @@ def _baseline(
     """Importances that say nothing across layers: each layer's mean is what a channel costs."""
     rng = np.random.default_rng(seed)
     widths, result = widths_of(arch, state), {}
-    for group in groups:
-        weight = state[f"{group.layer.module}.weight"].transpose(0, group.layer.out_axis)
+    for coupling in couplings:
+        weight = state[f"{coupling.layer.module}.weight"].transpose(0, coupling.layer.out_axis)
         values = weight.flatten(1).norm(dim=1).double().numpy()
         if method == "random":
             values = rng.random(len(values))
-        saved = cost(widths) - cost(without(group, widths, 1))
-        result[group.name] = values / values.mean() * saved
+        saved = cost(widths) - cost(without(coupling, widths, 1))
+        result[coupling.name] = values / values.mean() * saved
     return result
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The channels of a group in the order in which they leave, and what each then costs."""
+    """The channels of a coupling in the order in which they leave, and what each then costs."""
 
     order: npt.NDArray[np.int64]
     rises: npt.NDArray[np.float64]
@@ -152,14 +152,14 @@ def choose(
     arch: str,
     widths: Widths,
     rankings: Mapping[str, Ranking],
-    groups: Sequence[Group],
+    couplings: Sequence[Coupling],
     *,
     target: float,
     multiple: int,
     cost: Cost,
     limit: float = LIMIT,
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """The channels to keep (indices, rising) by group, so that the cost is at most ``target``.
+    """The channels to keep (indices, rising) by coupling, so that the cost is at most ``target``.
 
     The bundle of channels that costs the least loss for what it saves leaves, again and again;
     bundles bring a layer's width to a multiple of ``multiple``, and at least one of them stays.
@@ -168,25 +168,25 @@ def choose(
     Raises UserError when the target cannot be reached.
     """
     widths = dict(widths)
-    gone = {group.name: 0 for group in groups}
+    gone = {coupling.name: 0 for coupling in couplings}
     most = limit
     while cost(widths) > target:
-        best: tuple[float, Group, int] | None = None
-        for group in groups:
-            width = widths[group.name]
+        best: tuple[float, Coupling, int] | None = None
+        for coupling in couplings:
+            width = widths[coupling.name]
             bundle = width % multiple or multiple
-            ranking = rankings[group.name]
+            ranking = rankings[coupling.name]
             left, whole = width - bundle, len(ranking.order)
             if left < min(multiple, whole) or left < (1 - most) * whole - multiple + 1:
                 continue
-            saved = cost(widths) - cost(without(group, widths, bundle))
+            saved = cost(widths) - cost(without(coupling, widths, bundle))
             if saved <= 0:
                 continue
             # what is saved beyond the target is worth nothing
             useful = min(saved, cost(widths) - target)
-            score = float(ranking.rises[gone[group.name] :][:bundle].sum()) / useful
+            score = float(ranking.rises[gone[coupling.name] :][:bundle].sum()) / useful
             if best is None or score < best[0]:
-                best = score, group, bundle
+                best = score, coupling, bundle
         if best is None and most < 1:
             most = min(1.0, 2 * most)
             continue
@@ -197,11 +197,11 @@ def choose(
                 f"more than the {target / 1e6:.0f} million asked for; raise the target, lower "
                 "the multiple, or name more transforms."
             )
-        _, group, bundle = best
-        widths = without(group, widths, bundle)
-        gone[group.name] += bundle
+        _, coupling, bundle = best
+        widths = without(coupling, widths, bundle)
+        gone[coupling.name] += bundle
     return {
-        group.name: np.sort(rankings[group.name].order[gone[group.name] :])
-        for group in groups
-        if gone[group.name]
+        coupling.name: np.sort(rankings[coupling.name].order[gone[coupling.name] :])
+        for coupling in couplings
+        if gone[coupling.name]
     }

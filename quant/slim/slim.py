@@ -34,7 +34,7 @@ from lichen.quant.float.architectures import (
     other_widths,
     widths_of,
 )
-from lichen.quant.float.channels import LATENTS, Group, macs, without
+from lichen.quant.float.channels import LATENTS, Coupling, macs, without
 from lichen.quant.float.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lichen.quant.float.state_dict import infer_architecture
 from lichen.quant.slim.config import Cost, SlimConfig, Widths
@@ -227,8 +227,8 @@ def slim(
         raise UserError(f"the output {output} must end in .safetensors.")
     arch = start.arch
     check_config(config.training(1, arch=arch, n=start.n, m=start.m))
-    groups = slimmable(arch, config.kinds)
-    if not groups:
+    couplings = slimmable(arch, config.kinds)
+    if not couplings:
         raise UserError(f"{arch} has no {' and no '.join(config.kinds)} to slim.")
 
     def of_macs(widths: Widths) -> float:
@@ -239,9 +239,11 @@ def slim(
     whole = cost(widths)
     if not whole:
         raise UserError(f"{arch} has no {' and no '.join(config.count)} to count the MACs of.")
-    even = {group.name: Ranking.by_value(np.ones(widths[group.name])) for group in groups}
+    even = {
+        coupling.name: Ranking.by_value(np.ones(widths[coupling.name])) for coupling in couplings
+    }
     target = config.macs * whole
-    choose(arch, widths, even, groups, target=target, multiple=config.multiple, cost=cost)
+    choose(arch, widths, even, couplings, target=target, multiple=config.multiple, cost=cost)
 
     identity = {
         "config": asdict(config),
@@ -254,7 +256,7 @@ def slim(
         model = build_model(*start[:4])
         run.log["before"] = asdict(evaluate_loss(model, arch, crops.crops, config.lmbda))
         run.save()
-    rounds = _Rounds(run, config, source, crops, groups, cost, whole, progress, stop_after, log)
+    rounds = _Rounds(run, config, source, crops, couplings, cost, whole, progress, stop_after, log)
     current = start
     for number in range(config.rounds + 1):
         current = rounds.run(number, current)
@@ -306,7 +308,7 @@ class _Rounds:
     config: SlimConfig
     source: CropSource
     crops: CalibrationImages
-    groups: Sequence[Group]
+    couplings: Sequence[Coupling]
     cost: Cost
     whole: float
     progress: bool
@@ -355,7 +357,7 @@ class _Rounds:
         arch, n, m, state, metadata = _prune(
             current,
             config,
-            self.groups,
+            self.couplings,
             self.source,
             number,
             part * self.whole,
@@ -381,7 +383,7 @@ class _Rounds:
             n=current.n,
             m=current.m,
             widths=other_widths(*current[:4]) or None,
-            sparsity=_pressures(self.config, self.groups, now, self.cost) if press else None,
+            sparsity=_pressures(self.config, self.couplings, now, self.cost) if press else None,
         )
         trainer = train(
             options,
@@ -397,13 +399,13 @@ class _Rounds:
 
 
 def _pressures(
-    config: SlimConfig, groups: Sequence[Group], widths: Widths, cost: Cost
+    config: SlimConfig, couplings: Sequence[Coupling], widths: Widths, cost: Cost
 ) -> dict[str, float]:
     """What the magnitude of a channel's factor weighs in the loss, by layer."""
     whole = cost(widths)
     return {
-        group.name: config.sparsity * (whole - cost(without(group, widths, 1))) / whole
-        for group in groups
+        coupling.name: config.sparsity * (whole - cost(without(coupling, widths, 1))) / whole
+        for coupling in couplings
     }
 
 
@@ -414,7 +416,7 @@ IMPORTANCE_STEP = 1_000_000_000
 def _prune(
     current: Checkpoint,
     config: SlimConfig,
-    groups: Sequence[Group],
+    couplings: Sequence[Coupling],
     source: CropSource,
     number: int,
     target: float,
@@ -442,7 +444,7 @@ def _prune(
             values = importances(
                 model,
                 arch,
-                groups,
+                couplings,
                 batches,
                 method=config.importance,
                 lmbda=config.lmbda,
@@ -454,25 +456,25 @@ def _prune(
         rankings = {name: Ranking.by_value(value) for name, value in values.items()}
         if config.compensation == "linear" and config.importance in ("taylor", "exact"):
             # latents that leave take their rate with them, whatever explains them
-            for group in groups:
-                if group.kind != LATENTS:
-                    rankings[group.name] = Ranking.by_elimination(
-                        values[group.name],
-                        moments.products[group.name],
-                        moments.outputs[group.name],
+            for coupling in couplings:
+                if coupling.kind != LATENTS:
+                    rankings[coupling.name] = Ranking.by_elimination(
+                        values[coupling.name],
+                        moments.products[coupling.name],
+                        moments.outputs[coupling.name],
                     )
         chosen = choose(
-            arch, widths, rankings, groups, target=target, multiple=config.multiple, cost=cost
+            arch, widths, rankings, couplings, target=target, multiple=config.multiple, cost=cost
         )
         state = remove(model, arch, chosen, moments, config.compensation)
-        for group in groups:
-            if group.name in chosen:
-                for name, parts in group.layers.items():
-                    width = widths[group.name]
+        for coupling in couplings:
+            if coupling.name in chosen:
+                for name, parts in coupling.layers.items():
+                    width = widths[coupling.name]
                     kept[name] = [
                         kept[name][part * width + c]
                         for part in range(parts)
-                        for c in chosen[group.name]
+                        for c in chosen[coupling.name]
                     ]
     _, n, m = infer_architecture(state, "the slimmed network")
     metadata = dict(current.metadata)

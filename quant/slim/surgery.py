@@ -15,7 +15,7 @@ from lichen.quant.float.architectures import (
     ARCHS,
     parameters_of,
 )
-from lichen.quant.float.channels import Group, groups_of, take
+from lichen.quant.float.channels import Coupling, couplings_of, take
 from lichen.quant.slim.gates import Moments, tap_sums
 
 RIDGE = 1e-3
@@ -33,7 +33,7 @@ def remove(
     moments: Moments | None,
     compensation: str,
 ) -> dict[str, Tensor]:
-    """The parameters of a model with only the ``kept`` channels of the groups named.
+    """The parameters of a model with only the ``kept`` channels of the couplings named.
 
     Removed channels are replaced by what they were on average (see `SlimConfig.compensation`).
     """
@@ -42,9 +42,9 @@ def remove(
     if compensation != "none":
         assert moments is not None
         absolute = ARCHS[arch].hyperprior and not ARCHS[arch].means
-        for group in groups_of(arch):
-            if group.name in chosen:
-                _compensate(model, state, group, chosen[group.name], moments, absolute,
+        for coupling in couplings_of(arch):
+            if coupling.name in chosen:
+                _compensate(model, state, coupling, chosen[coupling.name], moments, absolute,
                             linear=compensation == "linear")  # fmt: skip
     return take(state, chosen, arch)
 
@@ -52,14 +52,14 @@ def remove(
 def _compensate(
     model: Any,
     state: dict[str, Tensor],
-    group: Group,
+    coupling: Coupling,
     kept: Tensor,
     moments: Moments,
     absolute: bool,
     linear: bool,
 ) -> None:
     """Move what all but the ``kept`` channels did on average into what reads them."""
-    layer = group.layer
+    layer = coupling.layer
     gone = torch.ones(len(state[f"{layer.module}.bias"]), dtype=torch.bool)
     gone[kept] = False
     if layer.norm is not None:
@@ -77,15 +77,15 @@ def _compensate(
                 state[f"{layer.norm}.gamma"] = module.gamma_reparam.init(gamma)
             beta = (beta + gamma[:, gone] @ means).clamp(min=BETA_MIN)
             state[f"{layer.norm}.beta"] = module.beta_reparam.init(beta)
-    for reader in group.readers:
-        means = moments.read_by(group, reader, absolute)
+    for reader in coupling.readers:
+        means = moments.read_by(coupling, reader, absolute)
         weight = state[f"{reader.module}.weight"]
         axis = 1 - reader.out_axis
         sums = tap_sums(reader, weight).double()
         shift = means.double()[gone]
         # what h_a reads as magnitudes is no linear function of what others read
         if linear and means is not moments.magnitudes:
-            ratios = _explain(moments.products[group.name], means, kept, gone)
+            ratios = _explain(moments.products[coupling.name], means, kept, gone)
             shift = shift - ratios @ means.double()[kept]
             leaving = weight.index_select(axis, gone.nonzero()[:, 0])
             moved = torch.tensordot(ratios.float(), leaving, ([0], [axis])).movedim(0, axis)

@@ -93,7 +93,7 @@ def test_macs_are_those_of_the_integer_network(name):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("compensation", ["none", "mean"])
 def test_a_closed_gate_is_a_channel_removed(arch, compensation, images):
-    """Every group loses two channels: the gates say what the smaller network does."""
+    """Every coupling loses two channels: the gates say what the smaller network does."""
     model = lively(arch)
     pictures = batches(images)
     moments = Gates(model, arch).measure(pictures)
@@ -101,12 +101,12 @@ def test_a_closed_gate_is_a_channel_removed(arch, compensation, images):
     x = pictures[0]
     whole = gates.loss(x, 0.01, 0).item()
     kept = {}
-    for i, group in enumerate(channels.groups_of(arch)):
-        count = widths_of(arch, parameters_of(model))[group.name]
+    for i, coupling in enumerate(channels.couplings_of(arch)):
+        count = widths_of(arch, parameters_of(model))[coupling.name]
         gone = [i % count, (i + 3) % count]
-        kept[group.name] = np.setdiff1d(np.arange(count), gone)
-        gates.values[group.name] = torch.ones(1, count)
-        gates.values[group.name][0, gone] = 0
+        kept[coupling.name] = np.setdiff1d(np.arange(count), gone)
+        gates.values[coupling.name] = torch.ones(1, count)
+        gates.values[coupling.name][0, gone] = 0
     state = remove(model, arch, kept, moments, compensation)
     smaller = infer_architecture(state, "x")
     assert smaller == (arch, N - 2, M - 2)
@@ -185,14 +185,14 @@ def test_importance_knows_idle_channels_and_neighbours(images):
         gamma[:, 6] = 1
         model.g_a[1].gamma.copy_(model.g_a[1].gamma_reparam.init(gamma))
         model.g_s[0].weight[5] = 0
-    groups = slimmable(arch, ("g_a", "latents"))
+    couplings = slimmable(arch, ("g_a", "latents"))
     options = {
         "lmbda": 0.01,
         "moments": None,
         "cost": lambda widths: float(sum(channels.macs(arch, widths).values())),
     }
     for method in ("taylor", "exact"):
-        values = importances(model, arch, groups, batches(images), method=method, **options)
+        values = importances(model, arch, couplings, batches(images), method=method, **options)
         first = np.abs(values["g_a.conv1"])
         assert first[3] < 1e-5 < 1e-3 * first.max() < first[6], method
         if method == "exact":
@@ -202,10 +202,10 @@ def test_importance_knows_idle_channels_and_neighbours(images):
 
 def test_choice_keeps_multiples_and_takes_the_least_for_its_cost():
     arch = "mbt2018-mean"
-    groups = channels.groups_of(arch)
+    couplings = channels.couplings_of(arch)
     widths = widths_of(arch, parameters_of(new_model(arch, 20, 36)))
     rng = np.random.default_rng(0)
-    values = {g.name: rng.random(widths[g.name]) for g in groups}
+    values = {g.name: rng.random(widths[g.name]) for g in couplings}
     values["g_s.conv2"] *= 100
 
     def cost(w):
@@ -214,26 +214,26 @@ def test_choice_keeps_multiples_and_takes_the_least_for_its_cost():
     target = 0.5 * cost(widths)
     options = {"multiple": 8, "cost": cost}
     rankings = {name: Ranking.by_value(value) for name, value in values.items()}
-    kept = choose(arch, widths, rankings, groups, target=target, **options)
+    kept = choose(arch, widths, rankings, couplings, target=target, **options)
     assert "g_s.conv2" not in kept
     left = dict(widths)
-    for group in groups:
-        if group.name in kept:
-            indices = kept[group.name]
+    for coupling in couplings:
+        if coupling.name in kept:
+            indices = kept[coupling.name]
             assert len(indices) % 8 == 0 and np.all(np.diff(indices) > 0)
-            gone = np.setdiff1d(np.arange(widths[group.name]), indices)
-            assert values[group.name][gone].max() < values[group.name][indices].min()
-            left = channels.without(group, left, len(gone))
+            gone = np.setdiff1d(np.arange(widths[coupling.name]), indices)
+            assert values[coupling.name][gone].max() < values[coupling.name][indices].min()
+            left = channels.without(coupling, left, len(gone))
     assert left["h_s.conv3"] == 2 * left["g_a.conv4"]
     assert 0.35 * cost(widths) < cost(left) <= target
     with pytest.raises(UserError, match=r"leave .* at least"):
-        choose(arch, widths, rankings, groups[:1], target=target, **options)
+        choose(arch, widths, rankings, couplings[:1], target=target, **options)
 
 
 def test_scales_fold_away(images):
     arch = "bmshj2018-hyperprior"
     model = lively(arch)
-    names = [group.name for group in channels.groups_of(arch)]
+    names = [coupling.name for coupling in channels.couplings_of(arch)]
     scales = channels.add_scales(model, arch, names)
     assert list(scales) == names
     with torch.no_grad():
@@ -347,20 +347,20 @@ def unevenly_slimmed(arch: str, images: Path) -> Checkpoint:
     model = lively(arch)
     widths = widths_of(arch, parameters_of(model))
     kept = {
-        group.name: np.setdiff1d(np.arange(widths[group.name]), np.arange(1 + i % 3) * 3)
-        for i, group in enumerate(channels.groups_of(arch))
+        coupling.name: np.setdiff1d(np.arange(widths[coupling.name]), np.arange(1 + i % 3) * 3)
+        for i, coupling in enumerate(channels.couplings_of(arch))
     }
     moments = Gates(model, arch).measure(batches(images, 1))
     state = remove(model, arch, kept, moments, "linear")
     metadata = {
         "kept_channels": {
             name: [
-                part * widths[group.name] + int(c)
+                part * widths[coupling.name] + int(c)
                 for part in range(parts)
-                for c in kept[group.name]
+                for c in kept[coupling.name]
             ]
-            for group in channels.groups_of(arch)
-            for name, parts in group.layers.items()
+            for coupling in channels.couplings_of(arch)
+            for name, parts in coupling.layers.items()
         }
     }
     return Checkpoint(*infer_architecture(state, "x"), state, metadata)
