@@ -112,7 +112,7 @@ def command(
     _import_quant()
     import torch
 
-    from lichen.quant.float.architectures import build_model, other_widths
+    from lichen.quant.float.architectures import build_model, other_channel_counts
     from lichen.quant.float.checkpoint import load_checkpoint, stated_lambda
     from lichen.quant.training.evaluate import evaluate_fp32
     from lichen.quant.training.runs import state_path
@@ -147,11 +147,11 @@ def command(
         if lmbda is not None:
             found["lmbda"] = lmbda
         options |= {k: v for k, v in found.items() if not given(k)}
-        # a slimmed network's layers keep their widths; another architecture takes g_a and g_s
-        widths = other_widths(*start[:4])
+        # a slimmed network's layers keep their channels; another architecture takes g_a and g_s
+        counts = other_channel_counts(*start[:4])
         options["widths"] = {
             name: width
-            for name, width in widths.items()
+            for name, width in counts.items()
             if options["arch"] == start.arch or name.startswith(("g_a.", "g_s."))
         } or None
     measured = list_images(validate) if validate else list_images(images)[:8]

@@ -59,7 +59,7 @@ class Widths:
                 )
 
 
-def widths_of(stage: Stage) -> Widths:
+def channel_counts(stage: Stage) -> Widths:
     """The bits that a stage has; 8 for what it lacks."""
     norm, own = stage.normalization, {}
     if norm is not None:
@@ -76,7 +76,7 @@ def widths_of(stage: Stage) -> Widths:
 def bits_of(network: Network) -> dict[str, Widths]:
     """The bits of all stages, under names such as ``g_a.conv1``."""
     return {
-        f"{key}.{stage.name}": widths_of(stage)
+        f"{key}.{stage.name}": channel_counts(stage)
         for key, transform in network.transforms.items()
         for stage in transform.stages
     }

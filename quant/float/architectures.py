@@ -143,23 +143,23 @@ def layers_of(arch: str) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def usual_widths(arch: str, n: int, m: int) -> dict[str, int]:
+def usual_channel_counts(arch: str, n: int, m: int) -> dict[str, int]:
     """Output channels of all layers by name, in a network of N = n and M = m."""
     of = {3: 3, _N: n, _M: m, _M * 3 // 2: m * 3 // 2, 2 * _M: 2 * m}
     modules = dict(_template(arch).named_modules())
     return {layer.name: of[modules[layer.module].out_channels] for layer in layers_of(arch)}
 
 
-def parameter_shapes(arch: str, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters by name, from the widths of all layers (`widths_of`)."""
+def parameter_shapes(arch: str, counts: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters by name, from the counts of all layers (`channel_counts`)."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer, (inputs, out) in zip(layers_of(arch), _channels(arch, widths), strict=True):
+    for layer, (inputs, out) in zip(layers_of(arch), _channels(arch, counts), strict=True):
         ends = (inputs, out) if layer.transposed else (out, inputs)
         shapes[f"{layer.module}.weight"] = (*ends, layer.geometry.kernel, layer.geometry.kernel)
         shapes[f"{layer.module}.bias"] = (out,)
         if layer.norm is not None:
             shapes |= {f"{layer.norm}.beta": (out,), f"{layer.norm}.gamma": (out, out)}
-    coded = _coded(arch, widths)
+    coded = _coded(arch, counts)
     for name, parameter in _template(arch).entropy_bottleneck.named_parameters():
         shapes[f"entropy_bottleneck.{name}"] = (coded, *parameter.shape[1:])
     return shapes
@@ -176,58 +176,58 @@ def latents_of(arch: str) -> tuple[Latent, ...]:
     return latents_among({layer.transform for layer in layers_of(arch)})
 
 
-def _coded(arch: str, widths: Mapping[str, int]) -> int:
+def _coded(arch: str, counts: Mapping[str, int]) -> int:
     """Channels of the innermost latent, which the entropy bottleneck codes."""
-    return widths[_last(arch, latents_of(arch)[-1].analysis)]
+    return counts[_last(arch, latents_of(arch)[-1].analysis)]
 
 
-def _channels(arch: str, widths: Mapping[str, int]) -> list[tuple[int, int]]:
+def _channels(arch: str, counts: Mapping[str, int]) -> list[tuple[int, int]]:
     """Channels that each layer reads and makes."""
     found, before = [], ""
     for layer in layers_of(arch):
         if layer.transform != before:
             feed = FEEDS[layer.transform]
-            inputs = 3 if feed is None else widths[_last(arch, feed)]
-        found.append((inputs, widths[layer.name]))
-        before, inputs = layer.transform, widths[layer.name]
+            inputs = 3 if feed is None else counts[_last(arch, feed)]
+        found.append((inputs, counts[layer.name]))
+        before, inputs = layer.transform, counts[layer.name]
     return found
 
 
-def new_model(arch: str, n: int, m: int, widths: Mapping[str, int] | None = None) -> Any:
+def new_model(arch: str, n: int, m: int, counts: Mapping[str, int] | None = None) -> Any:
     """A freshly initialised CompressAI model of `arch` with n and m channels.
 
     Args:
-        widths: output channels of inner layers (`Layer.free`) that have another number, as in
+        counts: output channels of inner layers (`Layer.free`) that have another number, as in
             networks that have been slimmed, under names such as `g_a.conv1`.
     """
     if arch not in ARCHS:
         raise UserError(f"unknown architecture {arch!r}; choose one of {', '.join(ARCHS)}.")
     if n < 1 or m < 1:
         raise UserError(f"N and M must be at least 1, not {n} and {m}.")
-    if not widths:
+    if not counts:
         return ARCHS[arch].cls(n, m)
-    unknown = sorted(set(widths) - {layer.name for layer in layers_of(arch) if layer.free})
+    unknown = sorted(set(counts) - {layer.name for layer in layers_of(arch) if layer.free})
     if unknown:
         raise UserError(f"{arch} has no layer {unknown[0]} whose channels could be chosen.")
-    for name, width in widths.items():
+    for name, width in counts.items():
         if width < 1:
             raise UserError(f"{name} must have at least one channel, not {width}.")
     # A uniform model could be many times the size of this one.
     model = ARCHS[arch].cls(1, 1)
     model.N, model.M = n, m
-    _resize(model, arch, usual_widths(arch, n, m) | dict(widths))
+    _resize(model, arch, usual_channel_counts(arch, n, m) | dict(counts))
     return model
 
 
-def _resize(model: Any, arch: str, widths: Mapping[str, int]) -> None:
+def _resize(model: Any, arch: str, counts: Mapping[str, int]) -> None:
     """Give all layers these numbers of output channels."""
-    for layer, (inputs, out) in zip(layers_of(arch), _channels(arch, widths), strict=True):
+    for layer, (inputs, out) in zip(layers_of(arch), _channels(arch, counts), strict=True):
         modules = getattr(model, layer.transform)
         index = int(layer.module.rpartition(".")[2])
         modules[index] = _convolution_like(modules[index], inputs, out)
         if layer.norm is not None:
             modules[index + 1] = GDN(out, inverse=modules[index + 1].inverse)
-    model.entropy_bottleneck = EntropyBottleneck(_coded(arch, widths))
+    model.entropy_bottleneck = EntropyBottleneck(_coded(arch, counts))
 
 
 def _convolution_like(module: Any, inputs: int, outputs: int) -> Any:
@@ -243,7 +243,7 @@ def _convolution_like(module: Any, inputs: int, outputs: int) -> Any:
     )
 
 
-def widths_of(arch: str, state: Mapping[str, Tensor]) -> dict[str, int]:
+def channel_counts(arch: str, state: Mapping[str, Tensor]) -> dict[str, int]:
     """Output channels of all layers by name, from the shapes of a state dict that has them."""
     return {
         layer.name: state[f"{layer.module}.weight"].shape[layer.out_axis]
@@ -251,9 +251,9 @@ def widths_of(arch: str, state: Mapping[str, Tensor]) -> dict[str, int]:
     }
 
 
-def other_widths(arch: str, n: int, m: int, state: Mapping[str, Tensor]) -> dict[str, int]:
-    """The widths of inner layers that are not those of N = n and M = m."""
-    usual, found = usual_widths(arch, n, m), widths_of(arch, state)
+def other_channel_counts(arch: str, n: int, m: int, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The counts of inner layers that are not those of N = n and M = m."""
+    usual, found = usual_channel_counts(arch, n, m), channel_counts(arch, state)
     return {
         layer.name: found[layer.name]
         for layer in layers_of(arch)
@@ -264,9 +264,9 @@ def other_widths(arch: str, n: int, m: int, state: Mapping[str, Tensor]) -> dict
 def build_model(arch: str, n: int, m: int, state_dict: Mapping[str, Tensor]) -> Any:
     """The CompressAI model with these parameters, in evaluation mode, CDF tables not built.
 
-    The widths of inner layers are those of the parameters.
+    The counts of inner layers are those of the parameters.
     """
-    model = new_model(arch, n, m, other_widths(arch, n, m, state_dict))
+    model = new_model(arch, n, m, other_channel_counts(arch, n, m, state_dict))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(state_dict[name])

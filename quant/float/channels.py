@@ -150,11 +150,12 @@ def transform_macs(
 
 
 def macs(
-    arch: str, widths: Mapping[str, int], transforms: Iterable[str] = TRANSFORMS
+    arch: str, counts: Mapping[str, int], transforms: Iterable[str] = TRANSFORMS
 ) -> dict[str, int]:
     """Multiplications of each transform for one image of `PHOTO`, normalizations included.
 
-    ``widths`` are the output channels of all layers (`lichen.quant.float.architectures.widths_of`).
+    ``counts`` are the output channels of all layers
+    (`lichen.quant.float.architectures.channel_counts`).
     The same as `lichen.network.description.Transform.macs` of the integer network.
     """
     # channels and size of what each transform makes, and of the image
@@ -166,17 +167,17 @@ def macs(
             continue
         inputs, size = made[FEEDS[key]]
         sizes = output_sizes(layers, *size)
-        outputs = [widths[layer.name] for layer in layers]
+        outputs = [counts[layer.name] for layer in layers]
         made[key] = outputs[-1], sizes[-1]
         if key in transforms:
             result[key] = transform_macs(layers, sizes, inputs, outputs)
     return {key: result[key] for key in TRANSFORMS if key in result}
 
 
-def without(coupling: Coupling, widths: Mapping[str, int], count: int) -> dict[str, int]:
-    """The widths when ``count`` channels of a coupling have gone."""
-    return {**widths} | {
-        name: widths[name] - parts * count for name, parts in coupling.layers.items()
+def without(coupling: Coupling, counts: Mapping[str, int], count: int) -> dict[str, int]:
+    """The counts when ``count`` channels of a coupling have gone."""
+    return {**counts} | {
+        name: counts[name] - parts * count for name, parts in coupling.layers.items()
     }
 
 

@@ -17,7 +17,7 @@ from lichen import caches
 from lichen.errors import UserError
 from lichen.models import shipped_parent
 from lichen.network.file import FP32_FORMAT, HEADER
-from lichen.quant.float.architectures import ARCHS, widths_of
+from lichen.quant.float.architectures import ARCHS, channel_counts
 from lichen.quant.float.state_dict import checked_parameters, find_state
 from lichen.quant.float.tensors import DIGEST, digest_of, first_line, read_tensors, save_tensors
 
@@ -110,8 +110,8 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
             `bmshj2018-factorized-3`.
 
     Returns:
-        Architecture, N and M as found in keys and shapes (layers may have widths of their own:
-        `other_widths`); parameters in float32 under the names of CompressAI 1.2.8; metadata
+        Architecture, N and M as found in keys and shapes (layers may have counts of their own:
+        `other_channel_counts`); parameters in float32 under the names of CompressAI 1.2.8; metadata
         from the file plus `source` (file name) and `sha256` (of the file).
 
     Raises:
@@ -136,7 +136,7 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
             "torch.save of PyTorch 1.6 and later writes them.",
             path,
         )
-    _check_kept(metadata.get("kept_channels", {}), widths_of(arch, parameters), path)
+    _check_kept(metadata.get("kept_channels", {}), channel_counts(arch, parameters), path)
     metadata |= {"source": path.name, "sha256": file.sha256}
     return Checkpoint(arch, n, m, parameters, metadata)
 
@@ -155,7 +155,7 @@ def _check_header(header: Mapping[str, Any], found: tuple[str, int, int], path: 
         raise UserError(f"{path}: its header says another network than its tensors ({found[0]}).")
 
 
-def _check_kept(kept: Any, widths: Mapping[str, int], path: Path) -> None:
+def _check_kept(kept: Any, counts: Mapping[str, int], path: Path) -> None:
     """UserError unless a header's kept channels (see `lichen.quant.slim.slim`) are the layers'."""
     if not isinstance(kept, Mapping):
         raise UserError(f"{path} has a damaged header: kept_channels is no object.")
@@ -163,8 +163,8 @@ def _check_kept(kept: Any, widths: Mapping[str, int], path: Path) -> None:
         good = isinstance(channels, list) and all(
             type(c) is int and 0 <= c < 2**31 for c in channels
         )
-        if not good or sorted(set(channels)) != channels or len(channels) != widths.get(name):
+        if not good or sorted(set(channels)) != channels or len(channels) != counts.get(name):
             raise UserError(
                 f"{path} has a damaged header: kept_channels does not say which "
-                f"{widths.get(name, 0)} channels {name} has kept."
+                f"{counts.get(name, 0)} channels {name} has kept."
             )

@@ -13,10 +13,10 @@ from torch import Tensor
 from lichen.errors import UserError
 from lichen.quant.float.architectures import (
     ARCHS,
+    channel_counts,
     layers_of,
-    other_widths,
+    other_channel_counts,
     parameter_shapes,
-    widths_of,
 )
 
 WRAPPINGS = (
@@ -195,8 +195,8 @@ def infer_architecture(state: Mapping[str, Tensor], source: str | Path) -> tuple
                 f"or {2 * m} (scales and means) were expected."
             )
         arch = "mbt2018-mean" if outputs == 2 * m else "bmshj2018-hyperprior"
-    widths = {layer: shape(f"{layer.module}.weight")[layer.out_axis] for layer in layers_of(arch)}
-    return arch, max(width for layer, width in widths.items() if layer.narrow), m
+    counts = {layer: shape(f"{layer.module}.weight")[layer.out_axis] for layer in layers_of(arch)}
+    return arch, max(width for layer, width in counts.items() if layer.narrow), m
 
 
 def checked_parameters(
@@ -207,9 +207,9 @@ def checked_parameters(
         if not _BUFFER.search(key):
             _check_dense(value, key, source)
     arch, n, m = infer_architecture(state, source)
-    expected = parameter_shapes(arch, widths_of(arch, state))
+    expected = parameter_shapes(arch, channel_counts(arch, state))
     what = f"{arch} with N = {n}, M = {m}"
-    others = other_widths(arch, n, m, state)
+    others = other_channel_counts(arch, n, m, state)
     if others:
         what += " and " + ", ".join(f"{width} in {name}" for name, width in others.items())
     parameters = {}

@@ -11,11 +11,11 @@ from lichen.network.flow import TRANSFORMS
 from lichen.quant.float.channels import KINDS
 from lichen.quant.training.trainer import TrainConfig
 
-Widths = Mapping[str, int]
+ChannelCounts = Mapping[str, int]
 """Output channels by layer."""
 
-Cost = Callable[[Widths], float]
-"""What a network of these widths (`lichen.quant.float.architectures.widths_of`) costs."""
+Cost = Callable[[ChannelCounts], float]
+"""What a network of these counts (`lichen.quant.float.architectures.channel_counts`) costs."""
 
 IMPORTANCES = ("taylor", "exact", "magnitude", "random")
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lichen.errors import UserError
 from lichen.quant.float.architectures import (
+    channel_counts,
     parameters_of,
-    widths_of,
 )
 from lichen.quant.float.channels import Coupling, couplings_of, without
-from lichen.quant.slim.config import LIMIT, Cost, Widths
+from lichen.quant.slim.config import LIMIT, ChannelCounts, Cost
 from lichen.quant.slim.gates import Gates, Moments
 from lichen.quant.slim.surgery import RIDGE
 
@@ -85,13 +85,13 @@ def _baseline(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Importances that say nothing across layers: each layer's mean is what a channel costs."""
     rng = np.random.default_rng(seed)
-    widths, result = widths_of(arch, state), {}
+    counts, result = channel_counts(arch, state), {}
     for coupling in couplings:
         weight = state[f"{coupling.layer.module}.weight"].transpose(0, coupling.layer.out_axis)
         values = weight.flatten(1).norm(dim=1).double().numpy()
         if method == "random":
             values = rng.random(len(values))
-        saved = cost(widths) - cost(without(coupling, widths, 1))
+        saved = cost(counts) - cost(without(coupling, counts, 1))
         result[coupling.name] = values / values.mean() * saved
     return result
 
@@ -150,7 +150,7 @@ class Ranking:
 
 def choose(
     arch: str,
-    widths: Widths,
+    counts: ChannelCounts,
     rankings: Mapping[str, Ranking],
     couplings: Sequence[Coupling],
     *,
@@ -167,23 +167,23 @@ def choose(
 
     Raises UserError when the target cannot be reached.
     """
-    widths = dict(widths)
+    counts = dict(counts)
     gone = {coupling.name: 0 for coupling in couplings}
     most = limit
-    while cost(widths) > target:
+    while cost(counts) > target:
         best: tuple[float, Coupling, int] | None = None
         for coupling in couplings:
-            width = widths[coupling.name]
+            width = counts[coupling.name]
             bundle = width % multiple or multiple
             ranking = rankings[coupling.name]
             left, whole = width - bundle, len(ranking.order)
             if left < min(multiple, whole) or left < (1 - most) * whole - multiple + 1:
                 continue
-            saved = cost(widths) - cost(without(coupling, widths, bundle))
+            saved = cost(counts) - cost(without(coupling, counts, bundle))
             if saved <= 0:
                 continue
             # what is saved beyond the target is worth nothing
-            useful = min(saved, cost(widths) - target)
+            useful = min(saved, cost(counts) - target)
             score = float(ranking.rises[gone[coupling.name] :][:bundle].sum()) / useful
             if best is None or score < best[0]:
                 best = score, coupling, bundle
@@ -191,14 +191,14 @@ def choose(
             most = min(1.0, 2 * most)
             continue
         if best is None:
-            least = cost(widths)
+            least = cost(counts)
             raise UserError(
                 f"the layers that may be slimmed leave {least / 1e6:.0f} million MACs at least, "
                 f"more than the {target / 1e6:.0f} million asked for; raise the target, lower "
                 "the multiple, or name more transforms."
             )
         _, coupling, bundle = best
-        widths = without(coupling, widths, bundle)
+        counts = without(coupling, counts, bundle)
         gone[coupling.name] += bundle
     return {
         coupling.name: np.sort(rankings[coupling.name].order[gone[coupling.name] :])

@@ -31,13 +31,13 @@ from lichen.files import temporary_name, write_atomically
 from lichen.quant.calibration.calibrate import CalibrationImages
 from lichen.quant.float.architectures import (
     build_model,
-    other_widths,
-    widths_of,
+    channel_counts,
+    other_channel_counts,
 )
 from lichen.quant.float.channels import LATENTS, Coupling, macs, without
 from lichen.quant.float.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lichen.quant.float.state_dict import infer_architecture
-from lichen.quant.slim.config import Cost, SlimConfig, Widths
+from lichen.quant.slim.config import ChannelCounts, Cost, SlimConfig
 from lichen.quant.slim.gates import Gates
 from lichen.quant.slim.importance import Ranking, choose, importances, slimmable
 from lichen.quant.slim.surgery import remove
@@ -110,7 +110,7 @@ class SlimResult:
             "arch": c.arch,
             "n": c.n,
             "m": c.m,
-            "widths": widths_of(c.arch, c.state_dict),
+            "widths": channel_counts(c.arch, c.state_dict),
             "kept_channels": self.kept,
             "macs": {
                 "before": sum(self.macs_before.values()),
@@ -213,7 +213,7 @@ def slim(
     half : bool
         Store float16.
     cost : callable or None
-        What a network of given widths costs; ``config.macs`` is the part of it to keep. None
+        What a network of given counts costs; ``config.macs`` is the part of it to keep. None
         takes the MACs of ``config.count``.
     stop_after : int or None
         Stop, as an interruption would, after this many training steps of a round.
@@ -231,19 +231,19 @@ def slim(
     if not couplings:
         raise UserError(f"{arch} has no {' and no '.join(config.kinds)} to slim.")
 
-    def of_macs(widths: Widths) -> float:
-        return float(sum(macs(arch, widths, config.count).values()))
+    def of_macs(counts: ChannelCounts) -> float:
+        return float(sum(macs(arch, counts, config.count).values()))
 
     cost = cost or of_macs
-    widths = widths_of(arch, start.state_dict)
-    whole = cost(widths)
+    counts = channel_counts(arch, start.state_dict)
+    whole = cost(counts)
     if not whole:
         raise UserError(f"{arch} has no {' and no '.join(config.count)} to count the MACs of.")
     even = {
-        coupling.name: Ranking.by_value(np.ones(widths[coupling.name])) for coupling in couplings
+        coupling.name: Ranking.by_value(np.ones(counts[coupling.name])) for coupling in couplings
     }
     target = config.macs * whole
-    choose(arch, widths, even, couplings, target=target, multiple=config.multiple, cost=cost)
+    choose(arch, counts, even, couplings, target=target, multiple=config.multiple, cost=cost)
 
     identity = {
         "config": asdict(config),
@@ -273,7 +273,7 @@ def _save(
 ) -> SlimResult:
     """Write what the last round has made; the run's folder goes."""
     arch = start.arch
-    before, after = (macs(arch, widths_of(arch, c.state_dict)) for c in (start, current))
+    before, after = (macs(arch, channel_counts(arch, c.state_dict)) for c in (start, current))
     rounds = [{"round": i, **entry} for i, entry in enumerate(run.log["rounds"]) if entry]
     metadata = {
         **{k: v for k, v in start.metadata.items() if k not in ("source", "sha256", "format")},
@@ -365,7 +365,7 @@ class _Rounds:
             progress=self.progress,
         )
         save_checkpoint(pruned, arch, n, m, state, metadata)
-        now = widths_of(arch, state)
+        now = channel_counts(arch, state)
         self.folder.record(
             number,
             widths=now,
@@ -376,13 +376,13 @@ class _Rounds:
 
     def _tune(self, current: Checkpoint, tuned: Path, steps: int, press: bool) -> None:
         """Fine-tune what is left; KeyboardInterrupt when that ends early."""
-        now = widths_of(current.arch, current.state_dict)
+        now = channel_counts(current.arch, current.state_dict)
         options = self.config.training(
             steps,
             arch=current.arch,
             n=current.n,
             m=current.m,
-            widths=other_widths(*current[:4]) or None,
+            widths=other_channel_counts(*current[:4]) or None,
             sparsity=_pressures(self.config, self.couplings, now, self.cost) if press else None,
         )
         trainer = train(
@@ -399,12 +399,12 @@ class _Rounds:
 
 
 def _pressures(
-    config: SlimConfig, couplings: Sequence[Coupling], widths: Widths, cost: Cost
+    config: SlimConfig, couplings: Sequence[Coupling], counts: ChannelCounts, cost: Cost
 ) -> dict[str, float]:
     """What the magnitude of a channel's factor weighs in the loss, by layer."""
-    whole = cost(widths)
+    whole = cost(counts)
     return {
-        coupling.name: config.sparsity * (whole - cost(without(coupling, widths, 1))) / whole
+        coupling.name: config.sparsity * (whole - cost(without(coupling, counts, 1))) / whole
         for coupling in couplings
     }
 
@@ -426,10 +426,10 @@ def _prune(
 ) -> Checkpoint:
     """The network of a round before its fine-tuning."""
     arch, state = current.arch, current.state_dict
-    widths = widths_of(arch, state)
+    counts = channel_counts(arch, state)
     before = current.metadata.get("kept_channels", {})
-    kept = {name: list(before.get(name, range(width))) for name, width in widths.items()}
-    if cost(widths) > target:
+    kept = {name: list(before.get(name, range(width))) for name, width in counts.items()}
+    if cost(counts) > target:
         model = build_model(*current[:4]).train().requires_grad_(False)
         model.to(memory_format=torch.channels_last)
         first = IMPORTANCE_STEP + number * config.batches
@@ -464,13 +464,13 @@ def _prune(
                         moments.outputs[coupling.name],
                     )
         chosen = choose(
-            arch, widths, rankings, couplings, target=target, multiple=config.multiple, cost=cost
+            arch, counts, rankings, couplings, target=target, multiple=config.multiple, cost=cost
         )
         state = remove(model, arch, chosen, moments, config.compensation)
         for coupling in couplings:
             if coupling.name in chosen:
                 for name, parts in coupling.layers.items():
-                    width = widths[coupling.name]
+                    width = counts[coupling.name]
                     kept[name] = [
                         kept[name][part * width + c]
                         for part in range(parts)

@@ -29,11 +29,11 @@ from lichen.quant.calibration.quantize import quantize  # noqa: E402
 from lichen.quant.float.architectures import (  # noqa: E402
     ARCHS,
     build_model,
+    channel_counts,
     new_model,
     parameter_shapes,
     parameters_of,
-    usual_widths,
-    widths_of,
+    usual_channel_counts,
 )
 from lichen.quant.float.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from lichen.quant.float.source import load_float_network  # noqa: E402
@@ -61,16 +61,16 @@ def refusal(path: Path) -> str:
 def test_shapes_are_those_of_the_models(arch):
     """Checks of checkpoints build no model; the shapes they expect are a model's."""
     uniform = dict(new_model(arch, 6, 9).named_parameters())
-    widths = usual_widths(arch, 6, 9)
-    assert widths == widths_of(arch, uniform)
-    assert parameter_shapes(arch, widths) == {k: tuple(p.shape) for k, p in uniform.items()}
+    counts = usual_channel_counts(arch, 6, 9)
+    assert counts == channel_counts(arch, uniform)
+    assert parameter_shapes(arch, counts) == {k: tuple(p.shape) for k, p in uniform.items()}
     slim = {"g_a.conv1": 3, "g_s.conv2": 11}
     if ARCHS[arch].hyperprior:
         slim |= {"h_a.conv3": 5, "h_s.conv1": 2}
     other = new_model(arch, 6, 9, slim)
     assert (other.N, other.M) == (6, 9)
     found = {k: tuple(p.shape) for k, p in other.named_parameters()}
-    assert parameter_shapes(arch, widths | slim) == found
+    assert parameter_shapes(arch, counts | slim) == found
     x = torch.rand(1, 3, 64, 64)
     assert other.eval()(x)["x_hat"].shape == x.shape
 

@@ -23,10 +23,10 @@ from lichen.quant.float import channels  # noqa: E402
 from lichen.quant.float.architectures import (  # noqa: E402
     ARCHS,
     build_model,
+    channel_counts,
     new_model,
-    other_widths,
+    other_channel_counts,
     parameters_of,
-    widths_of,
 )
 from lichen.quant.float.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
 from lichen.quant.float.state_dict import infer_architecture  # noqa: E402
@@ -86,7 +86,7 @@ def batches(images: Path, count: int = 2, size: int = 2) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", ["small-q3", "small-hyper-q3", "tiny"])
 def test_macs_are_those_of_the_integer_network(name):
     loaded = load_checkpoint(f"{name}.fp32")
-    counted = channels.macs(loaded.arch, widths_of(loaded.arch, loaded.state_dict))
+    counted = channels.macs(loaded.arch, channel_counts(loaded.arch, loaded.state_dict))
     assert sum(counted.values()) == models.load_network(name).macs(*PHOTO)
 
 
@@ -102,7 +102,7 @@ def test_a_closed_gate_is_a_channel_removed(arch, compensation, images):
     whole = gates.loss(x, 0.01, 0).item()
     kept = {}
     for i, coupling in enumerate(channels.couplings_of(arch)):
-        count = widths_of(arch, parameters_of(model))[coupling.name]
+        count = channel_counts(arch, parameters_of(model))[coupling.name]
         gone = [i % count, (i + 3) % count]
         kept[coupling.name] = np.setdiff1d(np.arange(count), gone)
         gates.values[coupling.name] = torch.ones(1, count)
@@ -189,7 +189,7 @@ def test_importance_knows_idle_channels_and_neighbours(images):
     options = {
         "lmbda": 0.01,
         "moments": None,
-        "cost": lambda widths: float(sum(channels.macs(arch, widths).values())),
+        "cost": lambda counts: float(sum(channels.macs(arch, counts).values())),
     }
     for method in ("taylor", "exact"):
         values = importances(model, arch, couplings, batches(images), method=method, **options)
@@ -203,31 +203,31 @@ def test_importance_knows_idle_channels_and_neighbours(images):
 def test_choice_keeps_multiples_and_takes_the_least_for_its_cost():
     arch = "mbt2018-mean"
     couplings = channels.couplings_of(arch)
-    widths = widths_of(arch, parameters_of(new_model(arch, 20, 36)))
+    counts = channel_counts(arch, parameters_of(new_model(arch, 20, 36)))
     rng = np.random.default_rng(0)
-    values = {g.name: rng.random(widths[g.name]) for g in couplings}
+    values = {g.name: rng.random(counts[g.name]) for g in couplings}
     values["g_s.conv2"] *= 100
 
     def cost(w):
         return float(sum(channels.macs(arch, w).values()))
 
-    target = 0.5 * cost(widths)
+    target = 0.5 * cost(counts)
     options = {"multiple": 8, "cost": cost}
     rankings = {name: Ranking.by_value(value) for name, value in values.items()}
-    kept = choose(arch, widths, rankings, couplings, target=target, **options)
+    kept = choose(arch, counts, rankings, couplings, target=target, **options)
     assert "g_s.conv2" not in kept
-    left = dict(widths)
+    left = dict(counts)
     for coupling in couplings:
         if coupling.name in kept:
             indices = kept[coupling.name]
             assert len(indices) % 8 == 0 and np.all(np.diff(indices) > 0)
-            gone = np.setdiff1d(np.arange(widths[coupling.name]), indices)
+            gone = np.setdiff1d(np.arange(counts[coupling.name]), indices)
             assert values[coupling.name][gone].max() < values[coupling.name][indices].min()
             left = channels.without(coupling, left, len(gone))
     assert left["h_s.conv3"] == 2 * left["g_a.conv4"]
-    assert 0.35 * cost(widths) < cost(left) <= target
+    assert 0.35 * cost(counts) < cost(left) <= target
     with pytest.raises(UserError, match=r"leave .* at least"):
-        choose(arch, widths, rankings, couplings[:1], target=target, **options)
+        choose(arch, counts, rankings, couplings[:1], target=target, **options)
 
 
 def test_scales_fold_away(images):
@@ -306,16 +306,16 @@ def test_the_result_is_an_ordinary_checkpoint(slimmed, images, tmp_path):
     out, result = slimmed
     loaded = load_checkpoint(out)
     assert sum(result.macs_after.values()) <= 0.6 * sum(result.macs_before.values())
-    widths = widths_of(loaded.arch, loaded.state_dict)
-    assert len(set(list(widths.values())[:3])) > 1 or other_widths(*loaded[:4])
+    counts = channel_counts(loaded.arch, loaded.state_dict)
+    assert len(set(list(counts.values())[:3])) > 1 or other_channel_counts(*loaded[:4])
     for name, kept in result.kept.items():
-        assert len(kept) == widths[name]
+        assert len(kept) == counts[name]
     assert (loaded.metadata["unpruned_n"], loaded.metadata["unpruned_m"]) == (16, 48)
     # trained on, slimmed again and read back, it keeps its map
     source = CropSource(sorted(images.iterdir()), patch=64)
     again = tmp_path / "again.safetensors"
     config = TrainConfig(
-        n=loaded.n, m=loaded.m, widths=other_widths(*loaded[:4]), steps=1, batch=2, patch=64
+        n=loaded.n, m=loaded.m, widths=other_channel_counts(*loaded[:4]), steps=1, batch=2, patch=64
     )
     train(config, source, again, init=loaded, progress=False)
     assert load_checkpoint(again).metadata["kept_channels"] == result.kept
@@ -324,7 +324,7 @@ def test_the_result_is_an_ordinary_checkpoint(slimmed, images, tmp_path):
             TrainConfig(n=loaded.n, m=loaded.m, steps=1, batch=2, patch=64),
             source, tmp_path / "x.safetensors", init=loaded, progress=False,
         )  # fmt: skip
-    # the command finds the widths itself; a hyperprior takes the slimmed g_a and g_s
+    # the command finds the counts itself; a hyperprior takes the slimmed g_a and g_s
     hyper = tmp_path / "hyper.safetensors"
     arguments = ["--images", str(images), "-o", str(hyper), "--init", str(out), "--steps", "1"]
     arguments += ["--arch", "bmshj2018-hyperprior", "--batch", "1", "--patch", "64", "--quiet"]
@@ -333,8 +333,8 @@ def test_the_result_is_an_ordinary_checkpoint(slimmed, images, tmp_path):
     grown = load_checkpoint(hyper)
     kept = grown.metadata["kept_channels"]
     assert kept == {k: v for k, v in result.kept.items() if k.startswith(("g_a", "g_s"))}
-    after = widths_of(grown.arch, grown.state_dict)
-    assert {k: after[k] for k in widths} == widths and after["h_a.conv2"] == grown.n == loaded.n
+    after = channel_counts(grown.arch, grown.state_dict)
+    assert {k: after[k] for k in counts} == counts and after["h_a.conv2"] == grown.n == loaded.n
     spoilt = tmp_path / "spoilt.safetensors"
     kept = result.kept | {"g_a.conv1": [0]}
     save_checkpoint(spoilt, *loaded[:4], loaded.metadata | {"kept_channels": kept})
@@ -345,9 +345,9 @@ def test_the_result_is_an_ordinary_checkpoint(slimmed, images, tmp_path):
 def unevenly_slimmed(arch: str, images: Path) -> Checkpoint:
     """A lively model from which each layer has lost another number of channels."""
     model = lively(arch)
-    widths = widths_of(arch, parameters_of(model))
+    counts = channel_counts(arch, parameters_of(model))
     kept = {
-        coupling.name: np.setdiff1d(np.arange(widths[coupling.name]), np.arange(1 + i % 3) * 3)
+        coupling.name: np.setdiff1d(np.arange(counts[coupling.name]), np.arange(1 + i % 3) * 3)
         for i, coupling in enumerate(channels.couplings_of(arch))
     }
     moments = Gates(model, arch).measure(batches(images, 1))
@@ -355,7 +355,7 @@ def unevenly_slimmed(arch: str, images: Path) -> Checkpoint:
     metadata = {
         "kept_channels": {
             name: [
-                part * widths[coupling.name] + int(c)
+                part * counts[coupling.name] + int(c)
                 for part in range(parts)
                 for c in kept[coupling.name]
             ]
@@ -460,7 +460,7 @@ def test_the_command(images, tmp_path):
     report = json.loads(done.stdout)
     assert report["macs"]["after"] <= 0.8 * report["macs"]["before"]
     loaded = load_checkpoint(out)
-    assert report["widths"] == widths_of(loaded.arch, loaded.state_dict)
+    assert report["widths"] == channel_counts(loaded.arch, loaded.state_dict)
     assert {k: len(v) for k, v in report["kept_channels"].items()} == report["widths"]
     assert report["rounds"][-1]["tuned"] == report["loss"]["after"]
     assert report["loss"]["before"]["loss"] > 0
