@@ -57,8 +57,9 @@ class TrainConfig:
     starts after `warmup` steps and ends at `lr_end` times the peak. `ema` is the decay of the
     averaged weights that get saved (0 saves the raw ones: with the cosine down to 1 % an
     average gained nothing, and halfway through it lags behind). `precision` auto is bfloat16
-    where it pays (`bfloat16_pays`), and float32 elsewhere. `widths`, as states keep
-    calling them, are the channels of layers that don't have N (or M) of them (`lichen.quant.float.architectures.new_model`).
+    where it pays (`bfloat16_pays`), and float32 elsewhere. `widths` (so states
+    keep calling it) says how many channels layers have that don't have N or M
+    (`lichen.quant.float.architectures.new_model`).
     `sparsity` gives the layers it names a factor before each output channel, whose magnitude adds
     to the loss with the layer's weight; they are folded away in what is saved.
     """
