@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test lint typecheck pytest slow docs clean help
+.PHONY: demo test lint typecheck pytest slow docs results clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo 'make lint       ruff alone        make typecheck  mypy alone'
 	@echo 'make pytest     tests alone       make slow       the long tests, too'
 	@echo 'make docs       the documentation as a site, in build/site'
+	@echo 'make results    the tables of README and notes, from the reports kept here'
 	@echo 'make clean      remove .venv and build'
 
 demo: $(VENV)/.light
@@ -37,6 +38,9 @@ slow: $(VENV)/.full
 
 docs: $(VENV)/.full
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+results: $(VENV)/.full
+	$(BIN)/python benchmarks/results.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

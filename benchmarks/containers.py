@@ -3,7 +3,8 @@
     python benchmarks/containers.py --images ../shared/data/kodak --images ../shared/data/clic-test
 
 Each image's latents are coded in both versions; version 2 is decoded again and compared. Bytes are
-those of whole files without metadata. The table goes to stdout, all images' bytes to --json.
+those of whole files without metadata. The table goes to stdout; it and all images' bytes go to
+--json, from which `make results` makes that of docs/notes/containers.md.
 """
 
 from __future__ import annotations
@@ -58,18 +59,43 @@ def measure(name: str, files: list[Path]) -> list[Row]:
     return rows
 
 
-def line(name: str, images: str, rows: list[Row]) -> str:
-    """Of the table: means of bits per pixel, bytes saved in all, share of all but streams."""
+def summary(name: str, images: str, rows: list[Row]) -> dict[str, Any]:
+    """A line of the table: means of bits per pixel, bytes saved in all and by image (per cent),
+    and the share of all but streams."""
     one, two = (
-        np.mean([8 * getattr(row, key) / row.pixels for row in rows])
+        float(np.mean([8 * getattr(row, key) / row.pixels for row in rows]))
         for key in ("version_1", "version_2")
     )
     total = [sum(getattr(row, key) for row in rows) for key in ("version_1", "version_2", "beside")]
-    each = [row.version_2 / row.version_1 - 1 for row in rows]
-    return (
-        f"| {name} | {images} | {one:.4f} | {two:.4f} | {100 * (total[1] / total[0] - 1):+.1f} % "
-        f"| {100 * min(each):+.1f} .. {100 * max(each):+.1f} % "
-        f"| {100 * total[2] / total[1]:.2f} % |"
+    each = [100 * (row.version_2 / row.version_1 - 1) for row in rows]
+    return {
+        "network": name,
+        "images": images,
+        "version_1": round(one, 4),
+        "version_2": round(two, 4),
+        "bytes": round(100 * (total[1] / total[0] - 1), 1),
+        "least": round(min(each), 1),
+        "most": round(max(each), 1),
+        "beside": round(100 * total[2] / total[1], 2),
+    }
+
+
+TITLES = "network | images | version 1, bpp | version 2, bpp | bytes | each image | beside streams"
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The lines as Markdown."""
+    return "\n".join(
+        [
+            f"| {TITLES} |",
+            "|---|---|---|---|---|---|---|",
+            *(
+                f"| {x['network']} | {x['images']} | {x['version_1']:.4f} | {x['version_2']:.4f} "
+                f"| {x['bytes']:+.1f} % | {x['least']:+.1f} .. {x['most']:+.1f} % "
+                f"| {x['beside']:.2f} % |"
+                for x in lines
+            ),
+        ]
     )
 
 
@@ -83,22 +109,23 @@ def main(networks: tuple[str, ...], folders: tuple[str, ...], json_file: str | N
         name for name in models.names() if models.load_network(name).contexts is not None
     )
     found: dict[str, Any] = {}
-    titles = (
-        "network | images | version 1, bpp | version 2, bpp | bytes | each image | beside streams"
-    )
-    click.echo(f"| {titles} |")
-    click.echo("|---|---|---|---|---|---|---|")
+    lines = []
     for folder in folders:
-        files = list_images(folder)
+        files, images = list_images(folder), Path(folder).resolve().name
         for name in chosen:
             rows = measure(name, files)
-            click.echo(line(name, Path(folder).resolve().name, rows))
-            found.setdefault(Path(folder).resolve().name, {})[name] = {
-                "digests": models.digests(models.load_network(name)),
-                "images": [asdict(row) for row in rows],
-            }
+            lines.append(summary(name, images, rows))
+            found.setdefault(images, {})[name] = [asdict(row) for row in rows]
+    click.echo(table(lines))
     if json_file is not None:
-        write_json(json_file, {"command": "benchmarks/containers.py", "sets": found})
+        sets = " ".join(f"--images {name}" for name in found)
+        report = {
+            "command": f"python benchmarks/containers.py {sets} --json docs/notes/containers.json",
+            "digests": {name: models.digests(models.load_network(name)) for name in chosen},
+            "rows": lines,
+            "files": found,
+        }
+        write_json(json_file, report)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from lichen.network.description import PHOTO
 from lichen.network.file import load
 from lichen.sim.images import list_images
 
+COMMAND = "python benchmarks/optimized.py --images kodak --json docs/notes/optimized.json"
 FAMILY, OPTIMIZED = "small", "small-opt"
 PLAIN = "W8A8, the same steps"
 FOLDER = Path(__file__).parent / "checkpoints"
@@ -53,7 +54,7 @@ def files() -> dict[str, list[Path]]:
 def measure(images: list[Path], before: dict[str, Any]) -> dict[str, Any]:
     """Points of both curves, as far as ``before`` does not have them."""
     known = {p["digest"]: p for p in before.get("points", []) if before["images"] == len(images)}
-    report: dict[str, Any] = {"images": len(images), "points": []}
+    report: dict[str, Any] = {"command": COMMAND, "images": len(images), "points": []}
     todo = [(title, path) for title, paths in files().items() for path in paths]
     digests = {path: sha256(path.read_bytes()).hexdigest() for _, path in todo}
     left = sum(digest not in known for digest in digests.values())

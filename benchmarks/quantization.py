@@ -43,6 +43,10 @@ from lichen.quant.float.source import load_float_network
 from lichen.quant.training.evaluate import FloatCodec
 from lichen.sim.images import list_images
 
+COMMAND = (
+    "python benchmarks/quantization.py --images kodak --calibrate CALIBRATE "
+    "--anchors benchmarks/checkpoints --json docs/notes/quantization.json"
+)
 PARENT, ANCHOR = "FP32, as shipped", "FP32, with the fine-tuning's steps"
 MINMAX, PTQ, DRAQ = "minmax", "ptq", "draq (shipped)"
 CALIBRATION = 24
@@ -127,7 +131,9 @@ def measure(
         for point in before.get("points", [])
         if before["images"] == len(files)
     }
-    report: dict[str, Any] = {"images": len(files), "points": [], "anchors": {}}
+    report: dict[str, Any] = {
+        "command": COMMAND, "images": len(files), "points": [], "anchors": {},
+    }  # fmt: skip
     todo: list[tuple[str, Row]] = []
     anchored = anchored_names(names, anchors) if anchors is not None else set()
     for name in names:
@@ -201,7 +207,7 @@ def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
         text.append("")
     if report["anchors"]:
         text.append("The steps of fine-tuning, and the run of the FP32 parent that matches it:\n")
-        text.append("```")
+        text.append("```sh")
         for name, run in report["anchors"].items():
             text.append(
                 f"lichen train --images TRAIN -o {name}.safetensors --init {name}.fp32 "

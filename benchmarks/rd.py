@@ -52,6 +52,7 @@ from lichen.errors import UserError
 from lichen.files import write_atomically
 from lichen.sim.images import list_images
 
+COMMAND = "python benchmarks/rd.py --images {set} --fp32 --json docs/notes/rd.json"
 PUBLISHED = ("bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")
 FORMATS = {"JPEG": ("#9a9a9a", "x"), "WebP": ("#777777", "+"), "AVIF": ("#444444", "1")}
 
@@ -107,14 +108,14 @@ def measure(
     files = list_images(images)
     report: dict[str, Any] = {"set": Path(images).resolve().name, "images": len(files)}
     known: dict[tuple[str, str], Evaluation] = {}
-    if before is not None and all(before[key] == report[key] for key in report):
+    if before is not None and all(before[key] == report[key] for key in ("set", "images")):
         for curve in before["curves"]:
             for point in curve["points"]:
                 found = Evaluation.from_json(point)
                 known[found.name, before["digests"][found.name]] = found
     curves = open_codecs(names, fp32)
     digests = {codec.name: digest(codec) for _, codecs in curves for codec in codecs}
-    report |= {"curves": [], "digests": digests}
+    report |= {"command": COMMAND.format(set=report["set"]), "curves": [], "digests": digests}
     todo = [pair for pair in digests.items() if pair not in known]
     with tqdm(total=len(files) * len(todo), unit="image") as bar:
         for title, codecs in curves:

@@ -59,6 +59,7 @@ def keep(name: str, report: Path) -> None:
     kept = json.loads(report.read_text(encoding="utf-8"))
     Achieved.of_report(kept, boards.find(kept["board"]))
     BUILDS.mkdir(exist_ok=True)
+    kept["command"] = f"python benchmarks/record_build.py --renew {name} --seed {kept['seed']}"
     write_json(BUILDS / f"{name}.json", kept)
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 """What pyproject.toml takes for the package's version: reading it back is slow."""
 
 

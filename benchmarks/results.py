@@ -1,0 +1,352 @@
+"""Make the tables of README and docs/notes anew from the reports in the repository.
+
+    python benchmarks/results.py [--check]
+
+Every number there comes from a report (a JSON file) that carries the command that made it and the
+digests of what it was made from. A text between the comments ``results: NAME`` and ``/results`` is
+replaced; pages that a benchmark writes as a whole are written by it. With --check nothing is
+written: the status is 1 where a page is not what its reports say, or a report is of networks that
+have changed since.
+"""
+
+from __future__ import annotations
+
+# First, as in the command line: it chooses the kernels that NumPy will use.
+import lichen  # noqa: F401
+
+# isort: split
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lichen import models
+from lichen.boards import board as boards
+from lichen.codec.rd import Curve, bd_rate, references
+from lichen.errors import UserError
+from lichen.files import write_text
+from lichen.network.description import PHOTO
+from lichen.network.file import load
+from lichen.network.identity import static_digest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTES, BUILDS = ROOT / "docs" / "notes", ROOT / "benchmarks" / "builds"
+CHECKPOINTS = ROOT / "benchmarks" / "checkpoints"
+
+BLOCK = re.compile(
+    r"(?P<head><!-- results: (?P<name>[\w-]+) -->\n).*?(?P<tail><!-- /results -->)", re.S
+)
+
+UART_BITS = 10
+"""Of a byte on a serial line: start, eight, stop."""
+
+
+def reports() -> dict[str, Path]:
+    """All reports, by their names."""
+    found = {path.stem: path for path in sorted(NOTES.glob("*.json"))}
+    return found | {f"builds/{path.stem}": path for path in sorted(BUILDS.glob("*.json"))}
+
+
+@cache
+def read(name: str) -> dict[str, Any]:
+    """A report."""
+    return json.loads(reports()[name].read_text(encoding="utf-8"))
+
+
+# What reports were made from ------------------------------------------------------------------
+
+
+def recorded(name: str) -> Iterator[tuple[str, str]]:
+    """What a report was made from: names of networks, checkpoints and their digests."""
+    report = read(name)
+    if name.startswith("builds/"):
+        yield report["network"]["name"], report["network"]["sha256"]
+        return
+    for network, digest in report.get("digests", {}).items():
+        for one in [digest] if isinstance(digest, str) else digest:
+            yield network, one
+    for point in report.get("points", []):
+        row = point.get("row", "")
+        if row.startswith("FP32, with"):
+            yield f"{point['name']}.longer", point["digest"]
+        elif row.startswith("FP32"):
+            yield f"{point['name']}{models.PARENT_SUFFIX}", point["digest"]
+        else:  # calibrated ones are named by their parent's digest, and how
+            parent = " " in point["digest"]
+            suffix = models.PARENT_SUFFIX if parent else ""
+            yield f"{point['name']}{suffix}", point["digest"].split()[0]
+
+
+@cache
+def present(name: str) -> frozenset[str] | None:
+    """Digests of a network or checkpoint as it is now; None where a name stands for neither.
+
+    An integer network has those of its file, of its file without context models, and of what
+    decoding reads of it.
+    """
+    parent = models.shipped_parent(name)
+    if name.endswith(models.PARENT_SUFFIX) and parent is not None:
+        return frozenset([sha256(parent.read_bytes()).hexdigest()])
+    file = models.shipped_network(name) or CHECKPOINTS / f"{name}.lichen"
+    if file.exists():
+        network = load(file)
+        own = {sha256(file.read_bytes()).hexdigest(), static_digest(network)}
+        return frozenset(own | set(models.digests(network)))
+    file = CHECKPOINTS / f"{name}.safetensors"
+    return frozenset([sha256(file.read_bytes()).hexdigest()]) if file.exists() else None
+
+
+def faults() -> list[str]:
+    """A sentence for every report without its command or its digests, or of something else."""
+    found = []
+    for name in reports():
+        path, report = reports()[name].relative_to(ROOT), read(name)
+        if not report.get("command"):
+            found.append(f"{path} does not say which command made it.")
+        pairs = [(network, digest) for network, digest in recorded(name) if "." not in digest]
+        named = [(network, digest, present(network)) for network, digest in pairs]
+        known = [item for item in named if item[2] is not None]
+        if not known:
+            found.append(f"{path} does not say what it was made from.")
+        stale = sorted({network for network, digest, now in known if digest not in (now or ())})
+        if stale:
+            found.append(
+                f"{path} was made from another {', '.join(stale)} than what is here; make it "
+                f"again: {report.get('command', '?')}"
+            )
+    return found
+
+
+# Tables ---------------------------------------------------------------------------------------
+
+
+def source(name: str) -> str:
+    """A sentence below a table: report and command."""
+    path = reports()[name].relative_to(ROOT).as_posix()
+    return f"[{path}]({path}), by `{read(name)['command']}`"
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{value:+.{digits}f} %"
+
+
+def _rate(test: Curve, anchor: Curve | None) -> str:
+    if anchor is None or test is anchor:
+        return ""
+    try:
+        return percent(bd_rate(test, anchor).percent)
+    except UserError:
+        return "–"
+
+
+def rates() -> str:
+    """README's BD-rates."""
+    report = read("rd")
+    curves = {curve["name"]: Curve.of_json(curve) for curve in report["curves"]}
+    formats = {name: curves[name] for name in ("JPEG", "WebP", "AVIF")}
+    published = references()["bmshj2018-factorized"]
+    lines = [
+        "| BD-rate against | " + " | ".join(formats) + f" | {published.name} | FP32 parents |",
+        "|---" * (len(formats) + 3) + "|",
+    ]
+    for name, curve in curves.items():
+        if name in formats or len(curve.bpp) < 2:
+            continue
+        stem, _, rest = name.partition(" (")
+        parent = curves.get(f"{stem} (FP32 parent)")
+        kind = "FP32" if curve is parent else f"{rest.partition(';')[0].rstrip(')')}s"
+        cells = [_rate(curve, anchor) for anchor in (*formats.values(), published, parent)]
+        lines.append(f"| `{stem}`, {kind} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"On {report['images']} images of Kodak: {source('rd')}."])
+
+
+def versions() -> str:
+    """README's sentence on version 2 of the file."""
+    rows = read("containers")["rows"]
+    found: dict[tuple[bool, str], list[float]] = {}
+    for row in rows:
+        if row["network"] != "tiny":
+            hyper = "-hyper-" in row["network"]
+            found.setdefault((hyper, row["images"]), []).append(-row["bytes"])
+    lines = ["| bytes saved by version 2 | " + " | ".join(dict.fromkeys(r["images"] for r in rows)),
+             "|---" * (1 + len({r["images"] for r in rows}))]  # fmt: skip
+    for hyper, title in ((False, "factorized (`small`, `small-opt`)"), (True, "`small-hyper`")):
+        cells = [
+            f"{min(values):.0f} to {max(values):.0f} %"
+            for (kind, _), values in found.items()
+            if kind is hyper
+        ]
+        lines.append(f"| {title} | {' | '.join(cells)}")
+    return "\n".join([line + " |" for line in lines] + ["", f"{source('containers')}."])
+
+
+def savings() -> str:
+    """README's sentence on the optimized family."""
+    import optimized
+
+    report = read("optimized")
+    points = {point["name"]: point for point in report["points"]}
+    shares = {"macs": [], "bops": []}  # type: dict[str, list[float]]
+    for name, point in points.items():
+        other = points.get(f"{name.replace(optimized.OPTIMIZED, optimized.FAMILY)}.w8a8")
+        if point["curve"] == optimized.OPTIMIZED and other is not None:
+            for what, values in shares.items():
+                values.append(1 - point[what] / other[what])
+    curves = (optimized.curve(report, title) for title in (optimized.OPTIMIZED, optimized.PLAIN))
+    cost = bd_rate(*curves).percent
+
+    def span(values: list[float]) -> str:
+        return f"{100 * min(values):.0f} to {100 * max(values):.0f} %"
+
+    return (
+        f"`small-opt` is `small` with {span(shares['macs'])} fewer multiplications and "
+        f"{span(shares['bops'])} fewer bit-operations, for {percent(cost, 2)} rate against 8-bit "
+        f"networks with equally many steps of training ({source('optimized')})."
+    )
+
+
+def integers() -> str:
+    """README's table of what integers cost."""
+    import quantization
+
+    curves = quantization.curves_of(read("quantization"))
+    rows = {
+        quantization.DRAQ: "as shipped (fine-tuned)",
+        quantization.PTQ: "calibrated only",
+        quantization.MINMAX: "ranges from the extremes",
+    }
+    lines = [
+        "| integers against FP32 with equally many steps | "
+        + " | ".join(f"`{stem}`" for stem in curves)
+        + " |",
+        "|---" * (len(curves) + 1) + "|",
+    ]
+    for row, title in rows.items():
+        cells = []
+        for family in curves.values():
+            by_title = {curve.name: curve for curve in family}
+            cells.append(_rate(by_title[row], by_title.get(quantization.ANCHOR)))
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"{source('quantization')}."])
+
+
+def builds() -> str:
+    """README's table of bitstreams on record, the fastest first."""
+    titles = (
+        "network, transform | board | clock | photographs a second, engine | over the serial line"
+    )
+    lines = [f"| {titles} | multipliers, block RAMs, LUTs | report |", "|---" * 7 + "|"]
+    kept = [(name, read(name)) for name in reports() if name.startswith("builds/")]
+    for name, report in sorted(kept, key=lambda item: -item[1]["fps"]):
+        board = boards.find(report["board"])
+        what = report.get("transform") or ", ".join(report.get("transforms", []))
+        line_fps = report.get("fps_link", _serial(report, what))
+        path = reports()[name].relative_to(ROOT).as_posix()
+        cells = [
+            f"{report['network']['name']}, {what}",
+            board.title,
+            f"{report['clock_mhz']:.1f} MHz",
+            f"{report['fps']:.1f}",
+            "" if line_fps is None else f"{line_fps:.2f}",
+            f"{report['dsp']}, {report['bram']}, {report['lut']}",
+            f"[{Path(path).stem}]({path})",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _serial(report: dict[str, Any], transform: str) -> float | None:
+    """Frames a second that a serial line has time for, if it carries pixels in."""
+    if transform != "g_a" or "baud" not in report:
+        return None
+    return report["baud"] / UART_BITS / (PHOTO[0] * PHOTO[1] * 3)
+
+
+def containers() -> str:
+    """The table of docs/notes/containers.md."""
+    import containers as benchmark
+
+    return benchmark.table(read("containers")["rows"])
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "rates": rates,
+    "versions": versions,
+    "savings": savings,
+    "integers": integers,
+    "builds": builds,
+    "containers": containers,
+}
+"""What may stand between marks."""
+
+
+def _rd() -> str:
+    import rd
+
+    report = read("rd")
+    known = references()
+    published = [known[name] for name in rd.PUBLISHED] if report["set"] == "kodak" else []
+    return rd.tables(report, [Curve.of_json(curve) for curve in report["curves"]], published)
+
+
+def _optimized() -> str:
+    import optimized
+
+    return optimized.page_of(read("optimized"))
+
+
+def _quantization() -> str:
+    import quantization
+
+    report = read("quantization")
+    return quantization.page_of(report, report["ablations"])
+
+
+PAGES: dict[Path, Callable[[], str]] = {
+    NOTES / "rd.md": _rd,
+    NOTES / "optimized.md": _optimized,
+    NOTES / "quantization.md": _quantization,
+}
+"""What benchmarks write as a whole."""
+
+
+def pages() -> dict[Path, str]:
+    """All pages with results, as they should be."""
+    found = {path: make() for path, make in PAGES.items()}
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = found.get(path) or path.read_text(encoding="utf-8")
+        if BLOCK.search(text):
+            found[path] = BLOCK.sub(
+                lambda m: f"{m['head']}{BLOCKS[m['name']]()}\n{m['tail']}", text
+            )
+    return found
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; say what is not as it should be.")
+def command(check: bool) -> None:
+    """Make the tables anew."""
+    problems = faults()
+    for path, text in pages().items():
+        if path.read_text(encoding="utf-8") == text:
+            continue
+        name = path.relative_to(ROOT)
+        if check:
+            problems.append(f"{name} is not what its reports say; make it again: make results")
+        else:
+            write_text(path, text)
+            click.echo(f"wrote {name}")
+    for problem in problems:
+        click.echo(problem, err=True)
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    command()
