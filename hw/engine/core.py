@@ -123,6 +123,25 @@ class CoreShape:
         return height * columns * max(sum(self.group_cycles), rows * drain) // rows
 
 
+@dataclass(frozen=True)
+class _Banks:
+    """Drain banks as their reader sees them.
+
+    Attributes
+    ----------
+    full : Signal
+        How many are.
+    counts : Array of Signal
+        Output pixels of each one's group up to the last valid one.
+    heads : Array of Signal, or None
+        Whether each holds the first group of a row, where that matters.
+    """
+
+    full: Signal
+    counts: Array
+    heads: Array | None
+
+
 class Core(Gateware):
     """Multiply-accumulate core: weight memory, systolic array, drain banks.
 
@@ -272,14 +291,26 @@ class Core(Gateware):
         m.submodules.rom = self.rom
         m.submodules.array = array = self.array
         feed = self.feed
+        self._weights_in_step(m)
+        m.d.comb += [
+            array.a.as_value().eq(feed.a.as_value()),
+            array.first.eq(feed.first),
+            array.last.eq(feed.last),
+        ]
+        freed = Signal()
+        banks = self._banks(m, full_now=self._fill(m), freed=freed)
+        self._drain(m, banks, freed)
+        return m
 
-        # Weights run in step with the operands, and with their element's place in the chain: a
-        # cycle from the feeder's distant window, one to the memory, three through it, and a last
-        # register on the long way from its blocks to the array.
+    def _weights_in_step(self, m: Module) -> None:
+        """Weights run in step with the operands, and with their element's place in the chain: a
+        cycle from the feeder's distant window, one to the memory, three through it, and a last
+        register on the long way from its blocks to the array."""
+        feed, phases = self.feed, self.shape.phases
         step, group_first = (delayed(m, s, 1, s.name) for s in (feed.step, feed.group_first))
         address = Signal(range(self.rom.depth))
         here = Signal.like(address)
-        starts = self._phase_starts[: -1 : self.shape.phases.columns]
+        starts = self._phase_starts[: -1 : phases.columns]
         row = delayed(m, feed.row, 1, "row")
         first = Array(Const(self.shape.passes * s, len(address)) for s in starts)[row]
         m.d.comb += here.eq(Mux(group_first, first, address))
@@ -288,16 +319,14 @@ class Core(Gateware):
         m.d.comb += self.rom.r_addr.eq(
             delayed(m, here, FEED_LATENCY - FastRom.latency - 2, "rom_addr")
         )
-        m.d.comb += array.w.as_value().eq(delayed(m, self.rom.r_data, 1, "weights"))
-        m.d.comb += [
-            array.a.as_value().eq(feed.a.as_value()),
-            array.first.eq(feed.first),
-            array.last.eq(feed.last),
-        ]
+        m.d.comb += self.array.w.as_value().eq(delayed(m, self.rom.r_data, 1, "weights"))
 
-        # Drain: pixel p writes its sums p cycles after pixel 0, at the same addresses.
-        words = self.shape.bank_words
-        depth = self.shape.drain_depth
+    def _fill(self, m: Module) -> Signal:
+        """Pixel p writes its sums p cycles after pixel 0, at the same addresses.
+
+        Returns whether a bank is full now.
+        """
+        array, words, depth = self.array, self.shape.bank_words, self.shape.drain_depth
         place = Signal(range(depth))
         with m.If(array.o_valid[0]):
             m.d.sync += place.eq(Mux(place == depth - 1, 0, place + 1))
@@ -310,19 +339,21 @@ class Core(Gateware):
             ]
         written = Signal(range(words))
         full_now = Signal()
-        m.d.comb += full_now.eq(array.o_valid[self.shape.pixels - 1] & (written == words - 1))
-        with m.If(array.o_valid[self.shape.pixels - 1]):
+        last_valid = array.o_valid[self.shape.pixels - 1]
+        m.d.comb += full_now.eq(last_valid & (written == words - 1))
+        with m.If(last_valid):
             m.d.sync += written.eq(Mux(full_now, 0, written + 1))
+        return full_now
 
-        # Banks: taken at a group's start, full when written, free again when read.
-        taken = Signal(range(self.shape.banks))
+    def _banks(self, m: Module, *, full_now: Signal, freed: Signal) -> _Banks:
+        """Banks are taken at a group's start, full when written, free again when read."""
+        feed, banks = self.feed, self.shape.banks
+        taken = Signal(range(banks))
         counts = Array(
-            Signal(range(self.shape.group_pixels + 1), name=f"count_{b}")
-            for b in range(self.shape.banks)
+            Signal(range(self.shape.group_pixels + 1), name=f"count_{b}") for b in range(banks)
         )
-        free = Signal(range(self.shape.banks + 1), init=self.shape.banks)
-        full = Signal(range(self.shape.banks + 1))
-        freed = Signal()
+        free = Signal(range(banks + 1), init=banks)
+        full = Signal(range(banks + 1))
         # The feeder's window is far away: its strobe is looked at a cycle late, and counted
         # meanwhile.
         started = delayed(m, feed.start, 1, "started")
@@ -333,49 +364,53 @@ class Core(Gateware):
         m.d.comb += [
             next_free.eq(free - started + freed),
             feed.bank_free.eq(bank_free),
-            self.empty.eq(free == self.shape.banks),
+            self.empty.eq(free == banks),
         ]
         m.d.sync += bank_free.eq((next_free > 1) | ((next_free == 1) & ~feed.start))
         with m.If(started):
             m.d.sync += [
                 counts[taken].eq(count),
-                taken.eq(Mux(taken == self.shape.banks - 1, 0, taken + 1)),
+                taken.eq(Mux(taken == banks - 1, 0, taken + 1)),
             ]
         m.d.sync += [free.eq(next_free), full.eq(full + full_now - freed)]
+        heads = None
+        if self.shape.phases.skip:
+            heads = Array(Signal(name=f"head_{b}") for b in range(banks))
+            first_group = delayed(m, feed.head, 1, "head")
+            with m.If(started):
+                m.d.sync += heads[taken].eq(first_group)
+        return _Banks(full, counts, heads)
 
-        bank, base = Signal(range(self.shape.banks)), Signal(range(depth))
-        pixel, beat = Signal(range(self.shape.pixels)), Signal(range(self.shape.beats))
-        last_beat, last_pixel = Signal(), Signal()
+    def _drain(self, m: Module, banks: _Banks, freed: Signal) -> None:
+        """Full banks are read pixel by pixel, beat by beat, as the consumer has credits."""
+        shape, words = self.shape, self.shape.bank_words
+        bank, base = Signal(range(shape.banks)), Signal(range(shape.drain_depth))
+        pixel, beat = Signal(range(shape.pixels)), Signal(range(shape.beats))
+        last_beat, last_pixel, moves = Signal(), Signal(), Signal()
         m.d.comb += [
-            self.o_issue.eq((full != 0) & self.credit),
+            self.o_issue.eq((banks.full != 0) & self.credit),
             self.o_beat.eq(beat),
-            last_beat.eq(beat == self.shape.beats - 1),
-            freed.eq(self.o_issue & last_beat & last_pixel),
+            last_beat.eq(beat == shape.beats - 1),
+            moves.eq(self.o_issue & last_beat),
+            freed.eq(moves & last_pixel),
         ]
         with m.If(self.o_issue):
             m.d.sync += beat.eq(Mux(last_beat, 0, beat + 1))
-        if self.shape.phases.columns == 1:
-            within: Value = beat
-            m.d.comb += last_pixel.eq(pixel + 1 == counts[bank])
-            with m.If(self.o_issue & last_beat):
+        within: Value = beat
+        if shape.phases.columns == 1:
+            m.d.comb += last_pixel.eq(pixel + 1 == banks.counts[bank])
+            with m.If(moves):
                 m.d.sync += pixel.eq(Mux(last_pixel, 0, pixel + 1))
         else:
-            head: Value = Const(0)  # whether the bank holds the first group of a row
-            if self.shape.phases.skip:
-                heads = Array(Signal(name=f"head_{b}") for b in range(self.shape.banks))
-                first_group = delayed(m, feed.head, 1, "head")
-                with m.If(started):
-                    m.d.sync += heads[taken].eq(first_group)
-                head = heads[bank]
-            moves = Signal()
-            m.d.comb += moves.eq(self.o_issue & last_beat)
+            head = Const(0) if banks.heads is None else banks.heads[bank]
+            end = banks.counts[bank]
             within = beat + self._column_phases(
-                m, moves=moves, end=counts[bank], head=head, pixel=pixel, last_pixel=last_pixel
+                m, moves=moves, end=end, head=head, pixel=pixel, last_pixel=last_pixel
             )
         with m.If(freed):
             m.d.sync += [
-                bank.eq(Mux(bank == self.shape.banks - 1, 0, bank + 1)),
-                base.eq(Mux(bank == self.shape.banks - 1, 0, base + words)),
+                bank.eq(Mux(bank == shape.banks - 1, 0, bank + 1)),
+                base.eq(Mux(bank == shape.banks - 1, 0, base + words)),
             ]
         for drain in self.drains:
             m.d.comb += drain.r_addr.eq(base + within)
@@ -383,7 +418,6 @@ class Core(Gateware):
         out = Signal(len(self.o.as_value()), reset_less=True)
         m.d.sync += out.eq(Array(d.r_data for d in self.drains)[source])
         m.d.comb += self.o.as_value().eq(out)
-        return m
 
     def _column_phases(
         self, m: Module, *, moves: Value, end: Value, head: Value, pixel: Signal, last_pixel: Signal

@@ -310,8 +310,8 @@ MUTANTS = [
     Mutant(
         "a beat is issued without a credit",
         "hw/engine/core.py",
-        "self.o_issue.eq((full != 0) & self.credit)",
-        "self.o_issue.eq(full != 0)",
+        "self.o_issue.eq((banks.full != 0) & self.credit)",
+        "self.o_issue.eq(banks.full != 0)",
         CORE,
         "Core",
     ),
