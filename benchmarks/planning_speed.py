@@ -48,7 +48,7 @@ def main(emit_only: bool) -> None:
             kept &= timed(
                 f"plan of {name}", PLAN_SECONDS, lambda net=network: fold(net, ["g_a"], ULX3S_85F)
             )
-    design = Design.make(narrow, "g_a", read_folding(FOLDING))
+    design = Design.make(narrow, "g_a", read_folding(FOLDING, "g_a"))
     kept &= timed(
         "Verilog of the folding by hand",
         EMIT_SECONDS,

@@ -24,9 +24,16 @@ from tests.hw.netlist import cell_models, synthesize
 SIZES = ((3, 5), (1, 2))
 
 
-def transform(activation: Activation) -> Transform:
+def transform(activation: Activation, *, transposed: bool = False) -> Transform:
     """A strided convolution; 5-bit weights, two of which share a multiplier beside pixels."""
-    shape = StageShape(out_channels=4, kernel=3, weight_bits=5, activation=activation)
+    shape = StageShape(
+        out_channels=4,
+        kernel=3,
+        weight_bits=5,
+        activation=activation,
+        transposed=transposed,
+        output_padding=int(transposed),
+    )
     return random_transform(np.random.default_rng(8), [shape], in_channels=4)
 
 
@@ -88,6 +95,13 @@ def check(result: SimulationResult, cells: Counter[str], pipeline: Pipeline) -> 
 def test_engine_and_normalization(tmp_path: Path) -> None:
     """Two products a multiplier in the convolution, lookup tables in the GDN."""
     check(*run(transform(Activation.GDN), folding(Backend.PACKED, Backend.LUT), tmp_path))
+
+
+@pytest.mark.slow
+def test_transposed_engine_and_inverse_normalization(tmp_path: Path) -> None:
+    """Phases of one, two and four taps; rows and columns that output_padding adds."""
+    network = transform(Activation.IGDN, transposed=True)
+    check(*run(network, folding(Backend.DSP, Backend.DSP, pixels=2), tmp_path))
 
 
 @pytest.mark.slow

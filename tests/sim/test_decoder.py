@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from lichen import models
 from lichen.codec.container import Container
 from lichen.commands import _options, decode, plan, simulate
 from lichen.hw.engine.transposed_window import TransposedWindow
@@ -32,6 +32,7 @@ from lichen.network.random import (
 from lichen.sim import golden, inputs
 from lichen.sim import transform as sim_transform
 from lichen.sim.golden import run_stages
+from lichen.sim.images import crop_middle, load_image
 from lichen.sim.transform import TransformSimulation, simulate_transform
 from tests.sim.test_faults import first_difference, flip_weight, names_of
 
@@ -103,36 +104,26 @@ def test_g_s_in_tiles() -> None:
     assert found.output is not None and found.output.shape == (16, 112, 3)
 
 
-def commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that simulate with Icarus, and gateware that takes seconds to make."""
-    small = functools.partial(simulate_transform, simulator="icarus")
-    monkeypatch.setattr(sim_transform, "simulate_transform", small)
-    made = _options.design_of
-    monkeypatch.setattr(
-        _options,
-        "design_of",
-        lambda net, name, board, width=None, *_: made(net, name, board, width, 24),
-    )
-
-
-@pytest.mark.slow
 def test_a_file_through_both_simulated_transforms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Encoded from gateware's latents, decoded to gateware's pixels: golden's, exactly."""
-    commands(monkeypatch)
-    monkeypatch.setattr(_options, "SIMULATED_WIDTH", 64)
-    network = random_factorized(6, n=4, m=6)
-    save(network, tmp_path / "net.lichen")
-    pixels = image(16, 20)
+    """A piece of a photograph, encoded from gateware's latents and decoded to gateware's pixels:
+    golden's bytes and golden's pixels, exactly."""
+    made = _options.design_of
+    monkeypatch.setattr(
+        _options,
+        "design_of",  # small, and quickly planned
+        lambda net, name, board, width=None, *_: made(net, name, board, 64, 24),
+    )
+    network = models.load_network("tiny")
+    pixels = crop_middle(load_image(models.photograph())[0], 16, 24)
     y = _options.run_gateware(network, "g_a", inputs.transform_input(network, "g_a", pixels))
     container = Container(network)
-    file = container.pack(golden.code_latent(network, y, 16, 20))
+    file = container.pack(golden.code_latent(network, y, 16, 24))
     assert file == container.pack(golden.analysis(network, pixels))
     (tmp_path / "x.lic").write_bytes(file)
     arguments = [str(tmp_path / "x.lic"), "-o", str(tmp_path / "x.png"), "--engine", "verilator"]
-    arguments += ["-m", str(tmp_path / "net.lichen"), "--json", "-"]
-    done = CliRunner().invoke(decode.command, arguments)
+    done = CliRunner().invoke(decode.command, [*arguments, "--json", "-"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["engine"] == "verilator"
     decoded = np.asarray(Image.open(tmp_path / "x.png"))

@@ -115,7 +115,7 @@ def test_a_whole_photograph_keeps_the_arrays_busy() -> None:
     All stages bit for bit, cycles as planned, and the shares of them that were of use.
     """
     transform = random_factorized(0, n=64, m=96, weight_bits=6).transform("g_a")
-    folding = read_folding(FOLDINGS / "small-w6.json")
+    folding = read_folding(FOLDINGS / "small-w6.json", "g_a")
     image, _ = load_image(models.photograph())
     assert image.shape[:2] == PHOTO
     run = simulate_transform(transform, folding, image)
