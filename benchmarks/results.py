@@ -317,9 +317,29 @@ PAGES: dict[Path, Callable[[], str]] = {
 """What benchmarks write as a whole."""
 
 
+def by_image() -> str:
+    """models/measured_images.json: the curves of docs/notes/rd.json image by image, rounded, for
+    the intervals in reports."""
+    report = read("rd")
+    curves = []
+    for curve in report["curves"]:
+        points = [
+            {
+                "name": point["name"],
+                "bpp": [round(image["bpp"], 5) for image in point["images"]],
+                "psnr": [round(image["psnr-rgb"], 3) for image in point["images"]],
+            }
+            for point in curve["points"]
+        ]
+        curves.append({"name": curve["name"], "points": points})
+    images = [image["name"] for image in report["curves"][0]["points"][0]["images"]]
+    return json.dumps({"set": report["set"], "images": images, "curves": curves}) + "\n"
+
+
 def pages() -> dict[Path, str]:
-    """All pages with results, as they should be."""
+    """All pages and files with results, as they should be."""
     found = {path: make() for path, make in PAGES.items()}
+    found[models.folder().resolve() / models.BY_IMAGE] = by_image()
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         text = found.get(path) or path.read_text(encoding="utf-8")
         if BLOCK.search(text):
@@ -335,7 +355,7 @@ def command(check: bool) -> None:
     """Make the tables anew."""
     problems = faults()
     for path, text in pages().items():
-        if path.read_text(encoding="utf-8") == text:
+        if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         name = path.relative_to(ROOT)
         if check:

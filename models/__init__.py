@@ -109,6 +109,19 @@ def measured(name: str) -> dict[str, Any] | None:
     return figures.get(name)
 
 
+BY_IMAGE = "measured_images.json"
+"""What `measured_by_image` reads."""
+
+
+def measured_by_image() -> dict[str, Any]:
+    """Rate and distortion of shipped networks, their parents and image formats, by image.
+
+    ``set``, ``images`` (names) and ``curves``, each with a ``name`` and ``points``: ``name``, and
+    ``bpp`` and ``psnr`` in the order of the images. Written by ``benchmarks/results.py``.
+    """
+    return json.loads((folder() / BY_IMAGE).read_text(encoding="utf-8"))
+
+
 def photograph() -> Path:
     """The photograph that ships for demonstrations: kodim23 of the Kodak suite, 768x512."""
     return folder() / "kodim23.png"

@@ -25,7 +25,7 @@ SERIES = ("#2f8f6b", "#c2703d", "#3b78b5", "#9a6bb0")
 
 
 def figure(
-    draw: Callable[[Any], None], *, width: float = 6.0, height: float = 3.6, label: str
+    draw: Callable[[Any], None], *, width: float = 5.0, height: float = 3.6, label: str
 ) -> str:
     """An ``<svg>`` of what ``draw`` does with a matplotlib figure; ``label`` is read aloud."""
     import matplotlib
@@ -115,14 +115,14 @@ def bars(names: Sequence[str], series: Mapping[str, Sequence[float]], unit: str,
     def draw(drawing: Any) -> None:
         ax = drawing.subplots()
         places = np.arange(len(names))
-        thickness = 0.8 / len(series)
+        thickness = min(0.8, 0.3 * len(names)) / len(series)  # one alone is no block
         for i, (name, values) in enumerate(series.items()):
             ax.barh(
                 places + (i - (len(series) - 1) / 2) * thickness, values, thickness,
                 color=SERIES[i % len(SERIES)], label=name,
             )  # fmt: skip
         ax.set_yticks(places, names)
-        ax.invert_yaxis()
+        ax.set_ylim(len(names) - 0.5, -0.5)
         ax.grid(True, axis="x")
         ax.set_axisbelow(True)
         ax.set_xlabel(unit)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lichen import models
 from lichen.boards.board import Board
+from lichen.codec.bootstrap import ImageCurves, interval
 from lichen.codec.container import Container
 from lichen.codec.evaluate import family
 from lichen.codec.rd import PSNR, Curve, bd_rate, references
@@ -24,6 +25,9 @@ from lichen.sim.golden import psnr
 
 FLOORPLANS = ("floorplan.svg", "floorplan.png")
 """Pictures of a placed design that a build may have left beside its report."""
+
+DRAWS = 200
+"""Of images, for an interval: enough for a tenth of a per cent or two."""
 
 Progress = Callable[[str], None]
 
@@ -131,15 +135,45 @@ def _rate_distortion(subjects: Sequence[Subject]) -> list[str]:
         rows.append(cells)
     if rows:
         parts.append(table(["BD-rate against", *(c.name for c in others)], rows))
+    parts += _intervals(families)
     if not points:
         parts.append(paragraph("This network is not a shipped one: nothing is on record for it."))
     parts.append(
         paragraph(
             "Means over Kodak, from bytes really coded; the grey curves are those that CompressAI "
-            "published. Intervals over images: lichen evaluate --json, then lichen bdrate."
+            "published. In brackets, the middle 95 % over draws of images (bootstrap)."
         )
     )
     return parts
+
+
+def _intervals(families: Sequence[str]) -> list[str]:
+    """BD-rates against what was measured on the same images, and how sure they are."""
+    known = models.measured_by_image()
+    images = tuple(known["images"])
+    curves = []
+    for curve in known["curves"]:
+        bpp, quality = (np.array([p[key] for p in curve["points"]]) for key in ("bpp", "psnr"))
+        curves.append(ImageCurves(curve["name"], images, bpp, quality))
+    own = [c for c in curves if c.name.partition(" (")[0] in families and len(c.bpp) > 1]
+    others = [c for c in curves if " (" not in c.name]
+    others += [c for c in own if c.name.endswith("(FP32 parent)")]
+    everything = np.arange(len(images))
+    rows = []
+    for curve in own:
+        cells: list[object] = [curve.name.partition(";")[0].rstrip(")") + ")"]
+        for anchor in others:
+            try:
+                rate = bd_rate(curve.curve(everything), anchor.curve(everything)).percent
+            except UserError:
+                cells.append(None)
+                continue
+            found = interval(curve, anchor, draws=DRAWS) if curve is not anchor else None
+            span = "" if found is None else f" ({found.low:+.1f} .. {found.high:+.1f})"
+            cells.append(None if curve is anchor else f"{rate:+.1f} %{span}")
+        rows.append(cells)
+    heads = ["BD-rate, measured here, against", *(c.name for c in others)]
+    return [table(heads, rows)] if rows else []
 
 
 def _stages(subject: Subject) -> list[str]:
@@ -226,7 +260,7 @@ def _plan(subject: Subject, board: Board) -> list[str]:
         except (UserError, ValueError) as error:
             parts.append(paragraph(f"{key}: no plan for the {board.title}: {error}"))
             continue
-        plan = evaluate(network.transform(key), folding)
+        plan = evaluate(network.transform(key), folding, frame=network.frames(*PHOTO)[key])
         clock = expected_clock(board, plan.resources)
         hertz = board.pll_below(clock.limit_mhz).output_hz
         rows = plan.stages()
@@ -297,6 +331,7 @@ def _build(subject: Subject) -> list[str]:
             "silicon."
         ),
     ]
+    parts += _planned_units(subject)
     seeds = {str(k): v for k, v in (build.get("seeds") or {}).items() if v is not None}
     if seeds:
         parts.append(
@@ -322,6 +357,29 @@ def _build(subject: Subject) -> list[str]:
     return parts
 
 
+def _planned_units(subject: Subject) -> list[str]:
+    """What the plan of a build gave each unit; place and route counts the whole only."""
+    from lichen.hw.plan.planner import evaluate
+    from lichen.hw.stage.folding import Folding
+
+    build, network = subject.build or {}, subject.network
+    key, folding = build.get("transform"), build.get("folding")
+    if network is None or not isinstance(key, str) or not isinstance(folding, dict):
+        return []
+    try:
+        made = Folding.model_validate(folding)
+        plan = evaluate(network.transform(key), made, frame=network.frames(*PHOTO)[key])
+    except (ValueError, KeyError, UserError):
+        return []
+    kinds = ("dsp", "bram", "lut")
+    planned = build.get("planned") or {}
+    rows: list[list[object]] = [[r["name"], *(r[kind] for kind in kinds)] for r in plan.stages()]
+    named = [sum(int(str(row[1 + i])) for row in rows) for i in range(len(kinds))]
+    rest = [planned.get(kind, total) - total for kind, total in zip(kinds, named, strict=True)]
+    rows.append(["link and rest", *rest])
+    return [table(["planned for", "multipliers", "block RAMs", "LUTs"], rows)]
+
+
 def _pictures(subject: Subject, pixels: npt.NDArray[np.uint8]) -> list[str]:
     network = _network(subject)
     if not {"g_a", "g_s"} <= set(network.transforms) or not network.entropy:
@@ -336,7 +394,8 @@ def _pictures(subject: Subject, pixels: npt.NDArray[np.uint8]) -> list[str]:
     )
     return [
         _heading(subject),
+        '<div class="pictures">',
         slider(pixels, decoded, ("original", caption)),
         f"<figure>{picture(error_map(pixels, decoded), 'error')}"
-        "<figcaption>Error, eight times enlarged</figcaption></figure>",
+        "<figcaption>Error, eight times enlarged</figcaption></figure></div>",
     ]

@@ -62,14 +62,24 @@ def paragraph(words: str) -> str:
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; numbers stand to the right, None is a dash. It scrolls where it is too wide."""
 
-    def cell(value: object) -> str:
-        number = isinstance(value, int | float) or (
-            isinstance(value, str) and value[:1] in "+-0123456789" and value[-1:] != "k"
-        )
-        shown = "–" if value is None else f"{value:,}" if isinstance(value, int) else value
-        return f'<td class="n">{text(shown)}</td>' if number else f"<td>{text(shown)}</td>"
+    rows = list(rows)
 
-    head = "".join(f"<th>{text(h)}</th>" for h in heads)
+    def number(value: object) -> bool:
+        return (
+            value is None
+            or isinstance(value, int | float)
+            or (isinstance(value, str) and value[:1] in "+-0123456789" and value[-1:] != "k")
+        )
+
+    def cell(value: object) -> str:
+        shown = "–" if value is None else f"{value:,}" if isinstance(value, int) else value
+        return f'<td class="n">{text(shown)}</td>' if number(value) else f"<td>{text(shown)}</td>"
+
+    right = [bool(rows) and all(number(row[i]) for row in rows) for i in range(len(heads))]
+    head = "".join(
+        f'<th class="n">{text(h)}</th>' if n else f"<th>{text(h)}</th>"
+        for h, n in zip(heads, right, strict=True)
+    )
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>\n" for row in rows)
     content = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="wide"><table>{content}</table></div>'

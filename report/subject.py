@@ -12,6 +12,7 @@ from lichen import models
 from lichen.errors import UserError
 from lichen.network import file
 from lichen.network.description import Network
+from lichen.network.identity import static_digest
 
 BUILD_REPORT = "report.json"
 
@@ -88,4 +89,5 @@ def _shipped(name: str, sha256: str) -> Network | None:
     if path is None:
         return None
     network = file.load(path)
-    return network if file.digest(network) == sha256 else None
+    # gateware knows nothing of context models, so a build names the network without
+    return network if sha256 in (file.digest(network), static_digest(network)) else None

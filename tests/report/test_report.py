@@ -18,6 +18,7 @@ from lichen.cli import cli
 from lichen.errors import UserError
 from lichen.network.description import PHOTO
 from lichen.report import charts, facts, page
+from lichen.report import make as make_module
 from lichen.report.make import make
 from lichen.report.subject import Subject, find
 from lichen.sim.images import crop_middle, read_image
@@ -99,6 +100,42 @@ def test_the_build_is_the_one_on_record(whole):
     record = json.loads(BUILD.read_text())
     assert f"{record['fmax_mhz']} MHz after place and route" in whole
     assert f'<td class="n">{record["ff"]:,}</td>' in whole
+
+
+def test_plans_are_of_what_a_transform_reads(whole):
+    """g_s reads latents: its arrays make as many products as they need, not 256 times as many."""
+    network = models.load_network("tiny")
+    plan = whole[whole.index("<h2>Plan</h2>") : whole.index("<h2>Build</h2>")]
+    for key in ("g_a", "g_s"):
+        part = plan[plan.index(f"<p>{key} on ") :]
+        cycles = int(re.search(r": ([\d,]+) cycles", part)[1].replace(",", ""))
+        folded = re.findall(r"(\d+) x (\d+) x (\d+)</td>", part[: part.index("</table>")])
+        products = sum(int(p) * int(q) * int(s) for p, q, s in folded)
+        needed = network.transforms[key].macs(*network.frames(*PHOTO)[key])
+        assert 0.5 < needed / (cycles * products) <= 1, key
+
+
+def test_a_build_finds_its_network_and_what_was_planned_for_its_units():
+    (build,) = find([str(BUILD)])
+    assert build.network is not None
+    (html,) = make_module._planned_units(build)
+    rows = [[int(n.replace(",", "")) for n in re.findall(r'"n">(-?[\d,]+)<', line)]
+            for line in html.splitlines() if "</td>" in line]  # fmt: skip
+    assert len(rows) == 4 + 3 + 1  # convolutions, normalizations, the rest
+    assert [sum(column) for column in zip(*rows, strict=True)] == [
+        build.build["planned"][kind] for kind in ("dsp", "bram", "lut")
+    ]
+    assert min(rows[-1]) >= 0
+
+
+def test_rates_carry_intervals(monkeypatch):
+    monkeypatch.setattr(make_module, "DRAWS", 40)
+    (html,) = make_module._intervals(["small-opt"])
+    found = re.findall(r"([-+][\d.]+) % \(([-+][\d.]+) \.\. ([-+][\d.]+)\)", html)
+    assert len(found) == 2 * 3 + 1  # three formats, and integers against FP32
+    for rate, low, high in found:
+        assert float(low) <= float(rate) <= float(high)
+    assert make_module._intervals(["tiny"]) == []
 
 
 def test_stages_add_up_to_the_network():
