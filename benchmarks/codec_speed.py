@@ -1,9 +1,14 @@
-"""Whole files, image to bytes and back, and the entropy coder alone, beside FP32 CompressAI.
+"""The commands, whole files in a process that is running, and the entropy coder alone.
 
-Both code the shipped photograph with the same network, in turns, so that other load on the
-machine meets both; each figure is the best of its rounds.
+All of it codes the shipped photograph (768x512) with one network, in turns, so that other load on
+the machine meets all alike; each figure is the best of its rounds. With --fp32 CompressAI's FP32
+parent codes the same image beside it.
 
     python benchmarks/codec_speed.py small-q3 --json -
+
+Commands' caches are warm, and compiled Python is. Their processor time is that of all threads;
+`import numpy` alone, in the same rounds, says what the machine is like. `one thread` is all of
+`codec.decode` with BLAS and segments on one thread.
 """
 
 from __future__ import annotations
@@ -14,85 +19,154 @@ import lichen  # noqa: F401
 # isort: split
 
 import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from lichen import models
-from lichen.codec.container import Container, Kind, inspect, segment_bounds
-from lichen.codec.entropy import EntropyCoder
+from lichen.codec.container import Container
 from lichen.files import write_atomically
-from lichen.quant.float.architectures import build_model
-from lichen.quant.float.checkpoint import load_checkpoint
-from lichen.quant.training.evaluate import FloatCodec
-from lichen.sim.golden import Latents, analysis
+from lichen.sim import golden
 from lichen.sim.images import read_image
 
+COMMANDS = ("encode", "encode --no-check", "decode")
 
-def unpacking(container: Container, latents: Latents, data: bytes) -> Callable[[], object]:
-    """What decodes all segments of a file, and nothing else, on one thread."""
-    tasks = []
-    for segment in latents.segments:
-        coder = EntropyCoder(container.network.entropy[segment.name])
-        parts = inspect(data).of_kind(Kind[segment.name.upper()])
-        rows = segment.indices.reshape(-1)
-        for part, (first, last) in zip(parts, segment_bounds(rows.size), strict=True):
-            payload = data[part.offset : part.offset + part.length]
-            tasks.append((coder, payload, rows[first:last]))
-    return lambda: [coder.decode(payload, rows) for coder, payload, rows in tasks]
+
+class Best:
+    """The least wall and processor seconds of each task."""
+
+    def __init__(self) -> None:
+        self.wall: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
+
+    def measure(self, name: str, run: Callable[[], object], children: bool = False) -> None:
+        who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+        before, begin = resource.getrusage(who), time.perf_counter()
+        run()
+        wall, after = time.perf_counter() - begin, resource.getrusage(who)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        self.wall[name] = min(wall, self.wall.get(name, wall))
+        self.cpu[name] = min(cpu, self.cpu.get(name, cpu))
+
+
+def started(arguments: list[str]) -> Callable[[], object]:
+    """Runs Python in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return lambda: subprocess.run(
+        [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment
+    )
+
+
+def on_one_thread(run: Callable[[], object]) -> Callable[[], object]:
+    """The same with BLAS, and what goes by its number of threads, on one."""
+    blas = golden._blas()
+
+    def alone() -> object:
+        before = blas.threads
+        blas.threads = 1
+        try:
+            with blas.single_threaded():
+                return run()
+        finally:
+            blas.threads = before
+
+    return alone
+
+
+def commands(name: str, folder: Path) -> dict[str, Callable[[], object]]:
+    """The commands that a user types."""
+    coded, photo = folder / "photo.lic", models.photograph()
+    command = ["-m", "lichen.cli"]
+    encode = [*command, "encode", str(photo), "-o", str(coded), "-m", name]
+    found = {
+        "encode": encode,
+        "encode --no-check": [*encode, "--no-check"],
+        "decode": [*command, "decode", str(coded), "-o", str(folder / "photo.png")],
+        "import numpy": ["-c", "import numpy"],
+    }
+    return {key: started(arguments) for key, arguments in found.items()}
+
+
+def float_tasks(name: str, threads: int) -> dict[str, Callable[[], object]]:
+    """CompressAI's own encoder and decoder."""
+    import torch
+
+    from lichen.quant.float.architectures import build_model
+    from lichen.quant.float.checkpoint import load_checkpoint
+    from lichen.quant.training.evaluate import FloatCodec
+
+    if threads:
+        torch.set_num_threads(threads)
+    image = read_image(models.photograph())
+    codec = FloatCodec(build_model(*load_checkpoint(f"{name}{models.PARENT_SUFFIX}")[:4]))
+    streams = codec.encode(image)
+    return {
+        "fp32 encode": lambda: codec.encode(image),
+        "fp32 decode": lambda: codec.decode(streams, *image.shape[:2]),
+    }
 
 
 @click.command()
 @click.argument("name", default="small-q3")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1))
+@click.option("--fp32", is_flag=True, help="Beside the FP32 parent; needs the quant extra.")
 @click.option("--threads", default=0, help="torch's threads (0: its own choice).")
 @click.option("--json", "json_file", metavar="FILE", help="Write the result ('-': stdout).")
-def main(name: str, rounds: int, threads: int, json_file: str | None) -> None:
-    """Time a shipped network and its FP32 parent."""
-    if threads:
-        torch.set_num_threads(threads)
+def main(name: str, rounds: int, fp32: bool, threads: int, json_file: str | None) -> None:
+    """Time a shipped network."""
     image = read_image(models.photograph())
-    height, width = image.shape[:2]
     container = Container(models.load_network(name))
-    one_thread = Container(container.network, threads=1)
-    parent = load_checkpoint(f"{name}{models.PARENT_SUFFIX}")
-    fp32 = FloatCodec(build_model(*parent[:4]))
-
-    latents = analysis(container.network, image)
+    alone = Container(container.network, threads=1)
+    latents, data = golden.analysis(container.network, image), container.encode(image)
     symbols = sum(segment.symbols.size for segment in latents.segments)
-    data, streams = container.encode(image), fp32.encode(image)
-    tasks: dict[str, Callable[[], object]] = {
-        "encode": lambda: container.encode(image),
-        "fp32_encode": lambda: fp32.encode(image),
-        "decode": lambda: container.decode(data),
-        "fp32_decode": lambda: fp32.decode(streams, height, width),
-        "entropy_encode": lambda: one_thread.pack(latents),
-        "entropy_decode": unpacking(container, latents, data),
+    inside: dict[str, Callable[[], object]] = {
+        "codec.encode": lambda: container.encode(image),
+        "codec.decode": lambda: container.decode(data),
+        "codec.encode, one thread": on_one_thread(lambda: alone.encode(image)),
+        "codec.decode, one thread": on_one_thread(lambda: alone.decode(data)),
     }
-    best = dict.fromkeys(tasks, float("inf"))
-    for _ in range(rounds):
-        for task, run in tasks.items():
-            begin = time.perf_counter()
-            run()
-            best[task] = min(best[task], time.perf_counter() - begin)
+    # hyperpriors run h_s between their latents: the symbols' share is what is left without it
+    entropy: dict[str, Callable[[], object]] = {
+        "symbols encode, one thread": on_one_thread(lambda: alone.pack(latents)),
+        "symbols decode, one thread": on_one_thread(lambda: alone.latents(data)),
+    }
+    if fp32:
+        inside |= float_tasks(name, threads)
+    best = Best()
+    with tempfile.TemporaryDirectory() as folder:
+        outside = commands(name, Path(folder))
+        outside["encode"]()  # warms caches, and leaves a file to decode
+        outside["decode"]()
+        for _ in range(rounds):
+            for task, run in outside.items():
+                best.measure(task, run, children=True)
+            for task, run in (inside | entropy).items():
+                best.measure(task, run)
+    rates = {task: symbols / best.cpu[task] for task in entropy}
     result: dict[str, Any] = {
-        "network": name, "width": width, "height": height, "rounds": rounds, "symbols": symbols,
-        "bytes": len(data), "fp32_bytes": sum(map(len, streams)),
-        "threads": torch.get_num_threads(),
-        "seconds": {task: round(seconds, 4) for task, seconds in best.items()},
-        "entropy_symbols_per_second_one_thread": {
-            task.removeprefix("entropy_"): round(symbols / seconds)
-            for task, seconds in best.items()
-            if task.startswith("entropy_")
+        "network": name, "width": image.shape[1], "height": image.shape[0], "rounds": rounds,
+        "processors": os.cpu_count(), "load": os.getloadavg()[0], "symbols": symbols,
+        "bytes": len(data),
+        "seconds": {task: round(value, 4) for task, value in best.wall.items()},
+        "processor_seconds": {task: round(value, 4) for task, value in best.cpu.items()},
+        "commands_to_import_numpy": {
+            task: round(best.cpu[task] / best.cpu["import numpy"], 2) for task in COMMANDS
         },
+        "entropy_symbols_per_second_one_thread": {k: round(v) for k, v in rates.items()},
     }  # fmt: skip
-    for task, seconds in best.items():
-        rate = f"{symbols / seconds / 1e6:6.1f} Msymbols/s" if task.startswith("entropy_") else ""
-        click.echo(f"{task:15} {1000 * seconds:8.1f} ms  {rate}", err=json_file == "-")
+    click.echo(f"{'':28} {'wall':>9} {'processor':>10}", err=json_file == "-")
+    for task, wall in best.wall.items():
+        rate = f"{rates[task] / 1e6:8.1f} Msymbols/s" if task in rates else ""
+        text = f"{task:28} {1000 * wall:6.0f} ms {1000 * best.cpu[task]:7.0f} ms {rate}"
+        click.echo(text, err=json_file == "-")
     text = json.dumps(result, indent=2) + "\n"
     if json_file == "-":
         click.echo(text, nl=False)

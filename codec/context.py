@@ -23,6 +23,10 @@ from lichen.codec.entropy import BUCKET_BITS, PRECISION, EntropyError, bucket_st
 from lichen.codec.layout import Layout, Window
 from lichen.network import context as network_context
 from lichen.network.context import (
+    BASE_MAX,
+    EXCESS_LIMITS,
+    GAIN_BITS,
+    GAIN_LIMITS,
     MAGNITUDE_MAX,
     MEAN_BITS,
     SCALE_MAX,
@@ -59,6 +63,9 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
     bucket_shift = np.uint64(PRECISION - BUCKET_BITS)
     half, mean_bits = 1 << (MEAN_BITS - 1), MEAN_BITS
     most, magnitude, value_most = SCALE_MAX, MAGNITUDE_MAX, VALUE_MAX
+    excess_least, excess_most = EXCESS_LIMITS
+    gain_bits, base_most = GAIN_BITS, BASE_MAX
+    gain_least, gain_most = GAIN_LIMITS
 
     @inline
     def places(i, j, top, left, right):
@@ -82,15 +89,21 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
 
     @inline
     def predict(c, w, n, nw, ne, sums, model, extra):
-        """The scale and the mean of a symbol."""
-        bias, near, slope, _, outer, shifts = model
+        """The scale and the mean of a symbol; ``extra`` is what a hyperprior says."""
+        bias, near, slope, _, outer, shifts, corrected = model
         w, n, nw, ne = np.int64(w), np.int64(n), np.int64(nw), np.int64(ne)
         total = near[0, c] * small(w) + near[1, c] * small(n)
         if near.shape[0] == 4:
             total += near[2, c] * small(nw) + near[3, c] * small(ne)
-        total = (total << shifts[0]) + extra
+        total = total << shifts[0]
+        across = np.int64(0)
         for k in range(outer.shape[0]):
-            total += outer[k, c] * sums[k]
+            across += outer[k, c] * sums[k]
+        if corrected:
+            gain = max(gain_least, min((1 << gain_bits) + (across >> shifts[3]), gain_most))
+            total += (min(extra, base_most) * gain) >> gain_bits
+        else:
+            total += extra + across
         mean = np.int64(0)
         if slope.shape[0] >= 2:
             mean = slope[0, c] * limited(w) + slope[1, c] * limited(n)
@@ -115,8 +128,11 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
         return (spread[c] * levels[indices[i, j, c]]) << shifts[1]
 
     @inline
-    def add(sums, inner, c, value):
+    def add(sums, inner, i, j, c, value, indices, unit, usual):
         m = small(np.int64(value))
+        if unit.shape[0] > 0:
+            index = indices[i, j, c]
+            m = max(excess_least, min(m * unit[index] - usual[index], excess_most))
         if m:
             for k in range(inner.shape[0]):
                 sums[k] += inner[k, c] * m
@@ -164,11 +180,12 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
         return (v + beyond - 1 if above else -v), True
 
     def predictions(
-        y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, sums, zeros,
+        y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, unit,
+        usual, sums, zeros,
         scales, means,
     ):  # fmt: skip
         """All scales and means of a window, for fitting."""
-        model = bias, near, slope, inner, outer, shifts
+        model = bias, near, slope, inner, outer, shifts, unit.shape[0] > 0
         top, left, right, first, last = window[0], window[1], window[2], window[3], window[4]
         for place in range(first, last):
             i, j = top + place // (right - left), left + place % (right - left)
@@ -177,15 +194,16 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
                 extra = extra_sum(i, j, c, indices, spread, levels, shifts)
                 scale, mean = predict(c, w[c], n[c], nw[c], ne[c], sums, model, extra)
                 scales[i, j, c], means[i, j, c] = scale, mean
-                add(sums, inner, c, y[i, j, c])
+                add(sums, inner, i, j, c, y[i, j, c], indices, unit, usual)
         return 0
 
     def encode(
-        y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, sums, zeros,
+        y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, unit,
+        usual, sums, zeros,
         bins, phase, chosen, cdf, lengths, offsets, state, out,
     ):  # fmt: skip
         """Writes the stream of a window; returns its length."""
-        model = bias, near, slope, inner, outer, shifts
+        model = bias, near, slope, inner, outer, shifts, unit.shape[0] > 0
         top, left, right, first, last = window[0], window[1], window[2], window[3], window[4]
         state[:] = 0
         state[1] = np.uint64(0xFFFFFFFF)
@@ -208,15 +226,16 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
                 if entry == beyond:
                     v = value - beyond + 1 if value >= 0 else -value
                     code_escape(out, state, v, value >= 0)
-                add(sums, inner, c, y[i, j, c])
+                add(sums, inner, i, j, c, y[i, j, c], indices, unit, usual)
         return finish(out, state)
 
     def decode(
-        y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, sums, zeros,
+        y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, unit,
+        usual, sums, zeros,
         bins, phase, chosen, cdf, lengths, offsets, state, buckets, data, lo, hi,
     ):  # fmt: skip
         """Fills a window; returns 0 or a key of _FAILURES."""
-        model = bias, near, slope, inner, outer, shifts
+        model = bias, near, slope, inner, outer, shifts, unit.shape[0] > 0
         top, left, right, first, last = window[0], window[1], window[2], window[3], window[4]
         begin_decoding(data, state)
         for place in range(first, last):
@@ -246,7 +265,7 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
                 if symbol < lo or symbol > hi:
                     return BEYOND_LIMITS
                 y[i, j, c] = symbol
-                add(sums, inner, c, symbol)
+                add(sums, inner, i, j, c, symbol, indices, unit, usual)
         return 0 if ends_right(data, state) else ranges.ENDS_WRONG
 
     return {"predictions": predictions, "encode": encode, "decode": decode}
@@ -254,7 +273,7 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
 
 _LATENT = ("int32[3]", "int32[3]", "int64[1]")
 _MODEL = (
-    "int64[1]", *["int64[2]"] * 4, *["int64[1]"] * 3,
+    "int64[1]", *["int64[2]"] * 4, *["int64[1]"] * 5,
     "int64[1]", "int32[1]",
 )  # fmt: skip
 _TABLES = ("uint8[1]", "int64[1]", "int64[2]", "int32[2]", "int64[1]", "int64[1]", "uint64[1]")
@@ -354,14 +373,12 @@ def _scratch(window: Window, model: Sequence[Any], inner: int, channels: int) ->
 
 def arithmetic(model: ContextModel) -> list[npt.NDArray[np.int64]]:
     """What the loops read of a model: `_MODEL`, but for what they count in."""
-    shifts = np.array([model.near_shift, model.spread_shift, model.shift], np.int64)
-    spread, levels = model.spread, model.levels
-    if spread is None or levels is None:
-        spread = levels = np.zeros(0, np.int64)
+    shifts = [model.near_shift, model.spread_shift, model.shift, model.gain_shift or 0]
     arrays = (
-        model.bias, model.near, model.slope, model.inner, model.outer, shifts, spread, levels,
+        model.bias, model.near, model.slope, model.inner, model.outer, shifts, model.spread,
+        model.levels, model.unit, model.usual,
     )  # fmt: skip
-    return [np.ascontiguousarray(array, np.int64) for array in arrays]
+    return [np.ascontiguousarray([] if a is None else a, np.int64) for a in arrays]
 
 
 def predictions(

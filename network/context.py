@@ -16,6 +16,11 @@ full, `lichen.codec.context` computes it):
 - ``sum = (near[., c] . m(W, N, NW, NE) << near_shift) + outer[., c] . A`` and, beside a
   hyperprior, ``+ (spread[c] levels[index] << spread_shift)``.
 - ``scale = min(bias[c] + (sum >> shift), SCALE_MAX)``; ``bin`` is how many edges it reaches.
+- With ``unit`` and ``usual`` a hyperprior's scale is corrected by how much the channels before
+  exceed what it said of them: there ``A[k]`` sums ``inner[k, d] x`` of
+  ``x = clamp(m unit[index] - usual[index], -256, 255)``, ``gain = clamp(256 + (outer[., c] . A
+  >> gain_shift), 64, 1024)``, and in place of the last two terms stands
+  ``min(spread[c] levels[index], 2**20 - 1) gain >> 8``.
 - ``mean = slope[., c] . (W, N, NW, NE)``, each limited to ``+-VALUE_MAX``, in 1/32;
   ``whole = (mean + 16) >> 5``, ``part = mean - 32 whole``, -16 .. 15.
 - The table is ``choice[bin, phase[|part|]]``; it codes ``symbol - whole``, negated where part
@@ -24,10 +29,15 @@ full, `lichen.codec.context` computes it):
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from lichen.network.fields import (
     IntArray,
@@ -54,6 +64,18 @@ PHASES = (1 << (MEAN_BITS - 1)) + 1
 
 SCALE_MAX = (1 << 16) - 1
 BINS_MAX = 64
+EXCESS_LIMITS = (-256, 255)
+"""Of what a symbol's magnitude exceeds the usual by, in 1/32 of its scale."""
+
+GAIN_BITS = 8
+"""Fractional bits of the gain of a scale."""
+
+GAIN_LIMITS = (1 << (GAIN_BITS - 2), 1 << (GAIN_BITS + 2))
+"""A quarter to four."""
+
+BASE_MAX = (1 << 20) - 1
+"""What a scale counts as at most before its gain."""
+
 TABLES_MAX = 128
 ENTRIES_MAX = 6000
 """Most entries of 16 bits in the tables of a network."""
@@ -63,8 +85,11 @@ BITS_MAX = 12000
 
 SUM_MAX = (1 << 31) - 1
 
+EXCESS = ("unit", "usual", "gain_shift")
+"""Fields that came with format 3 of the network file."""
+
 _WEIGHT_BITS, _SLOPE_BITS, _BIAS_BITS, _LEVEL_BITS, _EDGE_BITS = 5, 6, 12, 16, 16
-_PHASE_BITS, _CHOICE_BITS = 3, 7
+_PHASE_BITS, _CHOICE_BITS, _UNIT_BITS = 3, 7, 9
 
 
 class ContextModel(Model):
@@ -84,8 +109,13 @@ class ContextModel(Model):
         0 .. 31. Only for latents whose table number a hyperprior gives.
     levels : int array (levels,) or None
         0 .. 65535, one for each of these numbers.
+    unit, usual : int array (levels,) or None
+        0 .. 511: steps that a magnitude of one counts, and those that are usual, in 1/32 of the
+        scale of each level. Both or neither; only beside levels.
     near_shift, spread_shift, shift : int
         0 .. 15.
+    gain_shift : int or None
+        0 .. 15; goes with ``unit``, and spread_shift is 0 then.
     edges : int array (bins - 1,)
         1 .. 65535, rising; at most 63.
     phase : int array (17,)
@@ -101,6 +131,9 @@ class ContextModel(Model):
     outer: IntArray
     spread: IntArray | None = None
     levels: IntArray | None = None
+    unit: IntArray | None = None
+    usual: IntArray | None = None
+    gain_shift: int | None = Field(default=None, ge=0, le=15)
     near_shift: int = Field(ge=0, le=15)
     spread_shift: int = Field(default=0, ge=0, le=15)
     shift: int = Field(ge=0, le=15)
@@ -121,7 +154,17 @@ class ContextModel(Model):
         total += _PHASE_BITS * self.phase.size + _CHOICE_BITS * self.choice.size
         if self.spread is not None and self.levels is not None:
             total += _WEIGHT_BITS * self.spread.size + _LEVEL_BITS * self.levels.size
+        if self.unit is not None and self.usual is not None:
+            total += _UNIT_BITS * (self.unit.size + self.usual.size)
         return int(total)
+
+    @model_serializer(mode="wrap")
+    def _without_silence(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that format 2 lacks are left out where they say nothing."""
+        found: dict[str, Any] = handler(self)
+        return {
+            key: value for key, value in found.items() if key not in EXCESS or value is not None
+        }
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -147,12 +190,25 @@ class ContextModel(Model):
             require_range("spread", self.spread, 0, (1 << _WEIGHT_BITS) - 1)
             require(self.levels.ndim == 1, "levels must have one dimension")
             require_range("levels", self.levels, 0, (1 << _LEVEL_BITS) - 1)
+        self._check_excess()
         self._check_choice()
         require(
             self.greatest_sum() <= SUM_MAX,
             f"the sum of a context may reach {self.greatest_sum()}, beyond 31 bits",
         )
         return self
+
+    def _check_excess(self) -> None:
+        given = [getattr(self, name) is not None for name in EXCESS]
+        require(all(given) or not any(given), f"{', '.join(EXCESS)} go with each other")
+        if self.unit is None or self.usual is None:
+            return
+        require(self.levels is not None, "unit goes with levels")
+        assert self.levels is not None
+        require(self.spread_shift == 0, "spread_shift must be 0 beside unit")
+        for name in ("unit", "usual"):
+            require_shape(name, getattr(self, name), self.levels.shape)
+            require_range(name, getattr(self, name), 0, (1 << _UNIT_BITS) - 1)
 
     def _check_choice(self) -> None:
         require(self.edges.ndim == 1, "edges must have one dimension")
@@ -171,7 +227,8 @@ class ContextModel(Model):
     def greatest_sum(self) -> int:
         """The most that anything in the scale's arithmetic can reach."""
         near = int((self.near.astype(object).sum(axis=0) * MAGNITUDE_MAX).max()) << self.near_shift
-        reached = self.inner.astype(np.int64).sum(axis=1) * MAGNITUDE_MAX
+        most = MAGNITUDE_MAX if self.unit is None else -EXCESS_LIMITS[0]
+        reached = self.inner.astype(np.int64).sum(axis=1) * most
         across = 0
         if len(self.outer):
             across = int((self.outer.astype(object) * reached[:, None].astype(object)).sum(0).max())
@@ -179,6 +236,10 @@ class ContextModel(Model):
         if self.spread is not None and self.levels is not None:
             level = int(self.levels.max()) if self.levels.size else 0
             spread = int(self.spread.max()) * level << self.spread_shift
+        if self.unit is not None:
+            # the gain is added up apart from the scale
+            base = min(spread, BASE_MAX) * GAIN_LIMITS[1] >> GAIN_BITS
+            return max(across, near + base + (1 << _BIAS_BITS), BASE_MAX * GAIN_LIMITS[1])
         return near + across + spread + (1 << _BIAS_BITS)
 
 
@@ -217,6 +278,11 @@ class Contexts(Model):
     latents: dict[str, ContextModel]
     replaced: Replaced | None = None
     provenance: JsonObject = Field(default_factory=dict)
+
+    @property
+    def format(self) -> int:
+        """Of the network file: the least that has all there is."""
+        return 2 if all(model.unit is None for model in self.latents.values()) else 3
 
     @property
     def entries(self) -> int:

@@ -136,7 +136,8 @@ class Network(Model):
     @property
     def format(self) -> int:
         """Of its file: the least that has all its parts."""
-        return max([1, *(self.OPTIONAL_PARTS[part] for part in self.optional_parts())])
+        own = 1 if self.contexts is None else self.contexts.format
+        return max([own, *(self.OPTIONAL_PARTS[part] for part in self.optional_parts())])
 
     @property
     def title(self) -> str:

@@ -288,8 +288,11 @@ def random_hyperprior(
     )
 
 
-def random_contexts(seed: int, network: Network) -> Network:
-    """The network with random context models, every field of which says something."""
+def random_contexts(seed: int, network: Network, *, excess: bool = False) -> Network:
+    """The network with random context models, every field of which says something.
+
+    Those of format 3 with ``excess``, where there is a hyperprior.
+    """
     rng = np.random.default_rng(seed)
     latents = {}
     tables = 9
@@ -299,6 +302,10 @@ def random_contexts(seed: int, network: Network) -> Network:
             thresholds = network.thresholds(latent)
             levels = 1 + (0 if thresholds is None else len(thresholds))
         bins, phases, inner = int(rng.integers(2, 12)), int(rng.integers(1, 5)), 3
+        corrected: dict[str, Any] = {}
+        if levels is not None and excess:
+            corrected = {name: rng.integers(0, 512, levels) for name in ("unit", "usual")}
+            corrected["gain_shift"] = int(rng.integers(8, 14))
         latents[latent.name] = ContextModel(
             bias=rng.integers(0, 200, channels),
             near=rng.integers(0, 32, (int(rng.choice([2, 4])), channels)),
@@ -308,11 +315,12 @@ def random_contexts(seed: int, network: Network) -> Network:
             spread=None if levels is None else rng.integers(0, 32, channels),
             levels=None if levels is None else rng.integers(0, 2000, levels),
             near_shift=int(rng.integers(0, 5)),
-            spread_shift=int(rng.integers(0, 4)),
+            spread_shift=int(rng.integers(0, 4)) if levels is None or not excess else 0,
             shift=int(rng.integers(0, 6)),
             edges=np.sort(rng.choice(3000, bins - 1, replace=False)) + 1,
             phase=np.sort(rng.integers(0, phases, PHASES)),
             choice=rng.integers(0, tables, (bins, phases)),
+            **corrected,
         )
     bank = random_tables(rng, tables, symmetric(6))
     return network.model_copy(update={"contexts": Contexts(tables=bank, latents=latents)})

@@ -32,8 +32,17 @@ SHAPES = (
 )
 """From the best to the smallest, for networks of ever more channels."""
 
-HYPER_SHAPES = (Shape(2, 2, 0), Shape(2, 0, 0, 12))
-"""Of z, of which there is little."""
+CORRECTED_SHAPES = (
+    Shape(4, 4, 4, excess=True),
+    Shape(2, 4, 4, excess=True),
+    Shape(2, 4, 2, 34, excess=True),
+    Shape(2, 2, 2, 34, excess=True),
+    Shape(2, 2, 1, 34, excess=True),
+)
+"""The same beside a hyperprior, tried before them."""
+
+HYPER_SHAPES = (Shape(2, 2, 0, 16), Shape(2, 0, 0, 12))
+"""Of z, of which there is little; without means it costs more than static tables do."""
 
 Z_TIMES = 5
 """Passes over the few symbols of z for one over y."""
@@ -51,13 +60,20 @@ WEIGHT_IMAGES = 120
 def _bits(shape: Shape, channels: int, levels: int) -> int:
     """Of a model of this shape, its edges and choice at their most."""
     a_channel = 12 + 5 * shape.near + 6 * shape.slope + 10 * shape.inner + (5 if levels else 0)
-    cells = shape.bins * (int(tables.PHASE.max()) + 1)
-    return channels * a_channel + 16 * levels + 16 * shape.bins + 51 + 7 * cells
+    cells = shape.bins * (int(_phase(shape).max()) + 1)
+    a_level = 16 + (18 if shape.excess else 0)
+    return channels * a_channel + a_level * levels + 16 * shape.bins + 51 + 7 * cells
+
+
+def _phase(shape: Shape) -> npt.NDArray[np.int64]:
+    """Without means there is one."""
+    return tables.PHASE if shape.slope else np.zeros_like(tables.PHASE)
 
 
 def choose_shapes(channels: Mapping[str, int], levels: int) -> dict[str, Shape]:
     """The largest models that fit together; ``levels`` of y's hyperprior, 0 without."""
-    for inner, shape in itertools.product(HYPER_SHAPES, SHAPES):
+    shapes = [*CORRECTED_SHAPES, *SHAPES] if levels else SHAPES
+    for inner, shape in itertools.product(HYPER_SHAPES, shapes):
         chosen = {name: shape if name == "y" else inner for name in channels}
         total = sum(
             _bits(chosen[name], count, levels if name == "y" else 0)
@@ -80,10 +96,10 @@ def _model(
     step = max(1, len(images) // WEIGHT_IMAGES)
     learner = learn(images[::step], shape, levels, layout.rows, schedule, progress)
     fields = integers(learner)
-    phases = int(tables.PHASE.max()) + 1
+    phase = _phase(shape)
     draft = ContextModel(
-        **fields, edges=np.zeros(0, np.int32), phase=tables.PHASE,
-        choice=np.zeros((1, phases), np.int32),
+        **fields, edges=np.zeros(0, np.int32), phase=phase,
+        choice=np.zeros((1, int(phase.max()) + 1), np.int32),
     )  # fmt: skip
     scales, means = [], []
     for one in images:
@@ -91,7 +107,7 @@ def _model(
         scales.append(found[0])
         means.append(found[1])
     progress("predictions")
-    return fields, tables.count(scales, means, [one.values for one in images], shape.bins)
+    return fields, tables.count(scales, means, [one.values for one in images], shape.bins, phase)
 
 
 def fit_contexts(

@@ -71,18 +71,19 @@ def count(
     means: Sequence[npt.NDArray[np.int64]],
     symbols: Sequence[npt.NDArray],
     bins: int,
+    phase: npt.NDArray[np.int64] = PHASE,
 ) -> Cells:
     """Histograms of images' symbols, (h, w, channels) each, in at most so many bins of scales."""
     edges = scale_edges(scales, bins)
-    phases = int(PHASE.max()) + 1
+    phases = int(phase.max()) + 1
     width = 2 * REACH + 1
     counts = np.zeros((len(edges) + 1) * phases * width)
     for scale, mean, values in zip(scales, means, symbols, strict=True):
         rest, part = remainders(values, mean)
-        cell = np.searchsorted(edges, scale, side="right") * phases + PHASE[part]
+        cell = np.searchsorted(edges, scale, side="right") * phases + phase[part]
         place = cell * width + np.clip(rest, -REACH, REACH) + REACH
         counts += np.bincount(place.reshape(-1), minlength=counts.size)
-    return Cells(edges, PHASE, counts.reshape(len(edges) + 1, phases, width))
+    return Cells(edges, phase, counts.reshape(len(edges) + 1, phases, width))
 
 
 def _cost(counts: FloatArray) -> FloatArray:

@@ -18,7 +18,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lichen.network.context import MAGNITUDE_MAX, MEAN_BITS
+from lichen.network.context import (
+    EXCESS_LIMITS,
+    GAIN_BITS,
+    GAIN_LIMITS,
+    MAGNITUDE_MAX,
+    MEAN_BITS,
+)
 
 SCALE_STEPS = 64
 """Steps of the integer scale for a scale of one symbol."""
@@ -30,6 +36,10 @@ INNER_STEPS = 16
 SPREAD_BITS = 4
 """Fractional bits of the weight spread."""
 
+UNIT_STEPS, UNIT_MAX = 32, 511
+"""Steps of what a magnitude counts beside its scale, and the most of them."""
+
+GAIN_STEPS = 1 << GAIN_BITS
 LIKELIHOOD_MIN = 1e-7
 
 
@@ -47,12 +57,15 @@ class Shape:
         Sums over earlier channels.
     bins : int
         Of scales, at most.
+    excess : bool
+        Sums are of what magnitudes exceed a hyperprior's scale by, and correct it.
     """
 
     near: int = 4
     slope: int = 4
     inner: int = 4
     bins: int = 40
+    excess: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +138,7 @@ class Learner(torch.nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         parameter = torch.nn.Parameter
-        self.group, self.rounded = group, False
+        self.group, self.rounded, self.excess = group, False, shape.excess
         self.bias = parameter(torch.full((channels,), 0.3))
         self.near = parameter(torch.full((shape.near, channels), 0.1))
         self.slope = parameter(torch.zeros(shape.slope, channels))
@@ -138,6 +151,9 @@ class Learner(torch.nn.Module):
             self.levels = torch.from_numpy(np.log(levels)).float()
             self.correction = parameter(torch.zeros(len(levels)))
             self.spread = parameter(torch.full((channels,), 0.5))
+            if shape.excess:
+                self.unit = parameter(-self.levels.clone())
+                self.usual = parameter(torch.full((len(levels),), 0.6))
 
     @property
     def outer_steps(self) -> int:
@@ -147,6 +163,8 @@ class Learner(torch.nn.Module):
         """
         largest = float(self.outer.detach().abs().max()) if self.outer.numel() else 0.1
         steps = int(2 ** np.floor(np.log2(31.49 / max(largest, 2.0**-10))))
+        if self.excess:
+            return min(max(steps, GAIN_STEPS // UNIT_STEPS), 1 << 14)
         return max(steps, (SCALE_STEPS << SPREAD_BITS) // INNER_STEPS)
 
     def balance(self) -> None:
@@ -168,6 +186,8 @@ class Learner(torch.nn.Module):
         }
         if self.levels is not None:
             found["spread"] = self.spread.abs()
+        if self.excess:
+            found |= {"unit": torch.exp(self.unit), "usual": self.usual.abs()}
         if not self.rounded:
             return found
         steps = {
@@ -177,8 +197,11 @@ class Learner(torch.nn.Module):
             "outer": self.outer_steps,
             "slope": 1 << MEAN_BITS,
             "spread": 1 << SPREAD_BITS,
+            "unit": UNIT_STEPS,
+            "usual": UNIT_STEPS,
         }
         ranges = {"bias": (0, 4095), "slope": (-32, 31)}
+        ranges |= dict.fromkeys(("unit", "usual"), (0, UNIT_MAX))
         return {
             name: _round(value * steps[name]).clamp(*ranges.get(name, (0, 31))) / steps[name]
             for name, value in found.items()
@@ -193,11 +216,22 @@ class Learner(torch.nn.Module):
             one.abs().clamp(max=MAGNITUDE_MAX) * weight
             for one, weight in zip(around, w["near"], strict=False)
         )
+        counted = magnitudes
+        if self.excess:
+            least, most = (limit / UNIT_STEPS for limit in EXCESS_LIMITS)
+            counted = (magnitudes * w["unit"][indices] - w["usual"][indices]).clamp(least, most)
+        across = torch.zeros_like(values)
         for inner, outer in zip(w["inner"], w["outer"], strict=True):
-            weighted = magnitudes * inner
-            scale = scale + (weighted.cumsum(dim=2) - weighted) * outer
+            weighted = counted * inner
+            across = across + (weighted.cumsum(dim=2) - weighted) * outer
+        hyper = torch.zeros_like(values)
         if self.levels is not None and indices is not None:
-            scale = scale + torch.exp(self.levels + self.correction)[indices] * w["spread"]
+            hyper = torch.exp(self.levels + self.correction)[indices] * w["spread"]
+        if self.excess:
+            least, most = (limit / GAIN_STEPS for limit in GAIN_LIMITS)
+            scale = scale + hyper * (1 + across).clamp(least, most)
+        else:
+            scale = scale + hyper + across
         mean = torch.zeros_like(values)
         for one, weight in zip(around, w["slope"], strict=False):
             mean = mean + one * weight
@@ -254,8 +288,11 @@ def integers(learner: Learner) -> dict[str, Any]:
     with torch.no_grad():
         w = {name: value.double().numpy() for name, value in learner.weights().items()}
     outer_steps = learner.outer_steps
-    # the scale in 1/64 is (near in 1/32 << shift + 1, inner in 1/16 x outer) >> shift
+    # the scale in 1/64 is (near in 1/32 << shift + 1, inner in 1/16 x outer) >> shift; where inner
+    # x outer are a gain, (near in 1/32 << shift + 1, spread in 1/16 x level in 1/64) >> shift
     shift = int(np.log2(INNER_STEPS * outer_steps / SCALE_STEPS))
+    if learner.excess:
+        shift = SPREAD_BITS
 
     def whole(name: str, steps: int) -> npt.NDArray[np.int16]:
         return np.rint(w[name] * steps).astype(np.int16)
@@ -275,4 +312,7 @@ def integers(learner: Learner) -> dict[str, Any]:
         levels = np.rint(np.clip(scales * SCALE_STEPS, 0, 65535))
         fields |= {"spread": whole("spread", 1 << SPREAD_BITS), "levels": levels.astype(np.int32)}
         fields["spread_shift"] = shift - SPREAD_BITS
+    if learner.excess:
+        fields |= {name: whole(name, UNIT_STEPS) for name in ("unit", "usual")}
+        fields["gain_shift"] = int(np.log2(UNIT_STEPS * INNER_STEPS * outer_steps // GAIN_STEPS))
     return fields

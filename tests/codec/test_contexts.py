@@ -50,19 +50,35 @@ def definition(model: ContextModel, y, indices, i, j, c, top, left, right):
         ]
     total = sum(int(w) * min(abs(v), 31) for w, v in zip(model.near[:, c], around, strict=False))
     total <<= model.near_shift
-    for inner, outer in zip(model.inner, model.outer, strict=True):
-        before = sum(int(inner[d]) * min(abs(int(y[i, j, d])), 31) for d in range(c))
-        total += int(outer[c]) * before
+
+    def counts(d):
+        m = min(abs(int(y[i, j, d])), 31)
+        if model.unit is None:
+            return m
+        index = indices[i, j, d]
+        return max(-256, min(m * int(model.unit[index]) - int(model.usual[index]), 255))
+
+    across = sum(
+        int(outer[c]) * sum(int(inner[d]) * counts(d) for d in range(c))
+        for inner, outer in zip(model.inner, model.outer, strict=True)
+    )
+    hyper = 0
     if model.levels is not None:
-        total += int(model.spread[c]) * int(model.levels[indices[i, j, c]]) << model.spread_shift
+        hyper = int(model.spread[c]) * int(model.levels[indices[i, j, c]]) << model.spread_shift
+    if model.unit is None:
+        total += hyper + across
+    else:
+        gain = max(64, min(256 + (across >> model.gain_shift), 1024))
+        total += min(hyper, (1 << 20) - 1) * gain >> 8
     scale = min(int(model.bias[c]) + (total >> model.shift), 65535)
     limited = [max(-32767, min(v, 32767)) for v in around]
     return scale, sum(int(w) * v for w, v in zip(model.slope[:, c], limited, strict=False))
 
 
+@pytest.mark.parametrize("excess", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_predictions_are_the_definition(kind):
-    network = random_contexts(5, make_network(kind))
+def test_predictions_are_the_definition(kind, excess):
+    network = random_contexts(5, make_network(kind), excess=excess)
     for name, model in network.contexts.latents.items():
         y, indices = latent(network, name, (5, 7), 3)
         for layout in LAYOUTS[:2]:
@@ -77,7 +93,7 @@ def test_predictions_are_the_definition(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
 def test_streams_come_back(kind, seed):
-    network = random_contexts(seed, make_network(kind))
+    network = random_contexts(seed, make_network(kind), excess=bool(seed % 2))
     for name in network.contexts.latents:
         coder = ContextCoder(network.contexts, name)
         y, indices = latent(network, name, (11, 13), seed, 1.0 + seed)
@@ -92,7 +108,7 @@ def test_streams_come_back(kind, seed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_interpreter_makes_the_same_streams(kind, monkeypatch):
     """Compiled loops are the Python they are written in, without its checks."""
-    network = random_contexts(4, make_network(kind))
+    network = random_contexts(4, make_network(kind), excess=True)
     window = Window((0, 3), (0, 5), (2, 15))
     for name in network.contexts.latents:
         y, indices = latent(network, name, (3, 5), 6)

@@ -65,7 +65,11 @@ def base(rng: Rng) -> Network:
         network = random_hyperprior(
             seed, n=n, m=m, means=kind == 2, scales=scales, fraction=fraction, **widths
         )
-    return random_contexts(seed, network) if rng.random() < 0.4 else network
+    return (
+        random_contexts(seed, network, excess=bool(rng.integers(2)))
+        if rng.random() < 0.4
+        else network
+    )
 
 
 def _places(tree: Any, wanted: Callable[[Any], bool]) -> list[tuple[Any, Any]]:

@@ -14,14 +14,17 @@ from lichen.network.random import random_contexts
 from tests.codec.cases import KINDS, make_network
 
 
+@pytest.mark.parametrize("excess", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_contexts_come_back_from_the_file(kind, tmp_path):
+def test_contexts_come_back_from_the_file(kind, excess, tmp_path):
     plain = make_network(kind)
-    network = random_contexts(3, plain)
+    network = random_contexts(3, plain, excess=excess)
     save(network, tmp_path / "net.lichen")
     again = load(tmp_path / "net.lichen")
     assert dumps(again) == dumps(network)
-    assert b'\\"format\\":2' in dumps(network)
+    newer = excess and network.hyper
+    assert (b'\\"format\\":3' if newer else b'\\"format\\":2') in dumps(network)
+    assert (b"gain_shift" in dumps(network)) == newer
     assert b'\\"format\\":1' in dumps(plain)
     assert decoder_digest(again) == decoder_digest(network)
     assert static_digest(again) == static_digest(network) == static_digest(plain)
@@ -42,6 +45,15 @@ def model(**changes):
         "choice": np.zeros((3, 2), int),
     }
     return ContextModel(**fields | changes)
+
+
+EXCESS = {
+    "spread": np.ones(2, int),
+    "levels": np.array([5, 900]),
+    "unit": np.array([200, 3]),
+    "usual": np.array([20, 25]),
+    "gain_shift": 9,
+}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +83,14 @@ def model(**changes):
         ({"choice": np.zeros((2, 2), int)}, "choice must have shape"),
         ({"choice": np.zeros((3, 9), int)}, "1 to 8 phases"),
         ({"choice": np.full((3, 2), 128)}, "choice must lie in"),
+        (EXCESS | {"usual": None}, "go with each other"),
+        (EXCESS | {"gain_shift": None}, "go with each other"),
+        (EXCESS | {"spread": None, "levels": None}, "unit goes with levels"),
+        (EXCESS | {"spread_shift": 1}, "spread_shift must be 0"),
+        (EXCESS | {"unit": np.full(2, 512)}, "unit must lie in 0 .. 511"),
+        (EXCESS | {"usual": np.full(2, -1)}, "usual must lie in 0 .. 511"),
+        (EXCESS | {"unit": np.ones(3, int)}, "unit must have shape"),
+        (EXCESS | {"gain_shift": 16}, "gain_shift"),
         (
             {
                 "spread": np.full(2, 31),
@@ -83,6 +103,7 @@ def model(**changes):
 )
 def test_models_that_are_refused(changes, reason):
     model()
+    model(**EXCESS)
     with pytest.raises(ValidationError, match=reason):
         model(**changes)
 

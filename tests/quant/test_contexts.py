@@ -96,3 +96,34 @@ def test_merging_keeps_to_its_limits_and_joins_what_is_alike():
 def test_learners_start_with_equal_weights():
     one, two = (Learner(4, Shape(), None, 8, seed) for seed in (1, 1))
     assert all((a == b).all() for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_the_learner_computes_what_the_coder_does():
+    """With rounded weights: scales within a step, for corrections of a hyperprior's, too."""
+    import torch
+
+    from lichen.network.context import ContextModel
+    from lichen.quant.contexts.weights import integers
+
+    rng = np.random.default_rng(4)
+    y = np.rint(rng.laplace(0, 2, (9, 5, 12))).astype(np.int32)
+    indices = rng.integers(0, 6, y.shape).astype(np.int32)
+    levels = np.geomspace(0.2, 6, 6)
+    for shape in (Shape(2, 4, 2, excess=True), Shape(4, 2, 3)):
+        learner = Learner(12, shape, levels, 8, 1)
+        with torch.no_grad():
+            learner.outer.mul_(0.3)
+            learner.spread.add_(0.2 * torch.rand(12))
+        learner.balance()
+        fields = integers(learner)
+        draft = ContextModel(
+            **fields, edges=np.zeros(0, int), phase=np.zeros(17, int),
+            choice=np.zeros((1, 1), int),
+        )  # fmt: skip
+        scales, means = predictions(draft, y, indices, Layout())
+        with torch.no_grad():
+            learned = learner(torch.from_numpy(y).float(), torch.from_numpy(indices).long())
+        # levels are rounded to 1/64 of a symbol once more, and a gain multiplies them
+        assert np.abs(scales / 64 - learned[0].numpy()).max() < 4 / 64
+        assert np.abs(means / 32 - learned[1].numpy()).max() < 1e-4
+        assert len(np.unique(scales)) > 20
