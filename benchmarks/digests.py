@@ -1,4 +1,4 @@
-"""Writes models/digests.json: what files name the shipped networks by.
+"""Writes models/digests.json: what files name the shipped networks by, retired ones too.
 
 python benchmarks/digests.py
 """
@@ -10,7 +10,8 @@ from lichen.files import write_json
 
 
 def main() -> None:
-    found = {name: models.digests(models.load_network(name)) for name in models.names()}
+    names = (*models.names(), *models.retired_names())
+    found = {name: models.digests(models.load_network(name)) for name in names}
     write_json(models.folder() / "digests.json", found)
 
 

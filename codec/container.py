@@ -113,11 +113,11 @@ def segment_bounds(symbols: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def check_network(network: Network) -> None:
-    """Raise UserError for a network that cannot code and decode images."""
+def check_network(network: Network, *, encoding: bool = True) -> None:
+    """Raise UserError for a network that cannot code and decode, or only decode, images."""
     name = network.title
     for latent in network.latents or LATENTS[:1]:
-        for transform in (latent.analysis, latent.synthesis):
+        for transform in (latent.analysis, latent.synthesis) if encoding else (latent.synthesis,):
             if transform not in network.transforms:
                 raise UserError(f"{name} has no {transform}, so it codes no images.")
         if latent.name not in network.entropy:
@@ -139,7 +139,7 @@ class Container:
     layout : Layout
         How files of version 2 are cut.
 
-    Raises UserError for a network that codes no images, or none in this version.
+    Raises UserError for a network that decodes no images, or has no version to write.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Container:
         version: int | None = None,
         layout: Layout | None = None,
     ):
-        check_network(network)
+        check_network(network, encoding=False)
         if version not in (None, *VERSIONS):
             raise UserError(f"there is no version {version} of the file; use 1 or 2.")
         if version == 2 and network.contexts is None:
@@ -186,7 +186,11 @@ class Container:
         return self._digests[version]
 
     def encode(self, image: Picture | Image.Image | npt.NDArray[np.uint8]) -> bytes:
-        """The file of an image; see `Picture.of` for what that may be."""
+        """The file of an image; see `Picture.of` for what that may be.
+
+        Raises UserError for a network that only decodes.
+        """
+        check_network(self.network)
         picture = Picture.of(image)
         return self.pack(golden.analysis(self.network, picture.pixels), picture)
 

@@ -2,7 +2,8 @@
 
 ``NAME.lichen`` is an integer network, ``NAME.safetensors`` its FP32 parent and ``NAME.md`` the
 model card of both. Every command takes ``NAME`` for the integer network and ``NAME.fp32`` for
-the parent.
+the parent. ``retired/NAME@1.lichen`` is the decoding half of the first network of that name, which
+decodes its files for ever, and so on.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ DEFAULT = "small-q3"
 """The network that codes images where none is named."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_RETIRED = re.compile(rf"{_NAME.pattern}@[1-9][0-9]*")
 
 
 def folder() -> Path:
@@ -36,13 +38,21 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.lichen"))
 
 
+def retired_names() -> list[str]:
+    """Names of networks that only decode, ``NAME@1`` and so on, sorted."""
+    return sorted(path.stem for path in (folder() / "retired").glob("*.lichen"))
+
+
 def _shipped(name: str, suffix: str) -> Path | None:
     path = folder() / f"{name}{suffix}"
     return path if _NAME.fullmatch(name) and path.is_file() else None
 
 
 def shipped_network(name: str) -> Path | None:
-    """The file of a shipped integer network; None if there is none of that name."""
+    """The file of a shipped integer network, also a retired one; None if none is of that name."""
+    if _RETIRED.fullmatch(name):
+        path = folder() / "retired" / f"{name}.lichen"
+        return path if path.is_file() else None
     return _shipped(name, ".lichen")
 
 
@@ -59,7 +69,7 @@ def load_network(name: str) -> Network:
     if not Path(name).exists():
         if (shipped := shipped_network(name)) is not None:
             return file.load(shipped)
-        if _NAME.fullmatch(name):
+        if _NAME.fullmatch(name) or _RETIRED.fullmatch(name):
             raise UserError(
                 f"{name} is neither a file nor the name of a shipped network "
                 f"({', '.join(names())})."
@@ -87,7 +97,7 @@ def find_name(digest: str) -> str | None:
     for name, values in known.items():
         if digest in values and shipped_network(name) is not None:
             return name
-    unknown = [name for name in names() if name not in known]
+    unknown = [name for name in (*names(), *retired_names()) if name not in known]
     return next((name for name in unknown if digest in digests(load_network(name))), None)
 
 

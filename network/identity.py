@@ -41,6 +41,24 @@ def replacing(network: Network) -> Replaced:
     return Replaced(sha256=static_digest(network), decoder=static_decoder_digest(network).hex())
 
 
+def decoding_half(network: Network) -> Network:
+    """What decodes all files of a network and no more: it has no g_a, no h_a, and few words.
+
+    Of networks with contexts; files name it as they name the network.
+    """
+    if network.contexts is None:
+        raise ValueError(f"{network.title} has no contexts, so files name all of it")
+    halves = {latent.synthesis for latent in network.latents}
+    contexts = network.contexts.model_copy(update={"replaced": replacing(network)})
+    return network.model_copy(
+        update={
+            "transforms": {k: v for k, v in network.transforms.items() if k in halves},
+            "contexts": contexts,
+            "provenance": {},
+        }
+    )
+
+
 def decoder_digest(network: Network) -> bytes:
     """What version 2 has: the first 16 bytes of the SHA-256 of what decoding reads.
 

@@ -71,7 +71,7 @@ def command(
     Exit status: 0 only if every image was coded; 2 for unusable arguments or images.
     """
     from lichen import models
-    from lichen.codec.container import Container
+    from lichen.codec.container import Container, check_network
     from lichen.files import write_atomically
 
     if engine not in ("golden", "verilator"):
@@ -80,6 +80,8 @@ def command(
     if tasks[0][1].suffix.lower() != ".lic":
         raise UserError(f"{output} is no name for a compressed file; use FILE.lic.")
     network = models.load_network(models.DEFAULT if net is None else net)
+    if not all(source.suffix == ".npy" for source, _ in tasks):
+        check_network(network)
     container = Container(network, threads, version=version)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []

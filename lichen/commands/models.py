@@ -12,19 +12,24 @@ from lichen.commands._command import Command
 
 
 @click.command(cls=Command)
+@click.option("--all", "everything", is_flag=True, help="Also those that only decode by now.")
 @_options.json_file
-def command(json_file: str | None) -> None:
+def command(everything: bool, json_file: str | None) -> None:
     """List the shipped networks.
 
     Every command takes these names; NAME.fp32 is the FP32 parent. Bits are those of weights (W)
     and of activations within the transforms (A), from the fewest to the most. MACs and bit
     operations (the sum over MACs of the product of their operand widths) are those of all
     transforms on one 768x512 image; `mean` in the JSON is the width that all operands would have
-    with as many bit operations.
+    with as many bit operations. Rates are of whole files.
+
+    NAME@1 (--all) is the decoding half of the first network of that name, for the files that it
+    made; `decode` finds it by itself.
     """
     from lichen import models
 
-    rows = [_describe(name) for name in models.names()]
+    names = [*models.names(), *(models.retired_names() if everything else ())]
+    rows = [_describe(name) for name in names]
     if json_file != "-":
         click.echo(
             f"{'name':16} {'architecture':24} {'N':>4} {'M':>4} {'bits':>11} {'size':>8} "
