@@ -19,6 +19,9 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
+_Key = tuple[int, int, int, Backend, int]
+
+
 class ArrayFoldings:
     """One unit's array and every way to fold it.
 
@@ -47,7 +50,10 @@ class ArrayFoldings:
         self.kind, self.size, self.max_width = kind, size, max_width
         packable = packs(*kind.operands)
         self.backends = [b for b in backends if b is not Backend.PACKED or packable]
-        self._costs: dict[tuple[ArrayFolding, int], Resources] = {}
+        # By P, chain length, S and back-end, and channels a beat: hashing a folding takes longer.
+        self._costs: dict[_Key, Resources] = {}
+        self._cycles: dict[_Key, tuple[ArrayFolding, int]] = {}
+        self._phases = {lanes: kind.phases(lanes) for lanes in _divisors(kind.in_channels)}
 
     @property
     def channels(self) -> int:
@@ -63,14 +69,13 @@ class ArrayFoldings:
         """Every folding that takes at most ``limit`` cycles a frame and could not be shorter."""
         height, width = self.size
         beats = ceil_div(self.channels, chains)
-        columns = self.kind.phases(1).columns
+        columns = self._phases[1].columns
         positions = ceil_div(width, columns)
         for pixels in PIXELS:
             groups = height * ceil_div(positions, pixels)
             if pixels > positions or groups * pixels * columns * beats > limit:
                 continue
-            for lanes in _divisors(self.kind.in_channels):
-                phases = self.kind.phases(lanes)
+            for lanes, phases in self._phases.items():
                 # every row has one of the phases
                 passes = min(beats, limit * phases.rows // (groups * phases.total))
                 if passes < 1:
@@ -78,17 +83,24 @@ class ArrayFoldings:
                 for backend in self.backends:
                     ways = ELEMENTS[backend].ways
                     length = ceil_div(ceil_div(beats, passes), ways) * ways
-                    folding = ArrayFolding(
-                        pixels=pixels, chain_length=length, lanes=lanes, backend=backend
-                    )
                     if length > beats:
                         continue
-                    if self.kind.shape(folding, chains).frame_cycles(height, width) <= limit:
+                    folding, cycles = self._folded((pixels, length, lanes, backend, chains))
+                    if cycles <= limit:
                         yield folding
+
+    def _folded(self, key: _Key) -> tuple[ArrayFolding, int]:
+        """A folding and the cycles it takes for a frame."""
+        if key not in self._cycles:
+            pixels, length, lanes, backend, chains = key
+            folding = ArrayFolding(pixels=pixels, chain_length=length, lanes=lanes, backend=backend)
+            cycles = self.kind.shape(folding, chains).frame_cycles(*self.size)
+            self._cycles[key] = folding, cycles
+        return self._cycles[key]
 
     def cost(self, folding: ArrayFolding, chains: int) -> Resources:
         """What the array takes with its buffers; a convolution's regrouping left out."""
-        key = (folding, chains)
+        key = (folding.pixels, folding.chain_length, folding.lanes, folding.backend, chains)
         if key not in self._costs:
             self._costs[key] = self.kind.array_resources(
                 self.device, folding, chains, self.max_width
