@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,48 @@ JOB, EXPECTED, REPORT = "job.json", "expected.npz", "report.json"
 
 STARTED = "started"
 """A file there once simulated time has passed zero."""
+
+
+def _examine_stream(
+    folder: Path, stream: dict[str, Any], summary: Sequence[str], expected: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """A stream's entry of `examine`'s ``streams``, and what is wrong with it."""
+    port, name = stream["port"], stream["name"]
+    lanes = Lanes(**stream["lanes"])
+    count, valid, ready, first_cycle, last_cycle, broken, broken_at = summary
+    recording = Recording(folder / stream["file"], lanes, int(count))
+    tensors = (
+        [expected[f"{port}_{k}"] for k in range(len(stream["shapes"]))] if stream["compare"] else []
+    )
+    comparison = recording.compare(tensors)
+    wanted = sum(lanes.beats(tuple(shape)) for shape in stream["shapes"])
+    first = asdict(comparison.first) if comparison.first is not None else None
+    entry = {
+        "port": port,
+        "name": name,
+        "compared": comparison.compared,
+        "mismatches": comparison.mismatches,
+        "first_mismatch": None if first is None else {"stage": name, **first},
+        "beats": len(recording),
+        "expected_beats": wanted,
+        "first_cycle": int(first_cycle),
+        "last_cycle": int(last_cycle),
+        "valid": valid,
+        "ready": ready,
+    }
+    faults = []
+    if int(broken):
+        faults.append(f"{name} withdrew or changed a beat that was waiting, at cycle {broken_at}")
+    if first is not None:
+        faults.append(
+            f"{name}: {comparison.mismatches} of {comparison.compared} values differ, "
+            + _mismatch(first)
+        )
+    if len(recording) > wanted:
+        faults.append(
+            f"{name} gave {len(recording) - wanted} beats too many, the last at cycle {last_cycle}"
+        )
+    return entry, faults
 
 
 def examine(
@@ -54,48 +96,11 @@ def examine(
     summary = _summary(folder / "summary.txt")
     expected = np.load(folder / EXPECTED)
     streams: list[dict[str, Any]] = []
-    faults = []
+    faults: list[str] = []
     for stream in job["streams"]:
-        port, name = stream["port"], stream["name"]
-        lanes = Lanes(**stream["lanes"])
-        count, valid, ready, first_cycle, last_cycle, broken, broken_at = summary[port]
-        recording = Recording(folder / stream["file"], lanes, int(count))
-        tensors = (
-            [expected[f"{port}_{k}"] for k in range(len(stream["shapes"]))]
-            if stream["compare"]
-            else []
-        )
-        comparison = recording.compare(tensors)
-        wanted = sum(lanes.beats(tuple(shape)) for shape in stream["shapes"])
-        first = asdict(comparison.first) if comparison.first is not None else None
-        entry = {
-            "port": port,
-            "name": name,
-            "compared": comparison.compared,
-            "mismatches": comparison.mismatches,
-            "first_mismatch": None if first is None else {"stage": name, **first},
-            "beats": len(recording),
-            "expected_beats": wanted,
-            "first_cycle": int(first_cycle),
-            "last_cycle": int(last_cycle),
-            "valid": valid,
-            "ready": ready,
-        }
-        if int(broken):
-            faults.append(
-                f"{name} withdrew or changed a beat that was waiting, at cycle {broken_at}"
-            )
-        if first is not None:
-            faults.append(
-                f"{name}: {comparison.mismatches} of {comparison.compared} values differ, "
-                + _mismatch(first)
-            )
-        if len(recording) > wanted:
-            faults.append(
-                f"{name} gave {len(recording) - wanted} beats too many, the last at cycle "
-                f"{last_cycle}"
-            )
+        entry, wrong = _examine_stream(folder, stream, summary[stream["port"]], expected)
         streams.append(entry)
+        faults += wrong
     deadlock, unending, stage = None, None, None
     if stuck or endless:
         accepted, valid, ready = summary["i"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,6 @@ def command(
 
     from lichen.network.file import save
     from lichen.quant.calibration.calibrate import load_calibration, usual_size
-    from lichen.quant.calibration.measure import measure, measure_float
     from lichen.quant.calibration.options import Options, Widths
     from lichen.quant.calibration.quantize import quantize
     from lichen.quant.draq.draq import DraqOptions, draq, lambda_of
@@ -157,9 +156,38 @@ def command(
         yield result.start.network
         yield result.final.network
 
+    def save_row(name: str, result: Any) -> None:
+        if output is not None:
+            save(result, output / f"{name.strip('+ ').replace(' ', '-')}.lichen")
+
+    rows = _measured(network, whole(), photos, weight, save_row)
+    report = {
+        "checkpoint": checkpoint,
+        "lmbda": weight,
+        "regularize_steps": regularize_steps,
+        "steps": steps,
+        "optimizer": optimizer,
+        "lr": lr,
+        "lr_scales": lr_scales,
+        "clip_factor": factor,
+        "rows": rows,
+    }
+    _options.report(report, json_file, table(rows))
+
+
+def _measured(
+    network: Any,
+    results: Iterator[Any],
+    photos: list[Any],
+    weight: float,
+    done: Callable[[str, Any], None],
+) -> list[dict[str, Any]]:
+    """The table's rows: FP32, and each result as soon as it is there."""
+    from lichen.quant.calibration.measure import measure, measure_float
+
     rows: list[dict[str, Any]] = []
     started = time.monotonic()
-    for name, result in zip(ROWS, whole(), strict=True):
+    for name, result in zip(ROWS, results, strict=True):
         rd = measure(result, photos)
         if not rows:  # a network without an entropy model is given this row's tables
             before = measure_float(network, photos, result)
@@ -178,17 +206,5 @@ def command(
             }
         )
         started = time.monotonic()
-        if output is not None:
-            save(result, output / f"{name.strip('+ ').replace(' ', '-')}.lichen")
-    report = {
-        "checkpoint": checkpoint,
-        "lmbda": weight,
-        "regularize_steps": regularize_steps,
-        "steps": steps,
-        "optimizer": optimizer,
-        "lr": lr,
-        "lr_scales": lr_scales,
-        "clip_factor": factor,
-        "rows": rows,
-    }
-    _options.report(report, json_file, table(rows))
+        done(name, result)
+    return rows
