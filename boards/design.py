@@ -12,7 +12,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lichen.boards.link.uart import phase_increment
 from lichen.boards.port.port import TransformPort
 from lichen.boards.record import Board, Clock
 from lichen.boards.top import UARTTop
@@ -212,17 +211,11 @@ class Bitstream:
         return Resources.total(design.pipeline().resources(board.family) for design in self.designs)
 
     def top(self, board: Board, pll: Clock) -> UARTTop:
-        """The pipelines behind the board's serial line.
-
-        Raises UserError when the line's rate cannot be made of the clock.
-        """
-        try:
-            phase_increment(clock_hz=pll.output_hz, baud=board.uart.baud)
-        except ValueError as error:
-            raise UserError(f"no such clock on the {board.title}: {error}.") from None
+        """The pipelines behind the board's serial line."""
         return UARTTop(
             ports=[design.port() for design in self.designs],
             clock_hz=pll.output_hz,
+            oscillator_hz=board.oscillator_hz,
             baud=board.uart.baud,
             digest=bytes.fromhex(self.designs[0].digest),
         )

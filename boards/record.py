@@ -57,11 +57,14 @@ class UART:
     baud : int
         Symbols per second, 8 data bits, no parity, one stop bit.
     lut : int
-        Lookup tables set aside for it. It takes no multiplier and no block RAM.
+        Lookup tables set aside for it. It takes no multiplier.
+    bram : int
+        Block RAMs that it takes, for packets on their way.
     """
 
     baud: int
     lut: int = 2000
+    bram: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +146,7 @@ class Board:
         """What a design may plan with, less what the host link takes at most."""
         have = self.budget
         lut = int(have.lut * self.lut_share) - self.uart.lut
-        return replace(have, lut=lut)
+        return replace(have, lut=lut, bram=have.bram - self.uart.bram)
 
     @property
     def makers(self) -> Family:

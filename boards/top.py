@@ -16,17 +16,17 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link.device import Link
-from lichen.boards.link.uart import Receiver, Transmitter
+from lichen.boards.link.line import SerialLine
 from lichen.boards.port.port import TransformPort
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware
 
 TIMEOUT_SECONDS = 2
-"""How long nothing may move while a frame is in flight."""
+"""How long a transform that could move may stand still while a frame is in flight."""
 
 
 class UARTTop(Gateware):
-    """Receiver, link, pipelines and transmitter; see `lichen.boards.link.protocol`.
+    """Serial line, link and pipelines; see `lichen.boards.link.protocol`.
 
     Parameters
     ----------
@@ -34,10 +34,12 @@ class UARTTop(Gateware):
         One or more; frames name them by their place.
     clock_hz : float
         Frequency of the ``sync`` domain.
+    oscillator_hz : int
+        Frequency of the domain ``line``.
     baud : int
         Symbols per second of the serial line.
     digest : bytes
-        SHA-256 of the network file; its first 4 bytes go into the status packet.
+        SHA-256 of the network file.
     timeout : int or None
         Cycles until the watchdog barks; 2 seconds if None.
 
@@ -48,8 +50,8 @@ class UARTTop(Gateware):
     hold : In(1)
         Everything stays in its initial state.
     lamps : Out(3)
-        Bit 0: a frame is in flight. Bit 1: an error has stopped the device. Bit 2: the line
-        is idle high, so a host is there.
+        Bit 0: a frame is in flight. Bit 1: an error has stopped the device. Bit 2: a host has
+        opened a session.
     """
 
     def __init__(
@@ -57,17 +59,20 @@ class UARTTop(Gateware):
         *,
         ports: Sequence[TransformPort],
         clock_hz: float,
+        oscillator_hz: int,
         baud: int,
         digest: bytes,
         timeout: int | None = None,
     ):
         self.ports = tuple(ports)
-        self._receiver = Receiver(clock_hz=clock_hz, baud=baud)
-        self._transmitter = Transmitter(clock_hz=clock_hz, baud=baud)
+        self._line = SerialLine(oscillator_hz=oscillator_hz, baud=baud)
         self._link = Link(
             formats=[port.format for port in self.ports],
             timeout=round(clock_hz * TIMEOUT_SECONDS) if timeout is None else timeout,
-            digest=digest[:4],
+            digest=digest,
+            oscillator_hz=oscillator_hz,
+            line_hz=baud,
+            clock_hz=clock_hz,
         )
         super().__init__(
             wiring.Signature(
@@ -77,21 +82,19 @@ class UARTTop(Gateware):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        receiver, transmitter, link = self._receiver, self._transmitter, self._link
-        hold = ResetInserter(self.hold)
-        m.submodules.receiver = hold(receiver)
-        m.submodules.transmitter = hold(transmitter)
-        m.submodules.link = hold(link)
+        line, link = self._line, self._link
+        m.submodules.line = line
+        m.submodules.link = ResetInserter(self.hold)(link)
         m.d.comb += [
-            receiver.rx.eq(self.rx),
-            self.tx.eq(transmitter.tx),
-            self.lamps.eq(link.busy | (link.failed << 1) | (self.rx << 2)),
-            link.overrun.eq(receiver.overrun),
-            link.framing.eq(receiver.framing),
-            link.break_.eq(receiver.break_),
+            line.rx.eq(self.rx),
+            line.hold.eq(self.hold),
+            self.tx.eq(line.tx),
+            self.lamps.eq(link.busy | (link.failed << 1) | (link.open << 2)),
+            link.bad.eq(line.bad),
+            link.ratio.eq(line.ratio),
         ]
-        wiring.connect(m, receiver.o, link.rx)
-        wiring.connect(m, link.tx, transmitter.i)
+        wiring.connect(m, line.o, link.rx)
+        wiring.connect(m, link.tx, line.i)
         for port, end in zip(self.ports, link.ports, strict=True):
             m.submodules[port.format.name] = port
             m.d.comb += [
@@ -108,9 +111,8 @@ class UARTTop(Gateware):
         return self.link_resources(device) + self.pipeline_resources(device)
 
     def link_resources(self, device: Device) -> Resources:
-        """What the top adds to the pipelines: no multiplier and no block RAM."""
-        parts = (self._receiver, self._transmitter, self._link)
-        own = [part.resources(device) for part in parts]
+        """What the top adds to the pipelines: no multiplier, and block RAMs for packets."""
+        own = [part.resources(device) for part in (self._line, self._link)]
         return Resources.total([*own, *(port.byte_resources(device) for port in self.ports)])
 
     def pipeline_resources(self, device: Device) -> Resources:

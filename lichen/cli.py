@@ -39,6 +39,7 @@ COMMANDS = {
     "generate": "Write the gateware as Verilog with an interface description.",
     "build": "Synthesize, place and route for a board.",
     "flash": "Program a board.",
+    "board-sim": "Simulate a whole board, behind a port for --engine.",
     "export": "Write a transform as an ONNX graph for other tools.",
     "report": "Write one page about a network, a build, or two of them.",
     "demo": "Walk the whole path on a shipped network and photograph.",

@@ -202,6 +202,29 @@ def run(
     return Finished(status, reader.text())
 
 
+@contextmanager
+def running(
+    command: Sequence[str], *, pass_fds: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program beside the body, without standard input and output; it ends with the body.
+
+    Parameters
+    ----------
+    command : sequence of str
+    pass_fds : sequence of int
+        Descriptors that it inherits.
+
+    Raises OSError when it cannot be run.
+    """
+    scope: _Scope = getattr(_thread, "scope", _own)
+    nothing = subprocess.DEVNULL
+    process = scope.start(command, stdin=nothing, stdout=nothing, pass_fds=tuple(pass_fds))
+    try:
+        yield process
+    finally:
+        scope.finish(process)
+
+
 class _Reader:
     """Takes what comes through a pipe while its other end runs."""
 

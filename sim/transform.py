@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,7 @@ def simulate_transform(
     complete = len(result.outputs) == len(cut)
     output, compared, mismatches = None, result.compared, result.mismatches
     if complete:
-        output = _join(result.outputs, cut)
+        output = join_tiles(result.outputs, cut)
         if len(cut) > 1:
             golden = run_transform(transform, tensor)
             compared, mismatches = golden.size, int(np.count_nonzero(golden != output))
@@ -281,7 +281,8 @@ def _locate(
     return {**first, "frame": 0, "tile": tile, "x": first["x"] + start}
 
 
-def _join(outputs: list[npt.NDArray[np.int64]], cut: list[Tile]) -> npt.NDArray[np.int64]:
+def join_tiles(outputs: Sequence[npt.NDArray[np.int64]], cut: list[Tile]) -> npt.NDArray[np.int64]:
+    """The output of a tensor from those of its `tiles`, (height, width, channels) each."""
     parts = [
         output[:, tile.skip : tile.skip + tile.out_stop - tile.out_start]
         for output, tile in zip(outputs, cut, strict=True)

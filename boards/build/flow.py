@@ -69,8 +69,10 @@ class Report:
     planned : dict
         ``dsp``, ``bram`` and ``lut`` that the design itself had answered for; the first two
         are equal to the placed ones, ``lut`` is an estimate.
+    link : dict
+        ``bram`` and ``lut`` of these that are the host link's.
     baud : int
-        Of the serial line at ``clock_mhz``.
+        Of the serial line.
     seed : int
         nextpnr's, of the placement that was kept.
     seeds : dict
@@ -102,6 +104,7 @@ class Report:
     lut: int
     ff: int
     planned: dict[str, int]
+    link: dict[str, int]
     baud: int
     seed: int
     seeds: dict[str, float]
@@ -167,8 +170,7 @@ def build(
         Seed of the floorplan of multipliers and block RAMs; None leaves them to nextpnr.
     any_clock : bool
         Place and route aim at the clock of ``pll``, or the board's ``aim_mhz`` if that is more, and
-        the bitstream gets the highest clock that turns out to be safe, be it higher or lower. The
-        serial line's rate changes with it.
+        the bitstream gets the highest clock that turns out to be safe, be it higher or lower.
     cycles_per_frame : int or None
         Of a frame of the given size, for the report.
     frame : (int, int)
@@ -352,6 +354,7 @@ class _Run:
         details: dict[str, Any],
     ) -> Report:
         board, planned, clock_mhz = self.board, self.planned, pll.output_mhz
+        link = self.top.link_resources(board.family)
         return Report(
             board=board.name,
             device=board.device,
@@ -367,7 +370,8 @@ class _Run:
             lut=placed.lut,
             ff=placed.ff,
             planned={"dsp": planned.dsp, "bram": planned.bram, "lut": planned.lut},
-            baud=round(board.uart.baud * pll.output_hz / self.target.output_hz),
+            link={"bram": link.bram, "lut": link.lut},
+            baud=board.uart.baud,
             seed=max(achieved, key=lambda seed: achieved[seed]),
             seeds={str(seed): fmax for seed, fmax in achieved.items()},
             placer=self.aim.placer,

@@ -19,7 +19,9 @@ which counts lookup tables in thousands; those of its slices. A 12F is promised 
 whatever else is on its die."""
 
 
-def _boards(*sizes: str, name: str, title: str, part: str, **fields: Any) -> tuple[Board, ...]:
+def _boards(
+    *sizes: str, name: str, title: str, part: str, baud: int, **fields: Any
+) -> tuple[Board, ...]:
     """A board in several sizes; ``part`` is its FPGA without the size, ``fields`` are `Board`'s."""
     return tuple(
         Board(
@@ -30,7 +32,7 @@ def _boards(*sizes: str, name: str, title: str, part: str, **fields: Any) -> tup
             budget=BUDGETS[size],
             lut_share=0.65,
             aim_mhz=100.0,
-            uart=UART(baud=1_000_000),
+            uart=UART(baud=baud),
             **fields,
         )
         for size in sizes
@@ -45,6 +47,7 @@ BOARDS = (
         part="LFE5U",
         package="CABGA381",
         speed="6",
+        baud=3_000_000,  # the most that an FT231X makes
         oscillator_hz=25_000_000,
         clock_mhz=50.0,
         programmer=Programmer(board="ulx3s", usb="ULX3S (its US1 connector)"),
@@ -57,6 +60,7 @@ BOARDS = (
         part="LFE5U",
         package="CSFBGA285",
         speed="8",
+        baud=1_000_000,  # whatever adapter there is
         oscillator_hz=48_000_000,
         clock_mhz=48.0,
         programmer=Programmer(board="orangeCrab", usb="OrangeCrab, its button held (DFU mode),"),
@@ -69,6 +73,7 @@ BOARDS = (
         part="LFE5UM5G",
         package="CABGA554",
         speed="8",
+        baud=3_000_000,  # a quarter of what an FT2232H makes, and as much as every system allows
         oscillator_hz=100_000_000,
         clock_mhz=50.0,
         programmer=Programmer(board="ecpix5", usb="ECPIX-5 (its micro USB connector)"),

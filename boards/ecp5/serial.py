@@ -64,6 +64,8 @@ class SerialTop(Elaboratable):
         m.submodules.clock_pin = pin = io.Buffer("i", clock)
         m.d.comb += oscillator.eq(pin.i)
         m.domains.sync = sync = ClockDomain(reset_less=True)
+        m.domains.line = line = ClockDomain(reset_less=True)
+        m.d.comb += line.clk.eq(oscillator)
         hold = drive_clock(m, pll=self.pll, clock_in=oscillator, domain=sync)
 
         link = self.link

@@ -10,9 +10,11 @@ from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link import protocol
-from lichen.boards.link.fifo import Fifo
-from lichen.boards.link.protocol import Error, State, Stuck
-from lichen.boards.link.sender import PacketSender
+from lichen.boards.link.control import Control, packed
+from lichen.boards.link.intake import Intake
+from lichen.boards.link.outlet import Outlet
+from lichen.boards.link.protocol import Error, Flag, Kind, State, Stuck
+from lichen.boards.link.receiver import PacketReceiver
 from lichen.boards.port.format import PortFormat
 from lichen.boards.port.port import RESET_CYCLES, PortSignature
 from lichen.hw.device.device import Device, Resources
@@ -20,9 +22,9 @@ from lichen.hw.device.gateware import Gateware, check_positive
 
 
 class _Phase(enum.Enum):
-    HEADER = 0
+    IDLE = 0
     CHECK = 1
-    PIXELS = 2
+    INPUT = 2
     DRAIN = 3
     HALT = 4
     ABORT = 5
@@ -32,28 +34,30 @@ class _Phase(enum.Enum):
 class _Registers:
     """What the parts of the link share.
 
-    Registers but for ``raised`` (an error of the header) and ``earned`` (a credit), which hold for
-    a cycle, and the streams to and from the transform of the frame.
+    Registers but for ``raised`` (an error of a frame's header, which holds for a cycle) and the
+    streams to and from the transform of the frame.
     """
 
     def __init__(self, transforms: int) -> None:
         self.phase = Signal(_Phase)
+        self.quiet = Signal(range(RESET_CYCLES))
         self.errors, self.stuck, self.raised = Signal(8), Signal(8), Signal(8)
-        self.status_wanted, self.status_clears = Signal(), Signal()
-        # Of the command.
-        self.index, self.command = Signal(range(protocol.HEADER_BYTES)), Signal(8)
-        self.expected, self.more = Signal(32), Signal()
+        # Of the session: the one that is open, and the one that will be.
+        self.session, self.wanted = Signal(32), Signal(32)
+        self.tag, self.again, self.said = Signal(8), Signal(), Signal()
+        self.page = Signal(8)
+        self.opened_wanted, self.info_wanted, self.state_wanted = Signal(), Signal(), Signal()
         # Of the frame: its transform, and what has come of it.
         self.which = Signal(range(max(2, transforms)))
-        self.width, self.height = Signal(16), Signal(16)
+        self.width, self.height, self.expected = Signal(16), Signal(16), Signal(32)
         self.byte, self.byte_last = Signal(17), Signal(17)
         self.column, self.row = Signal(16), Signal(16)
         self.column_last, self.row_last = Signal(16), Signal(16)
-        self.pixels_done = Signal()
-        self.consumed = Signal(range(protocol.CREDIT_BYTES))
-        self.earned, self.owed = Signal(), Signal(4)
-        self.quiet = Signal(range(RESET_CYCLES))
+        self.input_done, self.counting = Signal(), Signal()
         self.to, self.back = (stream.Signature(8).create() for _ in range(2))
+        # Counters.
+        self.clock, self.frames, self.cycles = Signal(32), Signal(32), Signal(32)
+        self.damaged, self.lost, self.framing = Signal(16), Signal(16), Signal(16)
 
 
 class Link(Gateware):
@@ -62,115 +66,152 @@ class Link(Gateware):
     Parameters
     ----------
     formats : sequence of PortFormat
-        Of the transforms; 1 to `protocol.TRANSFORMS` of them.
+        Of the transforms; 1 to `protocol.TRANSFORMS_MAX` of them.
     timeout : int
-        Cycles without any movement, while a frame is in flight, after which the watchdog barks.
+        Cycles without any movement, while the transform could move, after which the watchdog barks.
     digest : bytes
-        4 bytes that tell the host which network this is.
+        SHA-256 that tells the host which network this is.
+    oscillator_hz, line_hz : int
+        Of the line's clock, and bits a second of the line.
+    clock_hz : float
+        Of the ``sync`` domain: how many cycles there are in `protocol.HEARTBEAT_BYTES`.
+    input_slots, output_slots : int
+        Packets in sequence that there is room for, powers of two from 2 to 64.
 
     Members
     -------
     rx : In(stream of 8)
-        Never stalled; a byte that finds no room is an overrun.
-    overrun, framing, break_ : In(1)
-        Pulses of the receiver.
+        Never stalled.
+    bad : In(1)
+        A pulse: a byte was lost on the way to ``rx``.
     tx : Out(stream of 8)
+    ratio : In(16)
+        See `protocol.COUNTERS`.
     ports : array of In(PortSignature)
         Those of the transforms, in the order of ``formats``.
-    busy, failed : Out(1)
-        For lamps: a frame is in flight; an error has stopped the device.
+    busy, failed, open : Out(1)
+        For lamps: a frame is in flight; an error has stopped the device; a session is open.
     """
 
-    def __init__(self, *, formats: Sequence[PortFormat], timeout: int, digest: bytes):
-        check_positive(timeout=timeout)
-        if not 1 <= len(formats) <= protocol.TRANSFORMS:
-            raise ValueError(f"1 to {protocol.TRANSFORMS} transforms, not {len(formats)}")
-        if not isinstance(digest, bytes) or len(digest) != 4:
-            raise ValueError(f"digest must be 4 bytes, not {digest!r}")
+    def __init__(
+        self,
+        *,
+        formats: Sequence[PortFormat],
+        timeout: int,
+        digest: bytes,
+        oscillator_hz: int,
+        line_hz: int,
+        clock_hz: float,
+        input_slots: int = 8,
+        output_slots: int = 8,
+    ):
+        check_positive(timeout=timeout, oscillator_hz=oscillator_hz, line_hz=line_hz)
+        if not 1 <= len(formats) <= protocol.TRANSFORMS_MAX:
+            raise ValueError(f"1 to {protocol.TRANSFORMS_MAX} transforms, not {len(formats)}")
+        if not isinstance(digest, bytes) or len(digest) != protocol.DIGEST_BYTES:
+            raise ValueError(f"digest must be {protocol.DIGEST_BYTES} bytes, not {digest!r}")
         self.formats, self.timeout = tuple(formats), timeout
-        self._received = Fifo(shape=8, depth=protocol.WINDOW_BYTES)
-        self._outgoing = Fifo(shape=8, depth=protocol.LATENT_PACKET_BYTES)
-        first = self.formats[0]
-        self._sender = PacketSender(
-            status=protocol.Status(
-                max_width=first.max_width,
-                in_channels=first.in_channels,
-                out_channels=first.out_channels,
-                latent_bytes=first.out_bytes,
-                digest=digest,
-            )
+        bits = 10 * protocol.HEARTBEAT_BYTES  # a byte has a start and a stop bit
+        self.heartbeat = round(bits * clock_hz / line_hz)
+        capabilities = protocol.CAPABILITIES.pack(
+            version=protocol.VERSION,
+            transforms=len(formats),
+            input_slots=input_slots,
+            output_slots=output_slots,
+            digest=digest,
+            oscillator_hz=oscillator_hz,
+            line_hz=line_hz,
+            heartbeat=self.heartbeat,
         )
+        self._receiver = PacketReceiver()
+        self._control = Control(pages=[capabilities, *map(protocol.transform_page, formats)])
+        self._intake = Intake(slots=input_slots)
+        self._outlet = Outlet(slots=output_slots)
         super().__init__(
             wiring.Signature(
                 {
                     "rx": In(stream.Signature(8)),
-                    "overrun": In(1),
-                    "framing": In(1),
-                    "break_": In(1),
+                    "bad": In(1),
                     "tx": Out(stream.Signature(8)),
+                    "ratio": In(16),
                     "ports": In(PortSignature()).array(len(formats)),
                     "busy": Out(1),
                     "failed": Out(1),
+                    "open": Out(1),
                 }
             )
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        flush = Signal()
-        m.submodules.received = ResetInserter(flush)(self._received)
-        m.submodules.outgoing = ResetInserter(flush)(self._outgoing)
-        m.submodules.sender = self._sender
-        wiring.connect(m, self._outgoing.o, self._sender.latents)
-        wiring.connect(m, self._sender.o, wiring.flipped(self.tx))
-
         state = _Registers(len(self.formats))
         phase = state.phase
-        in_flight = self.busy
-        silent = (phase == _Phase.ABORT) | (phase == _Phase.RESET)
+        silent, flush = Signal(), Signal()
         m.d.comb += [
-            in_flight.eq((phase == _Phase.PIXELS) | (phase == _Phase.DRAIN)),
+            self.busy.eq((phase == _Phase.INPUT) | (phase == _Phase.DRAIN)),
             self.failed.eq(phase == _Phase.HALT),
+            self.open.eq(state.session != protocol.ENDED),
+            silent.eq((phase == _Phase.ABORT) | (phase == _Phase.RESET)),
             flush.eq(phase == _Phase.RESET),
-            self.rx.ready.eq(1),
-            self._received.i.payload.eq(self.rx.payload),
-            self._received.i.valid.eq(self.rx.valid),
-            # Between an abort and the status that ends it nothing else may be said.
-            self._sender.level.eq(Mux(silent, 0, self._outgoing.level)),
+        ]
+        m.submodules.receiver = receiver = self._receiver
+        m.submodules.control = ResetInserter(flush)(self._control)
+        m.submodules.intake = ResetInserter(flush)(self._intake)
+        m.submodules.outlet = ResetInserter(flush)(self._outlet)
+        intake, outlet = self._intake, self._outlet
+        wiring.connect(m, wiring.flipped(self.rx), receiver.i)
+        wiring.connect(m, outlet.o, wiring.flipped(self.tx))
+        m.d.comb += [
+            receiver.bad.eq(self.bad),
+            receiver.session.eq(state.session),
+            outlet.session.eq(state.session),
+            outlet.pause.eq(silent),
+            outlet.ends.eq(phase == _Phase.DRAIN),
         ]
         self._reach_transform(m, state, reset=silent)
-        self._send_latents(m, state)
-        self._send_status(m, state)
+        self._take_packets(m, state, silent)
+        self._speak(m, state)
+        self._count(m, state)
         with m.Switch(phase):
-            with m.Case(_Phase.HEADER):
-                self._take_header(m, state)
+            with m.Case(_Phase.IDLE):
+                with m.If(intake.header_valid):
+                    m.d.sync += phase.eq(_Phase.CHECK)
             with m.Case(_Phase.CHECK):
                 self._check_header(m, state)
-            with m.Case(_Phase.PIXELS):
-                self._take_pixels(m, state)
+            with m.Case(_Phase.INPUT):
+                self._take_input(m, state)
             with m.Case(_Phase.DRAIN):
-                said = (self._outgoing.level == 0) & (state.owed == 0) & self._sender.idle
-                with m.If(~state.more & said):
-                    m.d.sync += [state.status_wanted.eq(1), phase.eq(_Phase.HEADER)]
-            with m.Case(_Phase.HALT):
-                m.d.comb += self._received.o.ready.eq(1)
+                with m.If(outlet.complete):
+                    m.d.sync += [phase.eq(_Phase.IDLE), state.frames.eq(state.frames + 1)]
             with m.Case(_Phase.ABORT):
-                # Wait for the packet that has begun: its length was promised.
-                with m.If(self._sender.idle & ~state.status_wanted):
+                # Wait for the packet that has begun, so that the line stays in step.
+                with m.If(outlet.idle):
                     m.d.sync += [phase.eq(_Phase.RESET), state.quiet.eq(0)]
             with m.Case(_Phase.RESET):
                 self._wait_out_reset(m, state)
-        # Errors stop everything that is active; a break gets out of anything.
-        active = in_flight | (phase == _Phase.HEADER) | (phase == _Phase.CHECK)
         failure = self._failures(m, state)
-        with m.If(active & (failure != 0)):
+        with m.If(~silent & (phase != _Phase.HALT) & (failure != 0)):
             m.d.sync += [
                 state.errors.eq(state.errors | failure),
-                state.status_wanted.eq(1),
+                state.state_wanted.eq(1),
                 phase.eq(_Phase.HALT),
             ]
-        with m.If(self.break_):
-            m.d.sync += phase.eq(_Phase.ABORT)
+        # Last, for an opening gets out of anything.
+        opens = Signal()
+        ends = receiver.head.kind == Kind.CLOSE
+        m.d.comb += opens.eq(
+            receiver.arrived
+            & (
+                ((receiver.head.kind == Kind.OPEN) & (receiver.head.start != state.session))
+                | (ends & ~silent)
+            )
+        )
+        with m.If(opens):
+            m.d.sync += [
+                phase.eq(_Phase.ABORT),
+                state.session.eq(protocol.ENDED),
+                state.wanted.eq(Mux(ends, protocol.ENDED, receiver.head.start)),
+            ]
         return m
 
     def _reach_transform(self, m: Module, state: _Registers, *, reset: Value) -> None:
@@ -185,161 +226,225 @@ class Link(Gateware):
                 port.i.valid.eq(state.to.valid & chosen),
                 port.o.ready.eq(state.back.ready & chosen),
             ]
+        outlet = self._outlet
         m.d.comb += [
-            state.to.payload.eq(self._received.o.payload),
             state.to.ready.eq(Array(port.i.ready for port in self.ports)[state.which]),
             state.back.payload.eq(Array(port.o.payload for port in self.ports)[state.which]),
             state.back.valid.eq(Array(port.o.valid for port in self.ports)[state.which]),
+            outlet.i.payload.eq(state.back.payload),
+            outlet.i.valid.eq(state.back.valid & self.busy),
+            state.back.ready.eq(outlet.i.ready & self.busy),
         ]
 
-    def _send_latents(self, m: Module, state: _Registers) -> None:
-        """Latents to bytes, as many as the host expects."""
-        source, target = state.back, self._outgoing.i
-        opened = self.busy & state.more
+    def _take_packets(self, m: Module, state: _Registers, silent: Value) -> None:
+        """What the host's packets ask for."""
+        receiver, intake, outlet = self._receiver, self._intake, self._outlet
+        head, arrived = receiver.head, receiver.arrived
+        sequenced = (head.kind == Kind.FRAME) | (head.kind == Kind.INPUT)
         m.d.comb += [
-            target.payload.eq(source.payload),
-            target.valid.eq(source.valid & opened),
-            source.ready.eq(target.ready & opened),
+            intake.w_en.eq(receiver.w_en),
+            intake.w_data.eq(receiver.w_data),
+            intake.offset.eq(receiver.offset),
+            intake.begins.eq(receiver.begins),
+            intake.arrived.eq(arrived & sequenced & ~silent & ~self.failed & self.open),
+            intake.is_frame.eq(head.kind == Kind.FRAME),
+            intake.number.eq(head.number),
+            intake.length.eq(receiver.length),
         ]
-        with m.If(target.valid & target.ready):
-            m.d.sync += [
-                state.expected.eq(state.expected - 1),
-                state.more.eq(state.expected != 1),
-            ]
+        acks = arrived & (head.kind == Kind.ACK) & ~silent
+        flags = protocol.ACK.places()
+        at = {field.name: 8 * place for field, place in flags}
+        again = head.start[at["flags"]]
+        m.d.comb += [
+            outlet.ack.eq(acks),
+            outlet.ack_number.eq(head.number),
+            outlet.ack_again.eq(again),
+        ]
+        with m.If(intake.freed):
+            m.d.sync += state.state_wanted.eq(1)
+        # A gap is told once; then the host asks by an ACK, and is told again.
+        with m.If(intake.accepted):
+            m.d.sync += [state.again.eq(0), state.said.eq(0)]
+        with m.If((intake.gap | receiver.broken) & self.open & ~state.said):
+            m.d.sync += [state.again.eq(1), state.said.eq(1), state.state_wanted.eq(1)]
+        with m.If(acks):
+            m.d.sync += state.tag.eq(head.start[at["tag"] : at["tag"] + 8])
+            with m.If(head.start[at["flags"] + 1]):
+                m.d.sync += [state.state_wanted.eq(1), state.again.eq(0), state.said.eq(0)]
+        with m.If(arrived & (head.kind == Kind.READ)):
+            m.d.sync += [state.info_wanted.eq(1), state.page.eq(head.number)]
+        with m.If(arrived & (head.kind == Kind.OPEN) & (head.start == state.session) & self.open):
+            m.d.sync += state.opened_wanted.eq(1)
 
-    def _send_status(self, m: Module, state: _Registers) -> None:
-        """Credits and status, as they are owed."""
-        sender = self._sender
+    def _speak(self, m: Module, state: _Registers) -> None:
+        """Packets out of sequence, as they are wanted."""
+        control, intake, outlet = self._control, self._intake, self._outlet
         doing = Mux(self.failed, State.HALTED, Mux(self.busy, State.BUSY, State.IDLE))
-        m.d.sync += state.owed.eq(state.owed + state.earned - sender.credit_taken)
         m.d.comb += [
-            sender.credit.eq((state.owed != 0) & self.busy),
-            sender.status.eq(state.status_wanted),
-            sender.state.eq(doing),
-            sender.errors.eq(state.errors),
-            sender.stuck.eq(state.stuck),
+            control.opened.eq(state.opened_wanted),
+            control.info.eq(state.info_wanted),
+            control.state.eq(state.state_wanted & self.open),
+            control.session.eq(state.session),
+            control.page.eq(state.page),
+            control.number.eq(intake.expected),
+            control.fields.eq(
+                packed(
+                    protocol.STATE,
+                    {
+                        "limit": intake.limit,
+                        "sent": outlet.sent,
+                        "tag": state.tag,
+                        "flags": Mux(state.again, Flag.AGAIN, 0),
+                        "state": doing,
+                        "errors": state.errors,
+                        "stuck": state.stuck,
+                        "clock": state.clock,
+                    },
+                )
+            ),
+            control.counters.eq(
+                packed(
+                    protocol.COUNTERS,
+                    {
+                        "session": state.session,
+                        "frames": state.frames,
+                        "cycles": state.cycles,
+                        "damaged": state.damaged,
+                        "lost": state.lost,
+                        "framing": state.framing,
+                        "ratio": self.ratio,
+                    },
+                )
+            ),
+            outlet.ready.eq(control.ready),
+            control.taken.eq(outlet.taken),
         ]
-        with m.If(sender.status_taken):
-            m.d.sync += [state.status_wanted.eq(0), state.status_clears.eq(0)]
-            with m.If(state.status_clears):
-                m.d.sync += [state.errors.eq(0), state.stuck.eq(0)]
+        wiring.connect(m, control.o, outlet.single)
+        beat = Signal(range(self.heartbeat))
+        with m.If(control.opened_taken):
+            m.d.sync += state.opened_wanted.eq(0)
+        with m.If(control.info_taken):
+            m.d.sync += state.info_wanted.eq(0)
+        with m.If(control.state_taken):
+            m.d.sync += [state.state_wanted.eq(0), state.again.eq(0)]
+        m.d.sync += beat.eq(beat + 1)
+        with m.If(control.state_taken):
+            m.d.sync += beat.eq(0)
+        with m.Elif(beat == self.heartbeat - 1):
+            m.d.sync += [beat.eq(0), state.state_wanted.eq(1)]
 
-    def _take_header(self, m: Module, state: _Registers) -> None:
-        """The bytes of a command, each to its field."""
-        prefix = protocol.MAGIC + bytes([protocol.VERSION])
-        source = self._received.o
-        byte, index, raised = source.payload, state.index, state.raised
-        m.d.comb += source.ready.eq(1)
-        with m.If(source.valid):
-            m.d.sync += index.eq(index + 1)
-            with m.Switch(index):
-                for i, value in enumerate(prefix):
-                    with m.Case(i):
-                        m.d.comb += raised.eq(Mux(byte == value, 0, Error.MAGIC))
-                with m.Case(3):
-                    number = (byte - protocol.FRAME)[:8]
-                    frame = number < len(self.formats)
-                    m.d.sync += state.command.eq(byte)
-                    with m.If(frame):
-                        m.d.sync += state.which.eq(number)
-                    known = frame | (byte == protocol.STATUS)
-                    m.d.comb += raised.eq(Mux(known, 0, Error.MAGIC))
-                for start, width, field in (
-                    (4, 2, state.width),
-                    (6, 2, state.height),
-                    (8, 4, state.expected),
-                ):
-                    for j in range(width):
-                        with m.Case(start + j):
-                            m.d.sync += field[8 * j : 8 * j + 8].eq(byte)
-            with m.If(index == protocol.HEADER_BYTES - 1):
-                m.d.sync += [index.eq(0), state.phase.eq(_Phase.CHECK)]
+    def _count(self, m: Module, state: _Registers) -> None:
+        """Cycles and mishaps."""
+        begins, ends = state.to.valid & state.to.ready, state.back.valid & state.back.ready
+        m.d.sync += state.clock.eq(state.clock + 1)
+        m.d.sync += state.framing.eq(state.framing + self.bad)
+        m.d.sync += state.damaged.eq(state.damaged + self._receiver.broken)
+        m.d.sync += state.lost.eq(state.lost + self._intake.gap)
+        # Those up to the last byte of output are the frame's.
+        passed = Signal(32)
+        with m.If(state.counting):
+            m.d.sync += passed.eq(passed + 1)
+        with m.If(begins & ~state.counting):
+            m.d.sync += [state.counting.eq(1), passed.eq(2)]
+        with m.If(ends):
+            m.d.sync += state.cycles.eq(passed)
+        with m.If(~self.busy):
+            m.d.sync += state.counting.eq(0)
+        m.d.comb += self._outlet.cycles.eq(state.cycles)
 
     def _check_header(self, m: Module, state: _Registers) -> None:
-        """Begin what the command asks for."""
-        widest = Array(Const(f.max_width, 16) for f in self.formats)[state.which]
-        bytes_last = Array(Const(f.in_position - 1, 17) for f in self.formats)[state.which]
-        too_wide = state.width > widest
-        nothing = (state.width == 0) | (state.height == 0) | (state.expected == 0)
+        """Begin the frame that the host announces."""
+        intake, outlet = self._intake, self._outlet
+        fields: dict[str, Value] = {
+            field.name: intake.header[8 * at : 8 * (at + field.size)]
+            for field, at in protocol.FRAME.places()
+        }
+        which = fields["transform"][: len(state.which)]
+        widest = Array(Const(f.max_width, 16) for f in self.formats)[which]
+        bytes_last = Array(Const(f.in_position - 1, 17) for f in self.formats)[which]
+        width, height = fields["width"], fields["height"]
+        nothing = (width == 0) | (height == 0) | (fields["expected"] == 0)
+        m.d.comb += intake.header_taken.eq(1)
         m.d.sync += [
             *(s.eq(0) for s in (state.byte, state.column, state.row)),
+            state.which.eq(which),
+            state.width.eq(width),
+            state.height.eq(height),
             state.byte_last.eq(bytes_last),
-            state.column_last.eq(state.width - 1),
-            state.row_last.eq(state.height - 1),
-            state.pixels_done.eq(0),
-            state.more.eq(1),
-            state.consumed.eq(0),
-            state.owed.eq(0),
+            state.column_last.eq(width - 1),
+            state.row_last.eq(height - 1),
+            state.input_done.eq(0),
         ]
-        with m.If(state.command == protocol.STATUS):
-            m.d.sync += [state.status_wanted.eq(1), state.phase.eq(_Phase.HEADER)]
-        with m.Elif(too_wide | nothing):
+        known = fields["transform"] < len(self.formats)
+        with m.If(~known | (width > widest) | nothing | ~intake.header_fits):
             m.d.comb += state.raised.eq(Error.SIZE)
         with m.Else():
-            m.d.sync += state.phase.eq(_Phase.PIXELS)
+            m.d.comb += [outlet.begin.eq(1), outlet.expected.eq(fields["expected"])]
+            m.d.sync += state.phase.eq(_Phase.INPUT)
 
-    def _take_pixels(self, m: Module, state: _Registers) -> None:
-        """Bytes to the transform until the frame is whole; credits for what was taken."""
-        source, target = self._received.o, state.to
-        with m.If(~state.pixels_done):
-            m.d.comb += [target.valid.eq(source.valid), source.ready.eq(target.ready)]
-        with m.If(source.valid & source.ready):
-            m.d.sync += [state.consumed.eq(state.consumed + 1), state.byte.eq(state.byte + 1)]
-            m.d.comb += state.earned.eq(state.consumed == protocol.CREDIT_BYTES - 1)
+    def _take_input(self, m: Module, state: _Registers) -> None:
+        """Bytes to the transform until the frame is whole."""
+        source, target = self._intake.o, state.to
+        m.d.comb += [
+            target.payload.eq(source.payload),
+            target.valid.eq(source.valid & ~state.input_done),
+            source.ready.eq(target.ready & ~state.input_done),
+        ]
+        with m.If(target.valid & target.ready):
+            m.d.sync += state.byte.eq(state.byte + 1)
             with m.If(state.byte == state.byte_last):
                 m.d.sync += [state.byte.eq(0), state.column.eq(state.column + 1)]
                 with m.If(state.column == state.column_last):
                     m.d.sync += [state.column.eq(0), state.row.eq(state.row + 1)]
                     with m.If(state.row == state.row_last):
-                        m.d.sync += state.pixels_done.eq(1)
-        with m.If(state.pixels_done):
+                        m.d.sync += state.input_done.eq(1)
+        with m.If(state.input_done):
             m.d.sync += state.phase.eq(_Phase.DRAIN)
 
     def _wait_out_reset(self, m: Module, state: _Registers) -> None:
-        """Until nothing is left of the old frame; then say so."""
-        m.d.sync += [state.quiet.eq(state.quiet + 1), state.index.eq(0), state.more.eq(0)]
+        """Until nothing is left of what was; then say that the session is open."""
+        m.d.sync += [
+            state.quiet.eq(state.quiet + 1),
+            *(s.eq(0) for s in (state.errors, state.stuck, state.tag, state.again, state.said)),
+            *(s.eq(0) for s in (state.opened_wanted, state.state_wanted)),
+        ]
         with m.If(state.quiet == RESET_CYCLES - 1):
             m.d.sync += [
-                state.status_wanted.eq(1),
-                state.status_clears.eq(1),
-                state.phase.eq(_Phase.HEADER),
+                state.phase.eq(_Phase.IDLE),
+                state.session.eq(state.wanted),
+                state.opened_wanted.eq(state.wanted != protocol.ENDED),
             ]
 
     def _failures(self, m: Module, state: _Registers) -> Signal:
         """What is wrong in this cycle, the watchdog's bark among it."""
-        in_flight, phase = self.busy, state.phase
-        moved = (
-            self.rx.valid
-            | (state.to.valid & state.to.ready)
-            | (state.back.valid & state.back.ready)
-            | (self.tx.valid & self.tx.ready)
-        )
+        intake, outlet, phase = self._intake, self._outlet, state.phase
+        hangs = state.to.valid & ~state.to.ready
+        silence = (phase == _Phase.DRAIN) & outlet.more & ~state.back.valid
+        # Output that has no room on the way to the host holds the transform back by right.
+        waits = (hangs | silence) & ~(state.back.valid & ~state.back.ready)
+        moved = (state.to.valid & state.to.ready) | (state.back.valid & state.back.ready)
         waited = Signal(range(self.timeout + 1))
         barks = Signal()
         m.d.comb += barks.eq(waited == self.timeout)
-        m.d.sync += waited.eq(Mux(moved | ~in_flight | barks, 0, waited + 1))
-        with m.If(barks & in_flight):
-            hangs = state.to.valid & ~state.to.ready
-            m.d.sync += state.stuck.eq(
-                Mux((phase == _Phase.PIXELS) & ~hangs, Stuck.HOST, 0)
-                | Mux(hangs, Stuck.PIXELS, 0)
-                | Mux(phase == _Phase.DRAIN, Stuck.LATENTS, 0)
-            )
+        m.d.sync += waited.eq(Mux(moved | ~waits | barks, 0, waited + 1))
+        with m.If(barks):
+            m.d.sync += state.stuck.eq(Mux(hangs, Stuck.INPUT, Stuck.OUTPUT))
         surplus = state.back.valid & (
-            (in_flight & ~state.more) | ((phase == _Phase.HEADER) & (state.index == 0))
+            (self.busy & ~outlet.more) | ((phase == _Phase.IDLE) & self.open)
         )
-        no_room = self.rx.valid & ~self._received.i.ready
+        in_frame = phase == _Phase.INPUT
+        drained = (phase == _Phase.IDLE) | (phase == _Phase.DRAIN)
+        # Input where none is due, and a frame within a frame.
+        astray = (intake.o.valid & drained) | (intake.header_valid & in_frame)
         failure = Signal(8)
         m.d.comb += failure.eq(
             state.raised
-            | Mux(self.overrun | no_room, Error.OVERRUN, 0)
-            | Mux(self.framing, Error.FRAMING, 0)
-            | Mux(barks & in_flight, Error.WATCHDOG, 0)
+            | Mux(astray, Error.ORDER, 0)
+            | Mux(barks, Error.WATCHDOG, 0)
             | Mux(surplus, Error.SURPLUS, 0)
         )
         return failure
 
     def resources(self, device: Device) -> Resources:
-        parts = (self._received, self._outgoing, self._sender)
-        own = Resources(lut=450 + 30 * (len(self.formats) - 1))
-        return Resources.total(part.resources(device) for part in parts) + own
+        parts = (self._receiver, self._control, self._intake, self._outlet)
+        return Resources.total(part.resources(device) for part in parts) + Resources(lut=450)

@@ -1,227 +1,324 @@
-"""The serial protocol between a host and the pipeline, for both ends.
+"""Protocol 2 between a host and a board: what goes over the line, for both ends.
 
-Numbers are little-endian. The line carries 8N1 bytes at the board's baud rate.
-
-**Host to device.** Every command is a header of 12 bytes:
-
-====== ===== ==========================================================
-offset bytes
-====== ===== ==========================================================
-0      2     magic, ``4C 69`` ("Li")
-2      1     protocol version, 1
-3      1     command: ``46`` + k frame for transform k of the bitstream (``46``
-             is "F"), ``53`` ("S") ask for status
-4      2     width of the frame in pixels, 1 .. the generated maximum
-6      2     height of the frame in pixels, 1 .. 65535
-8      4     how many bytes of latents the host expects, 1 or more
-====== ===== ==========================================================
-
-A frame's header is followed by its values in raster order, the channels of a position together,
-each value in the least number of whole bytes: pixels for g_a, latents for g_s. The table's words
-are those of g_a. For the status command the last three fields do not matter.
-
-A *break* (the line held low for at least 16 symbols) opens a session and ends every failure:
-the device abandons what it was doing, resets the pipeline, answers with a status packet that
-still shows the error flags, and clears them. A host that has just opened the line sends a
-break, waits until the device is silent, and takes the last 18 bytes as that packet.
-
-**Device to host.** Packets: a kind, the length of the payload, the payload.
-
-====== ====== =================================================================
-kind   length payload
-====== ====== =================================================================
-``L``  1-64   latents, in raster order, the channels of a position together, each
-              value in the least number of whole bytes, two's complement
-``C``  0      a credit: 64 more pixel bytes of this frame were consumed
-``S``  16     status, see `Status`; sent when asked, after a break, when a frame is
-              complete (all its latents sent) and when an error stops the device
-====== ====== =================================================================
-
-Serial lines like the ULX3S's have no flow control, so a host that may be faster than the
-pipeline counts: at most 256 pixel bytes of a frame may be under way without a credit. A host
-that ignores credits risks an overrun, which is reported.
-
-After an error the device drops everything it receives until a break.
+The one description: the host, the gateware and the tables of docs/protocol.md are made from what
+stands here. How bytes become packets is `lichen.boards.link.packet`.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from typing import Any
 
-MAGIC = b"Li"
-VERSION = 1
-FRAME = ord("F")
-TRANSFORMS = 4
-"""Most transforms of a bitstream."""
-STATUS = ord("S")
-HEADER_BYTES = 12
+from lichen.boards.port.format import PortFormat
 
-KIND_LATENTS = ord("L")
-KIND_CREDIT = ord("C")
-KIND_STATUS = ord("S")
-STATUS_BYTES = 16
+VERSION = 2
 
-CREDIT_BYTES = 64
-"""Pixel bytes that one credit stands for."""
+DELIMITER = 0
+"""Byte after every packet, and in none."""
 
-WINDOW_BYTES = 256
-"""Pixel bytes the device can hold."""
+NUMBERS = 256
+"""Packets in sequence are numbered modulo this."""
 
-LATENT_PACKET_BYTES = 64
-"""Longest payload of a latent packet."""
+CRC_BYTES = 4
+OVERHEAD_BYTES = 2 + CRC_BYTES
+"""Of a packet before it is stuffed: kind, number, checksum."""
 
+PACKET_BYTES = 254
+"""Longest packet before it is stuffed: so one code byte is enough for it."""
 
-class Error(IntFlag):
-    """What went wrong since the last break."""
+PAYLOAD_BYTES = PACKET_BYTES - OVERHEAD_BYTES
+"""Longest payload."""
 
-    OVERRUN = 1
-    """A byte came while there was no room for it; the host ran ahead of the credits."""
-    MAGIC = 2
-    """A header did not begin with the magic, or its version or command is unknown."""
-    SIZE = 4
-    """The frame is wider than the bitstream was generated for, or something in it is 0."""
-    WATCHDOG = 8
-    """Nothing moved for too long while a frame was in flight; see `Stuck`."""
-    FRAMING = 16
-    """A byte arrived without its stop bit: noise, or the wrong baud rate."""
-    SURPLUS = 32
-    """The pipeline made more latents than the host had said it expects."""
+LINE_BYTES = PACKET_BYTES + 2
+"""Of the longest packet on the line, its code byte and the delimiter among them."""
 
+CRC_POLYNOMIAL = 0xEDB88320
+"""CRC-32 of IEEE 802.3, the bits of a byte from the least: zlib's."""
 
-class Stuck(IntFlag):
-    """Which streams stood still when the watchdog expired."""
+CRC_RESIDUE = 0xDEBB20E3
+"""What the register holds after a packet with its checksum, whatever it began with."""
 
-    HOST = 1
-    """The host sends no pixels, though some of the frame are missing."""
-    PIXELS = 2
-    """The pipeline does not take the pixel it is offered."""
-    LATENTS = 4
-    """The pipeline offers no latents, though it has taken all pixels."""
+HEARTBEAT_BYTES = 512
+"""Bytes that the line could carry from a state to another one that a device sends unasked."""
+
+DIGEST_BYTES = 32
+
+TRANSFORMS_MAX = 4
+
+ENDED = 0
+"""The session while there is none."""
 
 
-class State(IntEnum):
-    """What the device is doing."""
+class Kind(IntEnum):
+    """The first byte of a packet; capitals come from the host."""
 
-    IDLE = 0
-    BUSY = 1
-    HALTED = 2
+    OPEN = ord("O")
+    READ = ord("R")
+    CLOSE = ord("C")
+    ACK = ord("A")
+    FRAME = ord("F")
+    INPUT = ord("D")
+    OPENED = ord("o")
+    INFO = ord("r")
+    STATE = ord("a")
+    DONE = ord("f")
+    OUTPUT = ord("d")
+
+    @property
+    def sequenced(self) -> bool:
+        """Whether packets of the kind are numbered, kept, and sent again when they are lost."""
+        return self in (Kind.FRAME, Kind.INPUT, Kind.DONE, Kind.OUTPUT)
+
+    @property
+    def sessionless(self) -> bool:
+        """Whether the checksum begins with 0 instead of the session."""
+        return self in (Kind.OPEN, Kind.READ, Kind.OPENED, Kind.INFO)
 
 
-class ProtocolError(Exception):
-    """The device sent something that is no packet."""
-
-
-_STATUS = struct.Struct("<BBBBHHHBB4s")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """Payload of a status packet, in the order of its bytes.
+@dataclass(frozen=True)
+class Field:
+    """A number, or a few bytes, in a payload.
 
     Attributes
     ----------
-    version : int
-        1 byte, protocol version.
-    state : State
-        1 byte.
-    errors : Error
-        1 byte.
-    stuck : Stuck
-        1 byte.
-    max_width : int
-        2 bytes, positions; this and the next fields are of the bitstream's first transform.
-    in_channels, out_channels : int
-        2 bytes each.
-    latent_bytes : int
-        1 byte: bytes per latent value.
-    credit_bytes : int
-        1 byte, `CREDIT_BYTES`.
-    digest : bytes
-        4 bytes: the first of the network file's SHA-256.
+    name : str
+    size : int
+        Bytes; numbers are unsigned, their least significant byte first.
+    meaning : str
+    raw : bool
+        Whether it is bytes and no number.
     """
 
-    version: int = VERSION
-    state: State = State.IDLE
-    errors: Error = Error(0)  # noqa: RUF009
-    stuck: Stuck = Stuck(0)  # noqa: RUF009
-    max_width: int
-    in_channels: int
-    out_channels: int
-    latent_bytes: int
-    credit_bytes: int = CREDIT_BYTES
-    digest: bytes
-
-    def pack(self) -> bytes:
-        """The 16 bytes."""
-        return _STATUS.pack(
-            self.version,
-            self.state,
-            self.errors,
-            self.stuck,
-            self.max_width,
-            self.in_channels,
-            self.out_channels,
-            self.latent_bytes,
-            self.credit_bytes,
-            self.digest,
-        )
-
-    @classmethod
-    def unpack(cls, payload: bytes) -> Status:
-        """Read the 16 bytes; raises ProtocolError on any other length or an unknown state."""
-        try:
-            version, state, errors, stuck, *rest = _STATUS.unpack(payload)
-            max_width, in_channels, out_channels, latent_bytes, credit_bytes, digest = rest
-            return cls(
-                version=version,
-                state=State(state),
-                errors=Error(errors),
-                stuck=Stuck(stuck),
-                max_width=max_width,
-                in_channels=in_channels,
-                out_channels=out_channels,
-                latent_bytes=latent_bytes,
-                credit_bytes=credit_bytes,
-                digest=digest,
-            )
-        except (struct.error, ValueError) as error:
-            raise ProtocolError(f"not a status packet: {error}") from None
+    name: str
+    size: int
+    meaning: str
+    raw: bool = False
 
 
-def header(command: int, *, width: int = 0, height: int = 0, expected: int = 0) -> bytes:
-    """The 12 bytes of a command.
+class Layout:
+    """The fields of a payload, in the order of their bytes."""
 
-    Raises ValueError when a field does not fit.
-    """
-    for name, value, bits in (("width", width, 16), ("height", height, 16)):
-        if not 0 <= value < 1 << bits:
-            raise ValueError(f"{name} must be between 0 and {(1 << bits) - 1}, not {value!r}")
-    if not 0 <= expected < 1 << 32:
-        raise ValueError(f"expected must be between 0 and {(1 << 32) - 1}, not {expected!r}")
-    return MAGIC + struct.pack("<BBHHI", VERSION, command, width, height, expected)
+    def __init__(self, *fields: Field):
+        self.fields = fields
+        codes = {1: "B", 2: "H", 4: "I"}
+        types = [f"{f.size}s" if f.raw else codes[f.size] for f in fields]
+        self._struct = struct.Struct("<" + "".join(types))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payload."""
+        return self._struct.size
+
+    def pack(self, **values: Any) -> bytes:
+        """The payload; ValueError where a number does not fit, KeyError where one is missing."""
+        for field in self.fields:
+            value = values[field.name]
+            if not field.raw and not 0 <= value < 1 << 8 * field.size:
+                top = (1 << 8 * field.size) - 1
+                raise ValueError(f"{field.name} must be between 0 and {top}, not {value!r}")
+        return self._struct.pack(*(values[field.name] for field in self.fields))
+
+    def unpack(self, payload: bytes) -> dict[str, Any]:
+        """The fields by name; ProtocolError for a payload of another length."""
+        if len(payload) != self.size:
+            raise ProtocolError(f"{len(payload)} bytes where {self.size} belong")
+        values = self._struct.unpack(payload)
+        return {field.name: value for field, value in zip(self.fields, values, strict=True)}
+
+    def places(self) -> Iterable[tuple[Field, int]]:
+        """Every field with its first byte."""
+        at = 0
+        for field in self.fields:
+            yield field, at
+            at += field.size
 
 
-class PacketReader:
-    """Cuts the bytes of the device into packets.
+class ProtocolError(Exception):
+    """What came is no packet of this protocol."""
 
-    Feed it bytes as they come; it yields ``(kind, payload)`` for each packet that is complete.
-    """
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
+class State(IntEnum):
+    """What a device is doing."""
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Yield the packets that ``data`` completes; raises ProtocolError on an unknown kind."""
-        self._buffer += data
-        while len(self._buffer) >= 2:
-            kind, length = self._buffer[0], self._buffer[1]
-            if kind not in (KIND_LATENTS, KIND_CREDIT, KIND_STATUS):
-                raise ProtocolError(f"unknown packet kind {kind:#04x}")
-            if len(self._buffer) < 2 + length:
-                return
-            payload = bytes(self._buffer[2 : 2 + length])
-            del self._buffer[: 2 + length]
-            yield kind, payload
+    IDLE = 0
+    BUSY = 1
+    """A frame is in flight."""
+    HALTED = 2
+    """An error has stopped it until a session is opened."""
+
+
+class Error(IntFlag):
+    """What has stopped a device."""
+
+    SIZE = 1
+    """A frame is wider than its transform, something in it is 0, or there is no such transform."""
+    ORDER = 2
+    """Input without a frame, more of it than the frame has, or a frame within a frame."""
+    WATCHDOG = 4
+    """The transform stood still for too long; see `Stuck`."""
+    SURPLUS = 8
+    """The transform made more output than the host had said it expects."""
+
+
+class Stuck(IntFlag):
+    """Which streams stood still when the watchdog barked."""
+
+    INPUT = 1
+    """The transform does not take the input it is offered."""
+    OUTPUT = 2
+    """The transform offers no output, though it has taken all input."""
+
+
+class Flag(IntFlag):
+    """What the other end is asked to do."""
+
+    AGAIN = 1
+    """A packet was lost: send again from the number that this packet gives."""
+    ANSWER = 2
+    """In an ACK: answer with a state."""
+
+
+SESSION = Layout(Field("session", 4, "any number but 0, another one for every opening"))
+
+FRAME = Layout(
+    Field("transform", 1, "which one, counted from 0"),
+    Field("width", 2, "columns of the input, 1 .. the widest of the transform"),
+    Field("height", 2, "rows of the input, 1 or more"),
+    Field("expected", 4, "bytes of output that belong to it, 1 or more"),
+)
+
+ACK = Layout(
+    Field("tag", 1, "any number; states give it back"),
+    Field("flags", 1, "bit 0: send again from this packet's number; bit 1: answer with a state"),
+)
+
+STATE = Layout(
+    Field("limit", 1, "number of the first packet in sequence that there is no room for"),
+    Field("sent", 1, "number of the next packet in sequence that the device will send"),
+    Field("tag", 1, "of the last ACK that came"),
+    Field("flags", 1, "bit 0: send again from this packet's number"),
+    Field("state", 1, "0 idle, 1 a frame is in flight, 2 halted"),
+    Field("errors", 1, "what has halted it, bits"),
+    Field("stuck", 1, "what the watchdog saw, bits"),
+    Field("clock", 4, "the device's cycles, modulo 2**32"),
+)
+
+DONE = Layout(
+    Field("cycles", 4, "from the first beat that the transform took to the last that it gave"),
+)
+
+CAPABILITIES = Layout(
+    Field("version", 1, "of the protocol, 2"),
+    Field("transforms", 1, "how many there are"),
+    Field("input_slots", 1, "packets in sequence that the device has room for"),
+    Field("output_slots", 1, "packets in sequence that it sends without an ACK"),
+    Field("digest", DIGEST_BYTES, "the network's SHA-256", raw=True),
+    Field("oscillator_hz", 4, "frequency of the oscillator that the line is clocked by"),
+    Field("line_hz", 4, "bits a second of the line"),
+    Field("heartbeat", 4, "cycles after a state until it sends another one unasked"),
+)
+
+COUNTERS = Layout(
+    Field("session", 4, "the session that is open, or 0"),
+    Field("frames", 4, "frames completed since power-up"),
+    Field("cycles", 4, "of the last frame"),
+    Field("damaged", 2, "packets with a wrong checksum"),
+    Field("lost", 2, "packets that came where another was due"),
+    Field("framing", 2, "bytes without a stop bit, and breaks"),
+    Field("ratio", 2, "the device's cycles in 1024 of the oscillator"),
+)
+
+TRANSFORM = Layout(
+    Field("name", 4, "g_a, g_s, ..., filled up with zeros", raw=True),
+    Field("in_channels", 2, "values of an input position"),
+    Field("in_bytes", 1, "bytes of each, 1 or 2"),
+    Field("out_channels", 2, "values of an output position"),
+    Field("out_bytes", 1, "bytes of each, 1 or 2"),
+    Field("max_width", 2, "widest input in columns"),
+)
+
+RATIO_CYCLES = 1024
+"""Cycles of the oscillator in which the device counts its own."""
+
+PAGE_CAPABILITIES, PAGE_COUNTERS, PAGE_TRANSFORMS = 0, 1, 2
+"""Numbers of READ packets; the transforms' pages follow one another."""
+
+PAYLOADS: dict[Kind, Layout | None] = {
+    Kind.OPEN: SESSION,
+    Kind.READ: None,
+    Kind.CLOSE: None,
+    Kind.ACK: ACK,
+    Kind.FRAME: FRAME,
+    Kind.INPUT: None,
+    Kind.OPENED: SESSION,
+    Kind.INFO: None,
+    Kind.STATE: STATE,
+    Kind.DONE: DONE,
+    Kind.OUTPUT: None,
+}
+"""What packets carry; None where it is nothing, plain bytes, or a page."""
+
+
+def transform_page(form: PortFormat) -> bytes:
+    """The page of a transform; ValueError where a number does not fit."""
+    return TRANSFORM.pack(**(vars(form) | {"name": form.name.encode("ascii").ljust(4, b"\0")}))
+
+
+def transform_of(page: bytes) -> PortFormat:
+    """The transform of a page; ProtocolError for anything else."""
+    values = TRANSFORM.unpack(page)
+    name = values.pop("name").rstrip(b"\0").decode("ascii", "replace")
+    try:
+        return PortFormat(name=name, **values)
+    except ValueError as error:
+        raise ProtocolError(f"not a transform: {error}") from None
+
+
+def ahead(number: int, of: int) -> int:
+    """How many packets ``number`` is ahead of another one, -128 .. 127."""
+    return (number - of + NUMBERS // 2) % NUMBERS - NUMBERS // 2
+
+
+def tables() -> str:
+    """The tables of docs/protocol.md."""
+    lines = ["| kind | packet | from | number | payload |", "|---|---|---|---|---|"]
+    for kind in Kind:
+        number = "in sequence" if kind.sequenced else _NUMBERS.get(kind, "0")
+        sender = "host" if chr(kind).isupper() else "device"
+        layout = PAYLOADS[kind]
+        what = _PAYLOADS[kind] if layout is None else f"{layout.size} bytes, below"
+        lines.append(f"| `{kind:02x}` {chr(kind)} | {kind.name} | {sender} | {number} | {what} |")
+    parts = ["\n".join(lines)]
+    titles = {
+        "OPEN, OPENED": SESSION,
+        "ACK": ACK,
+        "FRAME": FRAME,
+        "STATE": STATE,
+        "DONE": DONE,
+        f"INFO {PAGE_CAPABILITIES}: what the device is": CAPABILITIES,
+        f"INFO {PAGE_COUNTERS}: counters": COUNTERS,
+        f"INFO from {PAGE_TRANSFORMS} on: a transform": TRANSFORM,
+    }
+    for title, layout in titles.items():
+        rows = [f"**{title}**", "", "| byte | size | field | |", "|---|---|---|---|"]
+        rows += [f"| {at} | {f.size} | {f.name} | {f.meaning} |" for f, at in layout.places()]
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+_NUMBERS = {
+    Kind.READ: "the page",
+    Kind.INFO: "the page",
+    Kind.ACK: "of the next output packet that the host expects",
+    Kind.STATE: "of the next packet in sequence that the device expects",
+}
+_PAYLOADS = {
+    Kind.READ: "none",
+    Kind.CLOSE: "none",
+    Kind.INPUT: f"1 to {PAYLOAD_BYTES} bytes of a frame's input",
+    Kind.INFO: "the page, below; empty where there is none",
+    Kind.OUTPUT: f"1 to {PAYLOAD_BYTES} bytes of a frame's output",
+}

@@ -1,4 +1,4 @@
-"""Packets to the host: status before credits before latents."""
+"""Packets to the host: those out of sequence first, the others as often as they are asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link import protocol
+from lichen.boards.link.slots import ITEM
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware
 
@@ -14,105 +15,102 @@ from lichen.hw.device.gateware import Gateware
 class PacketSender(Gateware):
     """Sends one packet at a time; a packet that has begun is always completed.
 
-    Parameters
-    ----------
-    status : protocol.Status
-        The fields of the status packet that never change.
+    A packet in sequence is kept until the host has acknowledged it, and goes once more when it
+    asks for it.
 
     Members
     -------
-    latents : In(stream of 8)
-        Must hold at least ``level`` bytes from the cycle in which ``idle`` falls.
-    level : In
-        How many bytes of latents wait, at most `protocol.LATENT_PACKET_BYTES`.
-    status, credit : In(1)
-        Ask for a packet; hold until the answer.
-    status_taken, credit_taken : Out(1)
-        The packet asked for begins in this cycle.
-    state, errors, stuck : In(8)
-        Fields of the status packet, read when ``status_taken``.
+    ready : In(1)
+        A packet out of sequence waits; hold until ``taken``.
+    taken : Out(1)
+        It is on the line.
+    single : In(stream of ITEM)
+        Its bytes.
+    made : In(8)
+        Number of the next packet in sequence that will be made; those before it wait.
+    acked : In(8)
+        Number of the first one that the host has not acknowledged.
+    again : In(1)
+        A pulse: send from ``acked`` on.
+    pause : In(1)
+        Begin nothing.
+    sent : Out(8)
+        Number of the next packet in sequence to be sent.
+    start : Out(1)
+        Asks for the bytes of packet ``sent``.
+    packet : In(stream of ITEM)
+        Its bytes.
     idle : Out(1)
         No packet is being sent, nor begins in this cycle.
     o : Out(stream of 8)
     """
 
-    def __init__(self, *, status: protocol.Status):
-        self._status = status
+    def __init__(self) -> None:
+        items, bytes_ = stream.Signature(ITEM), stream.Signature(8)
         super().__init__(
             wiring.Signature(
                 {
-                    "latents": In(stream.Signature(8)),
-                    "level": In(range(protocol.LATENT_PACKET_BYTES + 1)),
-                    "status": In(1),
-                    "credit": In(1),
-                    "status_taken": Out(1),
-                    "credit_taken": Out(1),
-                    "state": In(8),
-                    "errors": In(8),
-                    "stuck": In(8),
+                    "ready": In(1),
+                    "taken": Out(1),
+                    "single": In(items),
+                    "made": In(8),
+                    "acked": In(8),
+                    "again": In(1),
+                    "pause": In(1),
+                    "sent": Out(8),
+                    "start": Out(1),
+                    "packet": In(items),
                     "idle": Out(1),
-                    "o": Out(stream.Signature(8)),
+                    "o": Out(bytes_),
                 }
             )
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        kind = Signal(8)
-        left = Signal(range(protocol.LATENT_PACKET_BYTES + 1))
-        fields = [Signal(8, name=name) for name in ("state", "errors", "stuck")]
-        constant = self._status.pack()
-        offset = Signal(range(protocol.STATUS_BYTES))
-        status_byte = Signal(8)
-        with m.Switch(offset):
-            for i in range(protocol.STATUS_BYTES):
-                with m.Case(i):
-                    m.d.comb += status_byte.eq(fields[i - 1] if 1 <= i <= 3 else constant[i])
-        is_status = kind == protocol.KIND_STATUS
-
+        rewind, is_single = Signal(), Signal()
+        behind = Signal(8)  # how far the host's acknowledgement is ahead of what was sent
+        m.d.comb += behind.eq(self.acked - self.sent)
+        overtaken = (behind != 0) & ~behind[7]
         with m.FSM():
             with m.State("IDLE"):
-                with m.If(self.status):
-                    m.d.comb += self.status_taken.eq(1)
-                    m.d.sync += [
-                        kind.eq(protocol.KIND_STATUS),
-                        left.eq(protocol.STATUS_BYTES),
-                        offset.eq(0),
-                        fields[0].eq(self.state),
-                        fields[1].eq(self.errors),
-                        fields[2].eq(self.stuck),
-                    ]
-                    m.next = "KIND"
-                with m.Elif(self.credit):
-                    m.d.comb += self.credit_taken.eq(1)
-                    m.d.sync += [kind.eq(protocol.KIND_CREDIT), left.eq(0)]
-                    m.next = "KIND"
-                with m.Elif(self.level != 0):
-                    m.d.sync += [kind.eq(protocol.KIND_LATENTS), left.eq(self.level)]
-                    m.next = "KIND"
+                with m.If(self.pause):
+                    m.d.comb += self.idle.eq(1)
+                with m.Elif(self.ready):
+                    m.d.sync += is_single.eq(1)
+                    m.next = "BYTES"
+                with m.Elif(rewind | overtaken):
+                    m.d.comb += self.idle.eq(1)
+                    m.d.sync += [self.sent.eq(self.acked), rewind.eq(0)]
+                with m.Elif(self.sent != self.made):
+                    m.d.comb += self.start.eq(1)
+                    m.d.sync += is_single.eq(0)
+                    m.next = "BYTES"
                 with m.Else():
                     m.d.comb += self.idle.eq(1)
-            with m.State("KIND"):
-                m.d.comb += [self.o.payload.eq(kind), self.o.valid.eq(1)]
-                with m.If(self.o.ready):
-                    m.next = "LENGTH"
-            with m.State("LENGTH"):
-                m.d.comb += [self.o.payload.eq(left), self.o.valid.eq(1)]
-                with m.If(self.o.ready):
-                    m.next = "PAYLOAD"
-                    with m.If(left == 0):
-                        m.next = "IDLE"
-            with m.State("PAYLOAD"):
+            with m.State("BYTES"):
+                source = Mux(
+                    is_single, self.single.payload.as_value(), self.packet.payload.as_value()
+                )
+                valid = Mux(is_single, self.single.valid, self.packet.valid)
                 m.d.comb += [
-                    self.o.payload.eq(Mux(is_status, status_byte, self.latents.payload)),
-                    self.o.valid.eq(is_status | self.latents.valid),
-                    self.latents.ready.eq(self.o.ready & ~is_status),
+                    self.o.payload.eq(source[:8]),
+                    self.o.valid.eq(valid),
+                    self.single.ready.eq(self.o.ready & is_single),
+                    self.packet.ready.eq(self.o.ready & ~is_single),
                 ]
-                with m.If(self.o.valid & self.o.ready):
-                    m.d.sync += [left.eq(left - 1), offset.eq(offset + 1)]
-                    with m.If(left == 1):
-                        m.next = "IDLE"
+                with m.If(valid & self.o.ready & source[8]):
+                    m.next = "DELIMITER"
+            with m.State("DELIMITER"):
+                m.d.comb += [self.o.payload.eq(protocol.DELIMITER), self.o.valid.eq(1)]
+                with m.If(self.o.ready):
+                    m.d.comb += self.taken.eq(is_single)
+                    with m.If(~is_single):
+                        m.d.sync += self.sent.eq(self.sent + 1)
+                    m.next = "IDLE"
+        with m.If(self.again):
+            m.d.sync += rewind.eq(1)
         return m
 
     def resources(self, device: Device) -> Resources:
-        return Resources(lut=145)
+        return Resources(lut=90)

@@ -1,7 +1,7 @@
 # amaranth: UnusedElaboratable=no
 """Serial receiver and transmitter: 8 data bits, no parity, one stop bit.
 
-Both divide the clock by a fraction, so that any baud rate up to an eighth of the clock is met
+Both divide the clock by a fraction, so that any baud rate up to a quarter of the clock is met
 on average to better than a thousandth.
 """
 
@@ -18,7 +18,7 @@ from lichen.hw.device.gateware import Gateware
 PHASE_BITS = 18
 """Width of the phase accumulators: the increment is then right to 2**-18 of a symbol."""
 
-CYCLES_PER_BIT_MIN = 8
+CYCLES_PER_BIT_MIN = 4
 
 BREAK_BITS = 16
 """Symbols of low line that make a break (a byte has at most 9)."""
@@ -36,7 +36,7 @@ def phase_increment(*, clock_hz: float, baud: int) -> int:
     """
     if baud < 1 or clock_hz < CYCLES_PER_BIT_MIN * baud:
         raise ValueError(
-            f"baud must be at most an eighth of the clock ({clock_hz / 1e6:g} MHz), not {baud!r}"
+            f"baud must be at most a quarter of the clock ({clock_hz / 1e6:g} MHz), not {baud!r}"
         )
     increment = round(baud * (1 << PHASE_BITS) / clock_hz)
     if abs(increment * clock_hz / (1 << PHASE_BITS) / baud - 1) > 1e-3:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lichen.boards.board import Board
     from lichen.boards.design import Design
+    from lichen.boards.host.engine import Engine
     from lichen.network.description import Network
 
 _T = TypeVar("_T")
@@ -303,6 +304,45 @@ def run_gateware(
         "the rest in the golden model."
     )
     return run.output
+
+
+ENGINES = ("golden", "verilator")
+"""Values of --engine that are no port."""
+
+
+def check_engine(engine: str) -> None:
+    """UserError for what is neither one of `ENGINES` nor looks like a port."""
+    if engine not in (*ENGINES, "auto") and not engine.startswith(("/", "COM")):
+        raise UserError(
+            f"there is no engine {engine}; use golden, verilator, auto (whichever board there is) "
+            "or a board's port, as /dev/ttyUSB0."
+        )
+
+
+@contextmanager
+def board_engine(engine: str, network: Network | None) -> Iterator[Engine | None]:
+    """The board at the port that --engine names; None where it names no port."""
+    if engine in ENGINES:
+        yield None
+        return
+    from lichen import boards
+
+    with boards.open(engine, network) as found:
+        yield found
+
+
+@contextmanager
+def link_progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], object]]:
+    """A bar of what has gone over a link, where somebody sees it; takes bytes and their total."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit="B", unit_scale=True, leave=False, disable=quiet or None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def report(result: Any, json_file: str | None, summary: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from lichen.boards.host.engine import Engine
     from lichen.codec.container import Container, Decoded
     from lichen.codec.region import Region
     from lichen.network.description import Network
-    from lichen.sim.golden import Latents, Tensor
+    from lichen.sim.golden import Latents, Synthesis, Tensor
 
 
 @click.command(cls=Command)
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 @_options.network
 @click.option(
     "--engine", default="golden", show_default=True,
-    help="golden, or verilator: pixels from simulated gateware, found equal to golden's.",
+    help="golden; verilator: pixels from simulated gateware, found equal to golden's; a board's "
+    "port, as /dev/ttyUSB0, or auto: pixels from that board.",
 )  # fmt: skip
 @click.option(
     "--salvage", is_flag=True,
@@ -81,8 +84,7 @@ def command(
     from lichen.codec.region import Region
     from lichen.sim.images import PIXELS_MAX, image_format
 
-    if engine not in ("golden", "verilator"):
-        raise UserError(f"there is no engine {engine}; use golden or verilator.")
+    _options.check_engine(engine)
     if engine != "golden" and (rows is not None or crop is not None):
         raise UserError("the gateware decodes whole images; --rows and --crop are golden's.")
     tasks = _options.batch(files, output, ".png", extensions=(".lic",))
@@ -106,19 +108,22 @@ def command(
         max_pixels=PIXELS_MAX if max_pixels is None else max_pixels,
         region=region,
         engine=engine,
+        quiet=quiet or len(tasks) > 1,
     )
     containers: dict[str, Container] = {}
     done: list[dict[str, Any]] = []
     failures: list[str] = []
-    for file, target in _options.with_progress(tasks, quiet=quiet):
-        try:
-            data = _options.read_bytes(file)
-            decoded = _decode(containers, net, file, data, options)
-            done.append(_write(decoded, file, target, latents, engine))
-        except UserError as error:
-            if len(tasks) == 1:
-                raise
-            failures.append(str(error))
+    with ExitStack() as stack:
+        board = _Board(engine, stack, options.quiet)
+        for file, target in _options.with_progress(tasks, quiet=quiet):
+            try:
+                data = _options.read_bytes(file)
+                decoded = _decode(containers, net, file, data, options, board)
+                done.append(_write(decoded, file, target, latents, engine))
+            except UserError as error:
+                if len(tasks) == 1:
+                    raise
+                failures.append(str(error))
     lossy = any(row["lost"] for row in done)
     _options.batch_report(done, failures, json_file, _sentence)
     click.get_current_context().exit(1 if lossy else 0)
@@ -134,6 +139,30 @@ class _How:
     max_pixels: int
     region: Region | None
     engine: str
+    quiet: bool
+
+
+class _Board:
+    """The board at the port that --engine names, opened when its network is known."""
+
+    def __init__(self, port: str, stack: ExitStack, quiet: bool):
+        self._port, self._stack, self._quiet = port, stack, quiet
+        self._engine: Engine | None = None
+
+    def synthesize(
+        self, network: Network, symbols: Tensor, means: Tensor | None, height: int, width: int
+    ) -> npt.NDArray[np.uint8]:
+        """Pixels from g_s on the board."""
+        from lichen.boards.host.engine import Engine
+
+        if self._engine is None:
+            context = _options.board_engine(self._port, network)
+            self._engine = self._stack.enter_context(context)
+            assert self._engine is not None
+        # which says so where this file's network is another one
+        engine = Engine(self._engine.connection, network)
+        with _options.link_progress(self._port, quiet=self._quiet) as progress:
+            return engine.synthesize(symbols, means, height, width, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -166,12 +195,18 @@ def _container(
 
 
 def _decode(
-    containers: dict[str, Container], net: str | None, file: Path, data: bytes, how: _How
+    containers: dict[str, Container],
+    net: str | None,
+    file: Path,
+    data: bytes,
+    how: _How,
+    board: _Board,
 ) -> _Result:
     """Decode the bytes of one file."""
     from lichen.codec.container import ContainerError, inspect
     from lichen.sim.golden import synthesis
 
+    makers: dict[str, Synthesis] = {"golden": synthesis, "verilator": _gateware}
     try:
         header = inspect(data, truncated=how.salvage)
         container = _container(containers, net, header.digest, how.threads)
@@ -181,7 +216,7 @@ def _decode(
             salvage=how.salvage,
             max_pixels=how.max_pixels,
             region=how.region,
-            synthesize=synthesis if how.engine == "golden" else _gateware,
+            synthesize=makers.get(how.engine, board.synthesize),
         )
         seconds = time.monotonic() - begin
         symbols = container.latents(data, max_pixels=how.max_pixels) if how.latents else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from lichen.commands._config import Size
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
+    from lichen.boards.host.engine import Engine
     from lichen.codec.container import Container
     from lichen.codec.picture import Picture
     from lichen.sim.golden import Latents
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 @_options.network
 @click.option(
     "--engine", default="golden", show_default=True,
-    help="golden, or verilator: the analysis transform in simulated gateware, the rest in the "
-    "golden model. The file is the same.",
+    help="golden; verilator: the analysis transform in simulated gateware; a board's port, as "
+    "/dev/ttyUSB0, or auto: on that board; the rest in the golden model. The file is the same.",
 )  # fmt: skip
 @click.option(
     "--size", type=Size(), metavar="WxH", help="Of the image that symbols (.npy) belong to."
@@ -74,38 +76,45 @@ def command(
     from lichen.codec.container import Container, check_network
     from lichen.files import write_atomically
 
-    if engine not in ("golden", "verilator"):
-        raise UserError(f"there is no engine {engine}; use golden or verilator.")
+    _options.check_engine(engine)
     tasks = _options.batch(images, output, ".lic")
     if tasks[0][1].suffix.lower() != ".lic":
         raise UserError(f"{output} is no name for a compressed file; use FILE.lic.")
-    network = models.load_network(models.DEFAULT if net is None else net)
-    if not all(source.suffix == ".npy" for source, _ in tasks):
-        check_network(network)
-    container = Container(network, threads, version=version)
+    named = None if net is None else models.load_network(net)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    for image, target in _options.with_progress(tasks, quiet=quiet):
-        try:
-            row = _encode(container, image, target, engine, size, check, strip)
-            write_atomically(target, row.pop("data"))
-            rows.append(row)
-        except UserError as error:
-            if len(tasks) == 1:
-                raise
-            failures.append(str(error))
+    with _options.board_engine(engine, named) as board:
+        if named is None:
+            named = models.load_network(models.DEFAULT) if board is None else board.network
+        if not all(source.suffix == ".npy" for source, _ in tasks):
+            check_network(named)
+        container = Container(named, threads, version=version)
+        how = _How(engine, board, size, check, strip, quiet or len(tasks) > 1)
+        for image, target in _options.with_progress(tasks, quiet=quiet):
+            try:
+                row = _encode(container, image, target, how)
+                write_atomically(target, row.pop("data"))
+                rows.append(row)
+            except UserError as error:
+                if len(tasks) == 1:
+                    raise
+                failures.append(str(error))
     _options.batch_report(rows, failures, json_file, _sentence)
 
 
-def _encode(
-    container: Container,
-    source: Path,
-    target: Path,
-    engine: str,
-    size: tuple[int, int] | None,
-    check: bool,
-    strip: bool,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _How:
+    """How to encode."""
+
+    engine: str
+    board: Engine | None
+    size: tuple[int, int] | None
+    check: bool
+    strip: bool
+    quiet: bool
+
+
+def _encode(container: Container, source: Path, target: Path, how: _How) -> dict[str, Any]:
     """The file of one image, under ``data``, and what is to be said of it."""
     from dataclasses import replace
 
@@ -116,16 +125,19 @@ def _encode(
 
     picture, latents = None, None
     if source.suffix == ".npy":
-        latents = _symbols(container, source, size)
+        latents = _symbols(container, source, how.size)
         begin = time.monotonic()
     else:
         picture = Picture.read(source)
         for note in picture.notes:
             _options.note(f"{source}: {note}")
-        if strip:
+        if how.strip:
             picture = replace(picture, exif=None, xmp=None)
         begin = time.monotonic()
-        if engine == "golden":
+        if how.board is not None:
+            with _options.link_progress(source.name, quiet=how.quiet) as progress:
+                latents = how.board.analyze(picture, progress=progress)
+        elif how.engine == "golden":
             latents = analysis(container.network, picture.pixels)
         else:
             latents = _gateware(container, picture)
@@ -137,7 +149,7 @@ def _encode(
         "image": str(source),
         "file": str(target),
         "network": container.network.name,
-        "engine": engine,
+        "engine": how.engine,
         "width": latents.width,
         "height": latents.height,
         "bytes": len(data),
@@ -148,7 +160,7 @@ def _encode(
         "seconds": round(seconds, 3),
         "data": data,
     }
-    if check:
+    if how.check:
         decoded = container.decode(data).picture
         if picture is not None:
             row["psnr"] = min(psnr(picture.opaque(), decoded.opaque()), PSNR_EXACT)

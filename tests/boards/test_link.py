@@ -1,100 +1,144 @@
 # amaranth: UnusedElaboratable=no
-"""The UART top, driven through its serial line with a stand-in for the pipeline."""
+"""The device's end of the protocol, byte by byte, with stand-ins for the pipelines."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
+from amaranth.hdl import Elaboratable, Module
+from amaranth.lib import wiring
 from amaranth.sim import Simulator
 
-from lichen.boards.link import protocol
+from lichen.boards.host.session import Frame, HaltedError, Session, identity
+from lichen.boards.link import packet, protocol
 from lichen.boards.link.device import Link
-from lichen.boards.link.protocol import Error, State, Stuck
+from lichen.boards.link.protocol import Kind
 from lichen.boards.port.format import PortFormat, value_bytes
 from lichen.boards.port.port import TransformPort
-from lichen.boards.top import UARTTop
 
 from .standin import Standin
 
-DIGEST = bytes.fromhex("c0ffee42") + bytes(28)
-CLOCK_HZ = 8e6
-BAUD = 1_000_000
-SYMBOL = 1 / BAUD
-TIMEOUT = 1500
+DIGEST = bytes.fromhex("c0ffee42") * 8
+TIMEOUT = 600
+BYTE_CYCLES = 4
+"""Cycles of a byte on the line, for tests' sake."""
+PATIENCE = 40_000
+NUMBER = 0x00C0FFEE
 
 
-class Host:
-    """The other end of the line, in simulation: sends bytes and breaks, collects packets."""
+class Bench(Elaboratable):
+    """A link and a stand-in."""
 
     def __init__(self, pipeline: Standin):
         self.pipeline = pipeline
-        self.dut = UARTTop(
-            ports=[TransformPort(name="g_a", pipeline=pipeline, max_width=pipeline.max_width)],
-            clock_hz=CLOCK_HZ,
-            baud=BAUD,
-            digest=DIGEST,
+        self.port = TransformPort(name="g_a", pipeline=pipeline, max_width=pipeline.max_width)
+        self.link = Link(
+            formats=[self.port.format],
             timeout=TIMEOUT,
+            digest=DIGEST,
+            oscillator_hz=25_000_000,
+            line_hz=10,
+            clock_hz=BYTE_CYCLES,
         )
-        self.packets: list[tuple[int, bytes]] = []
-        self.reader = protocol.PacketReader()
 
-    def run(self, testbench) -> None:
-        sim = Simulator(self.dut)
-        sim.add_clock(1 / CLOCK_HZ)
-        sim.add_testbench(self._listen, background=True)
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.link, m.submodules.port = self.link, self.port
+        wiring.connect(m, self.link.ports[0], self.port)
+        return m
+
+
+class Host:
+    """The other end, in simulation: a session, and a line that a test may tamper with.
+
+    ``to_device`` and ``to_host`` take the bytes of a packet with its delimiter and return those
+    that arrive.
+    """
+
+    def __init__(self, pipeline: Standin):
+        self.bench = Bench(pipeline)
+        self.session = Session(NUMBER)
+        self.to_device: Callable[[bytes], bytes] = lambda sent: sent
+        self.to_host: Callable[[bytes], bytes] = lambda sent: sent
+        self.heard: list[packet.Packet | packet.Damaged] = []
+        self.cycle = 0
+        self._waiting, self._said = bytearray(), bytearray()
+
+    def run(self, testbench: Callable[[Any], Any]) -> None:
+        sim = Simulator(self.bench)
+        sim.add_clock(1e-6)
         sim.add_testbench(testbench)
         sim.run()
 
-    async def _listen(self, ctx) -> None:
-        while True:
-            if ctx.get(self.dut.tx):
-                await ctx.negedge(self.dut.tx)
-            await ctx.delay(SYMBOL / 2)
-            value = 0
-            for i in range(8):
-                await ctx.delay(SYMBOL)
-                value |= ctx.get(self.dut.tx) << i
-            await ctx.delay(SYMBOL)
-            assert ctx.get(self.dut.tx), "no stop bit"
-            self.packets += self.reader.feed(bytes([value]))
+    async def step(self, ctx: Any) -> None:
+        """The time of a byte each way."""
+        link = self.bench.link
+        sent = self.session.send()
+        for part in sent.split(b"\0")[:-1]:
+            self._waiting += self.to_device(part + b"\0")
+        ctx.set(link.rx.valid, bool(self._waiting))
+        if self._waiting:
+            ctx.set(link.rx.payload, self._waiting.pop(0))
+        ctx.set(link.tx.ready, 1)
+        if ctx.get(link.tx.valid):
+            self._said.append(ctx.get(link.tx.payload))
+            if self._said[-1] == 0:
+                said, self._said = self.to_host(bytes(self._said)), bytearray()
+                self.heard += packet.Reader(self.session.number).feed(said)
+                self.session.receive(said)
+        await ctx.tick()
+        ctx.set(link.rx.valid, 0)
+        ctx.set(link.tx.ready, 0)
+        await ctx.tick().repeat(BYTE_CYCLES - 1)
+        self.cycle += BYTE_CYCLES
 
-    async def send(self, ctx, payload: bytes) -> None:
-        for byte in payload:
-            for bit in [0, *((byte >> i) & 1 for i in range(8)), 1]:
-                ctx.set(self.dut.rx, bit)
-                await ctx.delay(SYMBOL)
+    async def until(self, ctx: Any, reached: Callable[[], Any]) -> None:
+        end = self.cycle + PATIENCE
+        while not reached():
+            assert self.cycle < end, "it never came"
+            await self.step(ctx)
 
-    async def send_break(self, ctx) -> None:
-        ctx.set(self.dut.rx, 0)
-        await ctx.delay(20 * SYMBOL)
-        ctx.set(self.dut.rx, 1)
-        await ctx.delay(2 * SYMBOL)
+    async def open(self, ctx: Any) -> None:
+        self.session.heartbeat = self.bench.link.heartbeat
+        self.session.begin()
+        await self.until(ctx, lambda: self.session.open and self.session.states)
 
-    async def status(self, ctx, symbols: int = 2500) -> protocol.Status:
-        """Wait for the next status packet."""
-        seen = len([p for p in self.packets if p[0] == protocol.KIND_STATUS])
-        for _ in range(symbols):
-            await ctx.delay(SYMBOL)
-            found = [p for p in self.packets if p[0] == protocol.KIND_STATUS]
-            if len(found) > seen:
-                return protocol.Status.unpack(found[seen][1])
-        raise AssertionError("no status packet came")
+    async def pause(self, ctx: Any, cycles: int) -> None:
+        end = self.cycle + cycles
+        while self.cycle < end:
+            await self.step(ctx)
 
-    def latents(self) -> np.ndarray:
-        payload = b"".join(p for kind, p in self.packets if kind == protocol.KIND_LATENTS)
-        width = value_bytes(self.pipeline.bits)
-        values = np.frombuffer(payload, f"<i{width}").astype(int)
-        return values.reshape(-1, self.pipeline.transform.out_channels)
+    def inject(self, kind: Kind, number: int, payload: bytes = b"") -> None:
+        """Send a packet that the session knows nothing of."""
+        self._waiting += packet.encode(kind, number, payload, self.session.number)
 
-    def frame(self, pixels: np.ndarray) -> bytes:
+    def frame(self, pixels: np.ndarray, **change: int) -> Frame:
         height, width, _ = pixels.shape
-        expected = (
-            height * width * self.pipeline.transform.out_channels * value_bytes(self.pipeline.bits)
-        )
-        return (
-            protocol.header(protocol.FRAME, width=width, height=height, expected=expected)
-            + pixels.tobytes()
-        )
+        form: PortFormat = self.bench.port.format
+        fields: dict[str, Any] = {
+            "transform": 0,
+            "width": width,
+            "height": height,
+            "payload": pixels.tobytes(),
+            "expected": height * width * form.out_position,
+        }
+        return Frame(**(fields | change))
+
+    def result(self) -> np.ndarray:
+        pipeline = self.bench.pipeline
+        kind = f"<i{value_bytes(pipeline.bits)}"
+        values = np.frombuffer(bytes(self.session.output), kind).astype(int)
+        return values.reshape(-1, pipeline.transform.out_channels)
+
+    async def check(self, ctx: Any, pixels: np.ndarray, before: int = 0) -> None:
+        """A frame goes through; ``before`` pixels went since the last reset."""
+        self.session.submit(self.frame(pixels))
+        await self.until(ctx, lambda: not self.session.busy)
+        flat = pixels.reshape(-1, pixels.shape[2])
+        np.testing.assert_array_equal(self.result(), self.bench.pipeline.golden(flat, before))
 
 
 def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -113,238 +157,251 @@ def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
 )
 def test_frames_go_through(shape):
     host = Host(Standin(**shape))
-    channels = host.pipeline.transform.in_channels
-    first, second = photo(2, 3, channels), photo(3, 1, channels, seed=1)
+    channels = host.bench.pipeline.transform.in_channels
 
     async def testbench(ctx):
-        for pixels in (first, second):
-            await host.send(ctx, host.frame(pixels))
-            status = await host.status(ctx)
-            assert (status.state, status.errors) == (State.IDLE, Error(0))
-            assert ctx.get(host.dut.lamps) == 0b100
-
-    host.run(testbench)
-    pixels = np.concatenate([first.reshape(-1, channels), second.reshape(-1, channels)])
-    np.testing.assert_array_equal(host.latents(), host.pipeline.golden(pixels))
-
-
-def test_a_credit_for_every_64_bytes():
-    host = Host(Standin(in_channels=8, out_channels=1, out_lanes=1))
-    pixels = photo(1, 17, 8)  # 136 bytes
-
-    async def testbench(ctx):
-        await host.send(ctx, host.frame(pixels))
-        await host.status(ctx)
-
-    host.run(testbench)
-    assert [kind for kind, _ in host.packets].count(protocol.KIND_CREDIT) == 2
-    np.testing.assert_array_equal(host.latents(), host.pipeline.golden(pixels.reshape(-1, 8)))
-
-
-def test_a_credit_comes_with_the_64th_byte_and_not_before():
-    host = Host(Standin(out_channels=1, out_lanes=1, bits=8))
-    pixels = photo(1, 22)
-
-    async def testbench(ctx):
-        sent = host.frame(pixels)
-        for part, credits in ((sent[: 12 + 63], 0), (sent[12 + 63 :], 1)):
-            await host.send(ctx, part)
-            await ctx.delay(60 * SYMBOL)
-            kinds = [kind for kind, _ in host.packets]
-            assert kinds.count(protocol.KIND_CREDIT) == credits, "credits before their bytes"
+        await host.open(ctx)
+        await host.check(ctx, photo(2, 3, channels))
+        await host.check(ctx, photo(3, 30, channels, seed=1), before=6)
+        assert not ctx.get(host.bench.link.busy) and ctx.get(host.bench.link.open)
+        assert host.session.tally.repeated_packets == host.session.tally.damaged == 0
 
     host.run(testbench)
 
 
-def test_status_on_request_says_what_the_bitstream_is():
+def test_pages_say_what_the_bitstream_is_and_need_no_session():
     host = Host(Standin())
 
     async def testbench(ctx):
-        await host.send(ctx, protocol.header(protocol.STATUS))
-        status = await host.status(ctx)
-        assert status == protocol.Status(
-            max_width=64, in_channels=3, out_channels=5, latent_bytes=2, digest=DIGEST[:4]
-        )
+        for page in (0, 1, 2, 7):
+            host.session.ask(page)
+            await host.until(ctx, lambda page=page: page in host.session.answers)
+        assert not host.session.states, "a device without a session is silent"
 
     host.run(testbench)
-
-
-@pytest.mark.parametrize(
-    ("sent", "error"),
-    [
-        (b"XiL" + bytes(9), Error.MAGIC),
-        (b"Lo" + bytes(10), Error.MAGIC),
-        (b"Li\x02F" + bytes(8), Error.MAGIC),
-        (b"Li\x01?" + bytes(8), Error.MAGIC),
-        (protocol.header(protocol.FRAME, width=65, height=1, expected=1), Error.SIZE),
-        (protocol.header(protocol.FRAME, width=0, height=1, expected=1), Error.SIZE),
-        (protocol.header(protocol.FRAME, width=1, height=0, expected=1), Error.SIZE),
-        (protocol.header(protocol.FRAME, width=1, height=1, expected=0), Error.SIZE),
-    ],
-    ids=["M", "i", "version", "command", "too wide", "no width", "no height", "nothing expected"],
-)
-def test_a_bad_header_is_reported(sent, error):
-    host = Host(Standin())
-
-    async def testbench(ctx):
-        await host.send(ctx, sent)
-        status = await host.status(ctx)
-        assert (status.state, status.errors) == (State.HALTED, error)
-
-    host.run(testbench)
-
-
-def test_after_an_error_only_a_break_helps():
-    host = Host(Standin())
-    pixels = photo(1, 2)
-
-    async def testbench(ctx):
-        await host.send(ctx, b"LI" + bytes(10))
-        assert (await host.status(ctx)).errors == Error.MAGIC
-        # Good frames are dropped now, and the error stays.
-        await host.send(ctx, host.frame(pixels))
-        assert ctx.get(host.dut.lamps) == 0b110
-        await host.send_break(ctx)
-        status = await host.status(ctx)
-        assert (status.state, status.errors) == (State.IDLE, Error.MAGIC)
-        await host.send_break(ctx)
-        assert (await host.status(ctx)).errors == Error(0)
-        await host.send(ctx, host.frame(pixels))
-        assert (await host.status(ctx)).errors == Error(0)
-
-    host.run(testbench)
-    np.testing.assert_array_equal(host.latents(), host.pipeline.golden(pixels.reshape(-1, 3)))
-
-
-def test_overrun_is_reported():
-    host = Host(Standin(fault="deaf"))
-
-    async def testbench(ctx):
-        pixels = photo(3, 64)
-        await host.send(ctx, host.frame(pixels)[: 12 + 2 * 3 + 3 + 256])
-        assert not any(kind == protocol.KIND_STATUS for kind, _ in host.packets)
-        await host.send(ctx, bytes(4))
-        status = await host.status(ctx)
-        assert (status.state, status.errors) == (State.HALTED, Error.OVERRUN)
-
-    host.run(testbench)
-
-
-@pytest.mark.parametrize(
-    ("fault", "sent", "stuck"),
-    [("deaf", 30, Stuck.PIXELS), ("mute", 30, Stuck.LATENTS), (None, 29, Stuck.HOST)],
-)
-def test_the_watchdog_names_the_stuck_stream(fault, sent, stuck):
-    host = Host(Standin(fault=fault))
-
-    async def testbench(ctx):
-        await host.send(ctx, host.frame(photo(2, 5))[: 12 + sent])
-        assert ctx.get(host.dut.lamps) & 3 == 1
-        status = await host.status(ctx)
-        assert (status.state, status.errors, status.stuck) == (
-            State.HALTED,
-            Error.WATCHDOG,
-            stuck,
-        )
-        await host.send_break(ctx)
-        assert (await host.status(ctx)).stuck == stuck
-
-    host.run(testbench)
-
-
-def test_surplus_latents_are_reported():
-    host = Host(Standin(fault="chatty"))
-
-    async def testbench(ctx):
-        await host.send(ctx, host.frame(photo(1, 1)))
-        assert (await host.status(ctx)).errors in (Error(0), Error.SURPLUS)
-        await host.send_break(ctx)
-        assert (await host.status(ctx)).errors == Error.SURPLUS
-
-    host.run(testbench)
-
-
-def test_a_byte_without_stop_bit_is_reported():
-    host = Host(Standin())
-
-    async def testbench(ctx):
-        for bit in (0, 1, 0, 0, 0, 0, 0, 0, 0, 0):
-            ctx.set(host.dut.rx, bit)
-            await ctx.delay(SYMBOL)
-        ctx.set(host.dut.rx, 1)
-        assert (await host.status(ctx)).errors == Error.FRAMING
-
-    host.run(testbench)
-
-
-def test_a_break_in_the_middle_of_a_frame():
-    """The packet that has begun is completed; nothing of the old frame follows the status."""
-    host = Host(Standin())
-    pixels = photo(2, 8)
-
-    async def testbench(ctx):
-        await host.send(ctx, host.frame(photo(2, 8, seed=3))[: 12 + 25])
-        await host.send_break(ctx)
-        status = await host.status(ctx)
-        assert (status.state, status.errors) == (State.IDLE, Error(0))
-        host.packets.clear()
-        await host.send(ctx, host.frame(pixels))
-        await host.status(ctx)
-
-    host.run(testbench)
-    np.testing.assert_array_equal(host.latents(), host.pipeline.golden(pixels.reshape(-1, 3)))
-
-
-@pytest.mark.parametrize(("fault", "sent"), [("deaf", 100), (None, 30)], ids=["pixels", "latents"])
-def test_a_break_drops_what_waits(fault, sent):
-    """Pixels before the pipeline, and half of a latent on its way to the line."""
-    host = Host(Standin(fault=fault, out_channels=7, out_lanes=7))
-    pixels = photo(1, 2, seed=2)
-
-    async def testbench(ctx):
-        await host.send(ctx, host.frame(photo(5, 8))[: 12 + sent])
-        await host.send_break(ctx)
-        status = await host.status(ctx)
-        assert (status.state, status.errors) == (State.IDLE, Error(0))
-        host.packets.clear()
-        await host.send(ctx, host.frame(pixels))
-        status = await host.status(ctx)
-        assert (status.state, status.errors) == (State.IDLE, Error(0))
-
-    host.run(testbench)
-    np.testing.assert_array_equal(host.latents(), host.pipeline.golden(pixels.reshape(-1, 3)))
-
-
-def test_a_break_in_the_middle_of_a_byte():
-    """A host that has lost its place: the break begins after a 1 of a pixel."""
-    host = Host(Standin())
-
-    async def testbench(ctx):
-        await host.send(ctx, host.frame(photo(1, 2))[:14])
-        for level, symbols in ((0, 1), (1, 3), (0, 16)):
-            ctx.set(host.dut.rx, level)
-            await ctx.delay(symbols * SYMBOL)
-        ctx.set(host.dut.rx, 1)
-        status = await host.status(ctx)
-        assert (status.state, status.errors) == (State.IDLE, Error(0))
-
-    host.run(testbench)
-
-
-FORMAT = PortFormat(
-    name="g_a", max_width=64, in_channels=3, in_bytes=1, out_channels=5, out_bytes=1
-)
+    found = identity(host.session.answers)
+    assert found.transforms == (host.bench.port.format,)
+    assert (found.digest, found.input_slots, found.output_slots) == (DIGEST, 8, 8)
+    assert (found.line_hz, found.heartbeat) == (10, host.bench.link.heartbeat)
+    assert host.session.answers[7] == b""
+    counters = protocol.COUNTERS.unpack(host.session.answers[1])
+    assert set(counters.values()) == {0}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"timeout": 0}, "timeout must be a positive integer, not 0"),
-        ({"digest": b"ab"}, "digest must be 4 bytes, not b'ab'"),
+        ({"width": 65}, "the frame does not suit its transform"),
+        ({"width": 0}, "the frame does not suit its transform"),
+        ({"height": 0}, "the frame does not suit its transform"),
+        ({"expected": 0}, "the frame does not suit its transform"),
+        ({"transform": 1}, "the frame does not suit its transform"),
+        ({"height": 1}, "packets came in an order that makes no sense"),
+    ],
+    ids=["too wide", "no width", "no height", "nothing expected", "no transform", "too much"],
+)
+def test_a_bad_frame_halts_until_a_session_is_opened(change, message):
+    host = Host(Standin())
+
+    async def testbench(ctx):
+        await host.open(ctx)
+        host.session.submit(host.frame(photo(2, 64), **change))
+        with pytest.raises(HaltedError, match=message):
+            await host.until(ctx, lambda: not host.session.busy)
+        assert ctx.get(host.bench.link.failed)
+        host.session = Session(NUMBER + 1)
+        await host.open(ctx)
+        assert not ctx.get(host.bench.link.failed)
+        await host.check(ctx, photo(1, 2))
+
+    host.run(testbench)
+
+
+@pytest.mark.parametrize("kind", [Kind.INPUT, Kind.FRAME])
+def test_packets_out_of_place_halt(kind):
+    """Input without a frame, and a frame within a frame."""
+    host = Host(Standin())
+    header = protocol.FRAME.pack(transform=0, width=9, height=9, expected=9)
+
+    async def testbench(ctx):
+        await host.open(ctx)
+        host.inject(Kind.FRAME, 0, header) if kind == Kind.FRAME else None
+        host.inject(kind, kind == Kind.FRAME, header)
+        host.session._sequence.reached = 2
+        with pytest.raises(HaltedError, match="an order that makes no sense"):
+            await host.pause(ctx, 6000)
+
+    host.run(testbench)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("deaf", "takes no input"), ("mute", "gives no output"), ("chatty", "more output than")],
+)
+def test_a_faulty_transform_is_named(fault, message):
+    host = Host(Standin(fault=fault))
+
+    async def testbench(ctx):
+        await host.open(ctx)
+        host.session.submit(host.frame(photo(2, 5)))
+        with pytest.raises(HaltedError, match=message):
+            await host.pause(ctx, 12_000)
+
+    host.run(testbench)
+
+
+def test_a_host_that_is_late_is_no_error():
+    """Neither missing input nor output that nobody acknowledges."""
+    host = Host(Standin(out_channels=7, bits=16))
+    pixels = photo(3, 60)
+
+    async def testbench(ctx):
+        await host.open(ctx)
+        host.to_device = lambda sent: sent if sent[1:2] not in b"DA" else b""
+        host.session.submit(host.frame(pixels))
+        await host.pause(ctx, 4 * TIMEOUT)
+        host.to_device = lambda sent: sent if sent[1:2] != b"A" else b""
+        await host.pause(ctx, 20 * TIMEOUT)
+        assert ctx.get(host.bench.link.busy)
+        numbers = {p.number for p in host.heard if isinstance(p, packet.Packet) and p.kind == "d"}
+        assert numbers <= set(range(8))
+        host.to_device = lambda sent: sent
+        await host.until(ctx, lambda: not host.session.busy)
+        flat = pixels.reshape(-1, 3)
+        np.testing.assert_array_equal(host.result(), host.bench.pipeline.golden(flat))
+
+    host.run(testbench)
+
+
+def lose(which: int, kind: bytes, change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """A line that does something to the packet of a kind with that number, once."""
+    left = [True]
+
+    def line(sent: bytes) -> bytes:
+        found = packet.unstuff(sent[:-1])
+        if left[0] and found is not None and found[:1] == kind and found[1] == which:
+            left[0] = False
+            return change(sent)
+        return sent
+
+    return line
+
+
+CHANGES = {
+    "lost": lambda sent: b"",
+    "twice": lambda sent: sent + sent,
+    "cut": lambda sent: sent[:-3],
+    "a bit": lambda sent: sent[:3] + bytes([sent[3] ^ 0x10 or 1]) + sent[4:],
+    "a zero": lambda sent: sent[:5] + b"\0" + sent[5:],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "which", "change"),
+    [
+        *((b"D", 1, change) for change in CHANGES),
+        *((b"d", 1, change) for change in CHANGES),
+        *((kind, number, "lost") for kind, number in ((b"F", 0), (b"D", 2), (b"d", 3), (b"f", 4))),
+    ],
+)
+def test_what_the_line_does_to_a_packet_in_sequence_is_mended(kind, which, change):
+    host = Host(Standin(bits=16))
+    side = "to_device" if kind.isupper() else "to_host"
+
+    async def testbench(ctx):
+        await host.open(ctx)
+        setattr(host, side, lose(which, kind, CHANGES[change]))
+        await host.check(ctx, photo(2, 40))
+
+    host.run(testbench)
+
+
+def test_an_opening_that_comes_twice_does_no_harm():
+    host = Host(Standin())
+
+    async def testbench(ctx):
+        await host.open(ctx)
+        host.session.submit(host.frame(photo(2, 60)))
+        await host.until(ctx, lambda: host.session.arrived)
+        host.inject(Kind.OPEN, 0, protocol.SESSION.pack(session=NUMBER))
+        await host.until(ctx, lambda: not host.session.busy)
+        golden = host.bench.pipeline.golden(photo(2, 60).reshape(-1, 3))
+        np.testing.assert_array_equal(host.result(), golden)
+
+    host.run(testbench)
+
+
+@pytest.mark.parametrize("fault", ["deaf", None])
+def test_a_new_session_in_mid_frame_leaves_nothing_of_the_old(fault):
+    """Input before the pipeline, half a value in it, and output on its way to the line."""
+    host = Host(Standin(fault=fault, out_channels=7, out_lanes=7, bits=16))
+
+    async def testbench(ctx):
+        await host.open(ctx)
+        host.session.submit(host.frame(photo(5, 50, seed=3)))
+        await host.pause(ctx, 3000)
+        host._waiting = host._waiting[:5]
+        host.session = Session(NUMBER + 1)
+        await host.open(ctx)
+        await host.check(ctx, photo(1, 2))
+
+    host.run(testbench)
+
+
+def test_the_old_sessions_packets_are_damaged_ones_to_the_new():
+    host = Host(Standin())
+
+    async def testbench(ctx):
+        await host.open(ctx)
+        old = host.session
+        host.session = Session(NUMBER + 1)
+        await host.open(ctx)
+        for number in range(3):
+            host._waiting += packet.encode(Kind.INPUT, number, b"abc", old.number)
+        await host.check(ctx, photo(1, 2))
+        host.session.ask(protocol.PAGE_COUNTERS)
+        await host.until(ctx, lambda: host.session.answers)
+        found = protocol.COUNTERS.unpack(host.session.answers[protocol.PAGE_COUNTERS])
+        assert found["damaged"] == 3 and found["session"] == NUMBER + 1
+        assert found["frames"] == 1 and found["cycles"] == host.session.cycles > 0
+
+    host.run(testbench)
+
+
+def test_a_closed_session_is_silent():
+    host = Host(Standin())
+
+    async def testbench(ctx):
+        await host.open(ctx)
+        host.session.end()
+        await host.pause(ctx, 1000)
+        heard = len(host.heard)
+        await host.pause(ctx, 3 * host.bench.link.heartbeat)
+        assert len(host.heard) == heard and not ctx.get(host.bench.link.open)
+
+    host.run(testbench)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"formats": []}, "1 to 4 transforms, not 0"),
+        ({"digest": b"ab"}, "digest must be 32 bytes, not b'ab'"),
+        ({"timeout": 0}, "timeout must be a positive integer, not 0"),
+        ({"input_slots": 3}, "count must be a power of two from 2, not 3"),
     ],
 )
 def test_link_says_what_is_wrong(change, message):
-    good = {"formats": [FORMAT], "timeout": 100, "digest": b"abcd"}
+    form = PortFormat(
+        name="g_a", max_width=64, in_channels=3, in_bytes=1, out_channels=5, out_bytes=1
+    )
+    good = {
+        "formats": [form],
+        "timeout": 100,
+        "digest": DIGEST,
+        "oscillator_hz": 25_000_000,
+        "line_hz": 1_000_000,
+        "clock_hz": 5e7,
+    }
     with pytest.raises((TypeError, ValueError), match=message):
         Link(**(good | change))

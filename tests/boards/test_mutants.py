@@ -31,110 +31,93 @@ class Mutant:
 
 PINS, LINK = "tests/boards/test_pins.py::test_", "tests/boards/test_link.py::test_"
 FRAMES = PINS + "frames_of_any_size_go_through"
-BREAK = PINS + "a_frame_after_a_break_in_mid_frame"
+KILLED = PINS + "a_frame_after_a_host_was_killed_in_mid_frame"
 LOST = PINS + "a_frame_after_the_clock_was_lost_in_mid_frame"
-CREDIT = LINK + "a_credit_comes_with_the_64th_byte_and_not_before"
-TOP, DEVICE, PORT = "boards/top.py", "boards/link/device.py", "boards/port/port.py"
+THROUGH, MENDED = LINK + "frames_go_through", LINK + "what_the_line_does"
+RENEWED = LINK + "a_new_session_in_mid_frame"
+TOP, DEVICE, LINE = "boards/top.py", "boards/link/device.py", "boards/link/line.py"
+PORT, INTAKE = "boards/port/port.py", "boards/link/intake.py"
+RECEIVER, OUTLET = "boards/link/receiver.py", "boards/link/outlet.py"
 
 MUTANTS = {
     "width wired to height": Mutant(
-        file=TOP, old="width.eq(end.width)", new="width.eq(end.height)",
-        test=FRAMES, words="frames one after the other: ",
+        file=TOP, old="port.width.eq(end.width)", new="port.width.eq(end.height)",
+        test=FRAMES, words="a frame of (16, 12)",
     ),
     "height wired to width": Mutant(
-        file=TOP, old="height.eq(end.height)", new="height.eq(end.width)",
-        test=FRAMES, words="frames one after the other: ",
+        file=TOP, old="port.height.eq(end.height)", new="port.height.eq(end.width)",
+        test=FRAMES, words="a frame of (16, 12)",
     ),
-    "restart open to breaks": Mutant(
-        file=TOP, old="reset.eq(end.reset | self.hold)", new="reset.eq(self.hold)",
-        test=BREAK, words="after a break in mid-frame: ",
+    "reset open to sessions": Mutant(
+        file=TOP, old="port.reset.eq(end.reset | self.hold)", new="port.reset.eq(self.hold)",
+        test=KILLED, words="assert",
     ),
-    "restart open to the lock": Mutant(
-        file=TOP, old="reset.eq(end.reset | self.hold)", new="reset.eq(end.reset)",
-        test=LOST, words="after the clock was lost in mid-frame: ",
+    "reset open to the lock": Mutant(
+        file=TOP, old="port.reset.eq(end.reset | self.hold)", new="port.reset.eq(0)",
+        test=LOST, words="assert",
     ),
     "hold open on the board": Mutant(
         file="boards/ecp5/serial.py", old="link.hold.eq(hold)", new="link.hold.eq(0)",
-        test=FRAMES, words="deadlock in stage events",
-    ),
-    "receiver not held": Mutant(
-        file=TOP, old="hold(receiver)", new="receiver",
-        test=FRAMES, words="frames one after the other: ",
+        test=LOST, words="counters begin with the clock",
     ),
     "link not held": Mutant(
-        file=TOP, old="hold(link)", new="link",
-        test=LOST, words="after the clock was lost in mid-frame: ",
+        file=TOP, old="ResetInserter(self.hold)(link)", new="link",
+        test=LOST, words="counters begin with the clock",
     ),
-    "break left open": Mutant(
-        file=TOP, old="link.break_.eq(receiver.break_)", new="link.break_.eq(0)",
-        test=BREAK, words="after a break in mid-frame: ",
-    ),
-    "framing left open": Mutant(
-        file=TOP, old="link.framing.eq(receiver.framing)", new="link.framing.eq(0)",
-        test=LINK + "a_byte_without_stop_bit_is_reported", words="no status packet came",
-    ),
-    "credits a byte early": Mutant(
-        file=DEVICE, old="consumed == protocol.CREDIT_BYTES - 1",
-        new="consumed == protocol.CREDIT_BYTES - 2",
-        test=CREDIT, words="credits before their bytes",
-    ),
-    "credits at the first byte": Mutant(
-        file=DEVICE, old="consumed == protocol.CREDIT_BYTES - 1", new="consumed == 0",
-        test=CREDIT, words="credits before their bytes",
+    "a byte's loss left open": Mutant(
+        file=LINE, old="lost.eq(receiver.framing | receiver.overrun | receiver.break_)",
+        new="lost.eq(0)",
+        test="tests/boards/test_line.py::test_lost", words="assert",
     ),
     "a column too many": Mutant(
-        file=DEVICE, old="column_last.eq(state.width - 1)", new="column_last.eq(state.width)",
-        test=LINK + "frames_go_through", words="WATCHDOG",
+        file=DEVICE, old="column_last.eq(width - 1)", new="column_last.eq(width)",
+        test=THROUGH, words="it never came",
     ),
     "a row too few": Mutant(
-        file=DEVICE, old="row_last.eq(state.height - 1)", new="row_last.eq(state.height - 2)",
-        test=LINK + "frames_go_through", words="WATCHDOG",
+        file=DEVICE, old="row_last.eq(height - 1)", new="row_last.eq(height - 2)",
+        test=THROUGH, words="it never came",
     ),
-    "a byte too many": Mutant(
-        file=DEVICE, old="more.eq(state.expected != 1)", new="more.eq(state.expected != 0)",
-        test=LINK + "frames_go_through", words="WATCHDOG",
+    "checksums not looked at": Mutant(
+        file=RECEIVER, old="& (register == protocol.CRC_RESIDUE)", new="",
+        test=MENDED, words="Error",
+    ),
+    "sessions not looked at": Mutant(
+        file=RECEIVER, old="seed = ~Mux(Cat(*known).any(), 0, self.session)",
+        new="seed = ~Mux(1, 0, self.session)",
+        test=THROUGH, words="it never came",
+    ),
+    "numbers not looked at": Mutant(
+        file=INTAKE, old="self.arrived & (distance == 0) & stored", new="self.arrived & stored",
+        test=MENDED, words="Error",
+    ),
+    "packets kept over a session": Mutant(
+        file=DEVICE, old="ResetInserter(flush)(self._intake)", new="self._intake",
+        test=RENEWED, words="Error",
+    ),
+    "output kept over a session": Mutant(
+        file=DEVICE, old="ResetInserter(flush)(self._outlet)", new="self._outlet",
+        test=RENEWED, words="Error",
+    ),
+    "half a value kept over a session": Mutant(
+        file=PORT, old="ResetInserter(restart)(self._packer)", new="self._packer",
+        test=RENEWED, words="Mismatched elements",
+    ),
+    "half an output kept over a session": Mutant(
+        file=PORT, old="ResetInserter(restart)(self._serializer)", new="self._serializer",
+        test=RENEWED, words="Error",
+    ),
+    "acknowledgements not looked at": Mutant(
+        file=OUTLET, old="sender.acked.eq(acked)", new="sender.acked.eq(0)",
+        test=MENDED, words="Error",
     ),
     "zeros for signs": Mutant(
         file="boards/port/serializer.py", old="value.eq(self.i.payload[i])",
         new="value.eq(self.i.payload[i].as_unsigned())",
-        test=LINK + "frames_go_through", words="Mismatched elements",
+        test=THROUGH, words="Mismatched elements",
     ),
     "lanes turned round": Mutant(
         file="boards/port/packer.py", old="slot == i", new="slot == slots - 1 - i",
-        test=LINK + "frames_go_through", words="Mismatched elements",
-    ),
-    "status bytes swapped": Mutant(
-        file="boards/link/sender.py", old="fields[i - 1] if", new="fields[3 - i] if",
-        test=LINK + "the_watchdog_names_the_stuck_stream", words="Stuck",
-    ),
-    "length of a packet": Mutant(
-        file="boards/link/sender.py", old="left.eq(self.level)", new="left.eq(self.level - 1)",
-        test=LINK + "frames_go_through", words="Error",
-    ),
-    "pixels kept over a break": Mutant(
-        file=DEVICE, old="ResetInserter(flush)(self._received)", new="self._received",
-        test=LINK + "a_break_drops_what_waits", words="MAGIC",
-    ),
-    "half a pixel kept over a break": Mutant(
-        file=PORT, old="ResetInserter(restart)(self._packer)", new="self._packer",
-        test=LINK + "a_break_in_the_middle_of_a_frame", words="Mismatched elements",
-    ),
-    "half a latent kept over a break": Mutant(
-        file=PORT, old="ResetInserter(restart)(self._serializer)",
-        new="self._serializer",
-        test=LINK + "a_break_drops_what_waits", words="SURPLUS",
-    ),
-    "halves of values exchanged": Mutant(
-        file="boards/port/packer.py", old="divmod(i, per_value)", new="divmod(i ^ 1, per_value)",
-        test=PINS + "encoder_and_decoder_in_one_bitstream", words="encoder and decoder in turn: ",
-    ),
-    "the first transform alone": Mutant(
-        file=DEVICE, old="state.which.eq(number)", new="state.which.eq(0)",
-        test=PINS + "encoder_and_decoder_in_one_bitstream", words="encoder and decoder in turn: ",
-    ),
-    "half the window": Mutant(
-        file=DEVICE, old="depth=protocol.WINDOW_BYTES", new="depth=protocol.WINDOW_BYTES // 2",
-        test=LINK + "overrun_is_reported", words="KIND_STATUS",
+        test=THROUGH, words="Mismatched elements",
     ),
 }  # fmt: skip
 

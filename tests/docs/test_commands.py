@@ -44,6 +44,9 @@ WHERE = {
         "lichen ": "tests/docs/test_tutorial.py::test_all_of_it",
     },
     "docs/onnx.md": {"lichen export": QUICK},
+    "docs/manual/boards.md": {
+        "lichen ": "tests/boards/test_engine.py::test_a_photograph_through_a_simulated_board",
+    },
     "docs/manual/codec.md": {"lichen ": QUICK},
     "docs/manual/commands.md": {"lichen encode": QUICK},
     "docs/manual/search.md": {

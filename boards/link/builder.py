@@ -1,0 +1,97 @@
+"""From the content of a packet to what goes over the line."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from lichen.boards.link import protocol
+from lichen.boards.link.crc import CRC_BITS, advanced
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.gateware import Gateware
+
+CONTENT = data.StructLayout({"byte": 8, "last": 1})
+
+
+class PacketBuilder(Gateware):
+    """Adds the checksum and stuffs a packet, in a memory that it writes a byte a cycle.
+
+    A zero is not written itself: what is written is the distance to it, in the place of the zero
+    before.
+
+    Members
+    -------
+    i : In(stream of CONTENT)
+        Kind, number and payload of one packet after another.
+    seed : In(32)
+        What the packet's checksum begins with: the session, or 0. Read with the first byte.
+    w_en, w_addr, w_data : Out
+        Of the memory; addresses count from 0 in every packet.
+    done : Out(1)
+        A pulse: the packet is complete in memory.
+    length : Out(8)
+        Of the packet on the line, without the delimiter; with ``done``, and until the next begins.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            wiring.Signature(
+                {
+                    "i": In(stream.Signature(CONTENT)),
+                    "seed": In(32),
+                    "w_en": Out(1),
+                    "w_addr": Out(8),
+                    "w_data": Out(8),
+                    "done": Out(1),
+                    "length": Out(8),
+                }
+            )
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        place, mark = Signal(8, init=1), Signal(8)  # of the next byte, and of the last zero
+        register = Signal(CRC_BITS)
+        inside = Signal()
+        value, takes, ends = Signal(8), Signal(), Signal()
+        with m.FSM():
+            with m.State("CONTENT"):
+                m.d.comb += [
+                    self.i.ready.eq(1),
+                    takes.eq(self.i.valid),
+                    value.eq(self.i.payload.byte),
+                ]
+                with m.If(takes):
+                    begun = Mux(inside, register, ~self.seed)
+                    m.d.sync += [inside.eq(1), register.eq(advanced(begun, value))]
+                    with m.If(self.i.payload.last):
+                        m.next = "CHECKSUM_0"
+            for i in range(protocol.CRC_BYTES):
+                with m.State(f"CHECKSUM_{i}"):
+                    m.d.comb += [takes.eq(1), value.eq(~register[8 * i : 8 * i + 8])]
+                    last = i == protocol.CRC_BYTES - 1
+                    m.next = "END" if last else f"CHECKSUM_{i + 1}"
+            with m.State("END"):
+                m.d.comb += ends.eq(1)
+                m.d.sync += inside.eq(0)
+                m.next = "CONTENT"
+        zero = Signal()
+        m.d.comb += zero.eq(ends | (value == 0))
+        m.d.sync += [
+            # A register before the memory; so ``done`` comes when all is in it.
+            self.w_en.eq(takes | ends),
+            self.w_addr.eq(Mux(zero, mark, place)),
+            self.w_data.eq(Mux(zero, place - mark, value)),
+            self.done.eq(ends),
+        ]
+        with m.If(takes):
+            m.d.sync += place.eq(place + 1)
+            with m.If(zero):
+                m.d.sync += mark.eq(place)
+        with m.If(ends):
+            m.d.sync += [self.length.eq(place), place.eq(1), mark.eq(0)]
+        return m
+
+    def resources(self, device: Device) -> Resources:
+        return Resources(lut=200)

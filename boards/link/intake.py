@@ -1,0 +1,138 @@
+# amaranth: UnusedElaboratable=no
+"""Packets in sequence from the host: kept in their order, and given to whom they are for."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Signal, unsigned
+from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from lichen.boards.link import protocol
+from lichen.boards.link.slots import Slots
+from lichen.hw.device.device import Device, Resources
+from lichen.hw.device.gateware import Gateware
+
+HEADER_BITS = 8 * protocol.FRAME.size
+PAYLOAD_PLACE = 2
+"""Of a packet's payload in its slot, behind kind and number."""
+
+
+class Intake(Gateware):
+    """A window of packets that may come, and the queue of those that have.
+
+    Parameters
+    ----------
+    slots : int
+        Packets that there is room for, a power of two.
+
+    Members
+    -------
+    w_en, w_data, offset, begins : In
+        Bytes of the packet that is coming; see `PacketReceiver`.
+    arrived : In(1)
+        A pulse: the packet is one in sequence.
+    is_frame, number, length : In
+        Of that packet: whether it is a FRAME, its number, and the length of its payload.
+    accepted : Out(1)
+        In the same cycle: it is the one that was due, and is kept.
+    gap : Out(1)
+        In the same cycle: another one is due before it.
+    expected, limit : Out(8)
+        Numbers of the packet that is due, and of the first one that there is no room for.
+    freed : Out(1)
+        A pulse: all of a packet has been taken.
+    header : Out
+        Payload of a FRAME, while ``header_valid``; it goes with ``header_taken``.
+    header_fits : Out(1)
+        It has the right length.
+    o : Out(stream of 8)
+        Payload of INPUT packets.
+    """
+
+    def __init__(self, *, slots: int):
+        self._slots = Slots(count=slots)
+        ports = {"w_en": In(1), "w_data": In(8), "offset": In(8), "begins": In(1)}
+        ports |= {"arrived": In(1), "is_frame": In(1), "number": In(8), "length": In(8)}
+        ports |= {"accepted": Out(1), "gap": Out(1), "expected": Out(8), "limit": Out(8)}
+        ports |= {"freed": Out(1), "header": Out(HEADER_BITS), "header_valid": Out(1)}
+        ports |= {"header_taken": In(1), "header_fits": Out(1), "o": Out(stream.Signature(8))}
+        super().__init__(wiring.Signature(ports))
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.slots = slots = self._slots
+        bits = exact_log2(slots.count)
+        consumed = Signal(8)
+        # Decided with the first byte of a packet: room that comes later is for the next.
+        room, stored = Signal(), Signal()
+        m.d.comb += [
+            self.limit.eq(consumed + slots.count),
+            room.eq(self.expected != self.limit),
+            slots.w_en.eq(self.w_en & (stored | self.begins) & (room | ~self.begins)),
+            slots.w_addr.eq(Cat(self.offset, self.expected[:bits])),
+            slots.w_data.eq(self.w_data),
+        ]
+        with m.If(self.begins):
+            m.d.sync += stored.eq(room)
+        distance = Signal(8)
+        m.d.comb += [
+            distance.eq(self.number - self.expected),
+            self.accepted.eq(self.arrived & (distance == 0) & stored),
+            self.gap.eq(self.arrived & (distance != 0) & ~distance[7]),
+        ]
+        with m.If(self.accepted):
+            m.d.sync += [self.expected.eq(self.expected + 1), stored.eq(0)]
+
+        m.submodules.entries = entries = Memory(
+            shape=unsigned(9), depth=slots.count, init=[], attrs={"ram_style": "distributed"}
+        )
+        write, read = entries.write_port(), entries.read_port(domain="comb")
+        m.d.comb += [
+            write.en.eq(self.accepted),
+            write.addr.eq(self.expected[:bits]),
+            write.data.eq(Cat(self.length, self.is_frame)),
+            read.addr.eq(consumed[:bits]),
+        ]
+        length, is_frame = read.data[:8], read.data[8]
+        m.d.comb += [
+            slots.slot.eq(consumed[:bits]),
+            slots.first.eq(PAYLOAD_PLACE),
+            slots.length.eq(length),
+        ]
+        with m.FSM():
+            with m.State("WAIT"), m.If(consumed != self.expected):
+                m.d.comb += slots.start.eq(1)
+                m.d.sync += self.header_fits.eq(length == protocol.FRAME.size)
+                m.next = "READ"
+                with m.If(length == 0):
+                    m.next = "FREE"
+            with m.State("READ"):
+                last = slots.o.payload.last
+                with m.If(is_frame):
+                    m.d.comb += slots.o.ready.eq(1)
+                    with m.If(slots.o.valid):
+                        m.d.sync += self.header.eq(Cat(self.header[8:], slots.o.payload.byte))
+                        with m.If(last):
+                            m.next = "HEADER"
+                with m.Else():
+                    m.d.comb += [
+                        self.o.payload.eq(slots.o.payload.byte),
+                        self.o.valid.eq(slots.o.valid),
+                        slots.o.ready.eq(self.o.ready),
+                    ]
+                    with m.If(slots.o.valid & slots.o.ready & last):
+                        m.next = "FREE"
+            with m.State("HEADER"):
+                m.d.comb += self.header_valid.eq(1)
+                with m.If(self.header_taken):
+                    m.next = "FREE"
+            with m.State("FREE"):
+                m.d.comb += self.freed.eq(1)
+                m.d.sync += consumed.eq(consumed + 1)
+                m.next = "WAIT"
+        return m
+
+    def resources(self, device: Device) -> Resources:
+        return self._slots.resources(device) + Resources(lut=160)

@@ -1,0 +1,1 @@
+"""A board in Verilator, behind a pseudo-terminal."""

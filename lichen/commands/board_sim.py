@@ -1,0 +1,63 @@
+"""``lichen board-sim``: a board that needs no desk."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from lichen.commands import _options
+from lichen.commands._command import Command
+
+
+@click.command(cls=Command)
+@click.argument("net", metavar="NET")
+@_options.board
+@_options.transforms
+@_options.max_width
+@_options.multipliers
+@_options.folding
+@click.option(
+    "--speed", type=int, metavar="BAUD",
+    help="Rate of the simulated line, at most a quarter of the board's oscillator "
+    "[default: the board's own].",
+)  # fmt: skip
+def command(
+    net: str,
+    board_name: str,
+    transform_name: str,
+    max_width: int | None,
+    multipliers: int | None,
+    folding_file: Path | None,
+    speed: int | None,
+) -> None:
+    """Simulate a whole board, until it is interrupted.
+
+    NET is a network file or the name of a shipped network. The board is complete: what a bitstream
+    holds, in Verilator, with models in the place of its pads and its PLL, whose clock is the
+    oscillator's. Its serial line is a pseudo-terminal, whose name is printed when it is ready;
+    encode and decode take it for --engine. Few multipliers (--multipliers) make for a program that
+    is built sooner.
+
+    A thousand times slower than a board, it goes faster with a faster line (--speed). SIGUSR1 takes
+    the PLL's lock away for a moment.
+    """
+    from lichen.boards import board as boards
+    from lichen.boards.design import Bitstream
+    from lichen.boards.simulated import board as simulated
+    from lichen.models import load_network
+
+    board = simulated.with_baud(boards.find(board_name), speed)
+    names = _options.names_of(transform_name)
+    designs = _options.designs_of(
+        load_network(net), names, board, max_width, multipliers, folding_file
+    )
+    pll = board.pll(board.oscillator_hz / 1e6)
+    click.echo("building the simulation", err=True)
+    program = simulated.build(board, Bitstream(designs=tuple(designs)).top(board, pll))
+    with simulated.running(program, board) as running:
+        click.echo(running.port)
+        sys.stdout.flush()
+        status = running.process.wait()
+    sys.exit(status)
