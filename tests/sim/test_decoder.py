@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +14,12 @@ from PIL import Image
 from lichen import models
 from lichen.codec.container import Container
 from lichen.commands import _options, decode, plan, simulate
+from lichen.hw.engine import row_buffer
 from lichen.hw.engine.transposed_window import TransposedWindow
 from lichen.hw.stage import transposed
 from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.network.description import Activation, Network, Transform
 from lichen.network.file import save
-from lichen.network.geometry import Geometry
 from lichen.network.random import (
     StageShape,
     random_factorized,
@@ -224,15 +222,30 @@ def test_a_row_of_the_other_parity_is_located(monkeypatch: pytest.MonkeyPatch) -
     located(monkeypatch, decoder(), wrong, 0)
 
 
+def test_the_last_column_is_located(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows take the last column of their input for padding."""
+    intact = row_buffer.Frame
+    monkeypatch.setattr(
+        row_buffer, "Frame", lambda size, right, *others: intact(size, right - 1, *others)
+    )
+    x, wrong = tensor(), []
+    for stage, source in zip(decoder().stages, decoder().sources, strict=True):
+        x = x.copy()
+        x[:, -1] = 0
+        (x,) = run_stages(Transform(input=source, stages=[stage]), x)
+        wrong.append(x)
+    located(monkeypatch, decoder(), wrong, 0)
+
+
 @pytest.mark.slow
 def test_an_output_padding_too_few_is_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last row and column are missing: what follows waits for them, and that is told."""
-
-    class Short(TransposedWindow):
-        def __init__(self, *, geometry: Geometry, **others: Any):
-            super().__init__(geometry=replace(geometry, output_padding=0), **others)
-
-    monkeypatch.setattr(transposed.TransposedUnit, "window", Short)
+    intact = TransposedWindow._made_of
+    monkeypatch.setattr(
+        TransposedWindow,
+        "_made_of",
+        lambda self, size: intact(self, size) - self.shape.geometry.output_padding,
+    )
     found = run(decoder(), tensor(), 4)
     assert found.faults and found.result.deadlock is not None
     assert found.result.stuck_stage == "conv2"
