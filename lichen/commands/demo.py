@@ -52,8 +52,9 @@ def command(
     """Walk the whole path on a shipped network and photograph.
 
     The golden model encodes and decodes the photograph; the network's analysis transform becomes
-    Verilog, runs in Verilator on a crop against the golden model, and becomes a bitstream for the
-    ULX3S. DIR gets the reconstruction, the Verilog, the bitstream and report.json.
+    Verilog and a bitstream for the ULX3S. It and the synthesis transform run in Verilator on a
+    crop, against the golden model. DIR gets the reconstruction, the Verilog, the bitstream and
+    report.json.
 
     Exit status: 0 only if the gateware equals the golden model and the bitstream meets timing.
     """
@@ -73,6 +74,8 @@ def command(
     report: dict[str, Any] = {"golden": walk.golden(network, photo.name, pixels)}
     design, report["generate"] = walk.verilog(network, crop, multipliers)
     report["simulate"] = walk.simulate(design, pixels, crop)
+    back = walk.decoder(network, crop, multipliers)
+    report["simulate_decoder"] = walk.simulate(back, pixels, crop)
     built = walk.build(design)
     report["build"] = built.to_json()
     report["seconds"] = round(time.monotonic() - started, 1)
@@ -153,23 +156,35 @@ class _Walk:
         self.say(f"   {folder / description['files'][0]} (module {description['top']})")
         return design, description
 
+    def decoder(self, network: Network, crop: int, multipliers: int) -> Design:
+        """Fold the synthesis transform as well."""
+        from lichen.boards.design import Design, fold
+
+        multiple = network.transform("g_a").downsampling
+        side = multiple * -(-crop // multiple)
+        (folding,) = fold(network, ["g_s"], self.board, max_width=side, multipliers=multipliers)
+        return Design.make(network, "g_s", folding)
+
     def simulate(self, design: Design, pixels: Any, crop: int) -> dict[str, Any]:
         """The middle of the photograph through the gateware; its part of the report."""
         from lichen.sim.images import crop_middle, pad_image
+        from lichen.sim.inputs import transform_input
         from lichen.sim.transform import simulate_transform
 
         height, width = pixels.shape[:2]
         middle = crop_middle(pixels, min(crop, height), min(crop, width))
-        self.say(f"3. Verilator: the middle {middle.shape[1]}x{middle.shape[0]} pixels")
-        padded = pad_image(middle, design.transform.downsampling)
+        name, network = design.transform_name, design.network
+        self.say(f"3. Verilator: {name}, the middle {middle.shape[1]}x{middle.shape[0]} pixels")
+        padded = pad_image(middle, network.transform("g_a").downsampling)
+        tensor = transform_input(network, name, padded)
         try:
-            run = simulate_transform(design.transform, design.folding, padded, progress=self.note)
+            run = simulate_transform(design.transform, design.folding, tensor, progress=self.note)
         except RuntimeError as error:
             self.fail(str(error))
         if run.faults:
             self.fail(f"the gateware is wrong: {run.faults[0]}")
         self.say(
-            f"   {run.compared} latents compared, {run.mismatches} mismatches; {run.cycles} "
+            f"   {run.compared} values compared, {run.mismatches} mismatches; {run.cycles} "
             "cycles, as predicted"
         )
         return {
