@@ -90,11 +90,17 @@ class Regroup(Gateware):
         with m.If(self.o.valid & self.o.ready):
             m.d.sync += full.eq(0)
         with m.If(self.i.valid & self.i.ready):
-            m.d.sync += [word[slot].eq(self.i.payload), slot.eq(slot + 1), beat.eq(beat + 1)]
+            m.d.sync += [slot.eq(slot + 1), beat.eq(beat + 1)]
             with m.If(slot == self.ratio - 1):
                 m.d.sync += [full.eq(1), slot.eq(0)]
             with m.If(beat == self.i_beats - 1):
                 m.d.sync += [full.eq(1), slot.eq(0), beat.eq(0)]
+        # The slot takes whatever is there until its beat has come. A word that waits stands at its
+        # first slot, so of a wide word only that one's enable hangs on what is far away.
+        for number in range(self.ratio):
+            free = self.i.ready if number == 0 else 1
+            with m.If((slot == number) & free):
+                m.d.sync += word[number].eq(self.i.payload)
         return m
 
     def _split(self) -> Module:
