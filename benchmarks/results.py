@@ -263,8 +263,8 @@ def builds() -> str:
 
 
 def _serial(report: dict[str, Any], transform: str) -> float | None:
-    """Frames a second that a serial line has time for, if it carries pixels in."""
-    if transform != "g_a" or "baud" not in report:
+    """Frames a second that a serial line has time for, if it carries pixels in or out."""
+    if transform not in ("g_a", "g_s") or "baud" not in report:
         return None
     return report["baud"] / UART_BITS / (PHOTO[0] * PHOTO[1] * 3)
 
