@@ -1,158 +1,93 @@
-# amaranth: UnusedElaboratable=no
-"""The gateware as plain Verilog, with a description of its interface for other programs."""
+"""A transform's gateware as a folder that stands alone: Verilog, description, test bench."""
 
 from __future__ import annotations
 
-import importlib.metadata
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from amaranth.hdl import Shape
-
 from lichen.boards.board import Board
 from lichen.boards.build.folder import complete_folder
+from lichen.boards.core import texts
+from lichen.boards.core.core import Core
+from lichen.boards.core.interface import interface
+from lichen.boards.core.vectors import golden_frames, pack
 from lichen.boards.design import Design, check_fits
-from lichen.files import write_json, write_text
-from lichen.hw.stage.pipeline import Pipeline
-from lichen.hw.verilog import emit
+from lichen.files import write_atomically, write_json, write_text
 
 INTERFACE = "interface.json"
-TOP = "lichen_pipeline"
-MAX_HEIGHT = 65535
 
 
-def generate(design: Design, board: Board, folder: Path) -> dict[str, Any]:
-    """Write ``lichen_pipeline.v`` and ``interface.json``; returns what is in the latter.
+def generate(
+    design: Design,
+    board: Board | None,
+    folder: Path,
+    *,
+    target: str | None = None,
+    top: str | None = None,
+    bus: str = "stream",
+) -> dict[str, Any]:
+    """Write a core's folder; returns what is in its ``interface.json``.
 
     Equal designs give equal files: there is no date and no path in them. An earlier folder of
-    the same kind is replaced as a whole. Raises UserError when the design does not fit the
-    board or the folder cannot be used.
+    the same kind is replaced as a whole.
+
+    Parameters
+    ----------
+    design : Design
+    board : Board or None
+        Has to hold the design.
+    folder : Path
+    target : str, optional
+        ``ecp5`` or ``portable``; the board's family without.
+    top : str, optional
+        Name of the module; the network's and the transform's without.
+    bus : str
+        ``stream`` (valid/ready) or ``axi`` (AXI4-Stream, and registers behind AXI4-Lite).
+
+    Raises UserError when the design does not fit the board, the name cannot be taken, or the
+    folder cannot be used.
     """
-    pipeline = design.pipeline()
-    check_fits(pipeline.resources(board.family), board)
-    description = interface(design, board, pipeline)
+    if target is None:
+        target = "portable" if board is None else board.family.name
+    core = Core.make(design, target, top, bus)
+    if board is not None:
+        check_fits(core.pipeline.resources(board.family), board)
+    frames = golden_frames(core)
+    description = interface(core, frames, board)
     with complete_folder(folder, marker=INTERFACE, field="top") as part:
-        text = header(design, board, pipeline) + emit(design.pipeline(), TOP)
-        write_text(part / description["files"][0], text)
+        modules = core.verilog()
+        description["files"] = [f"{name}.v" for name in modules]
+        for name, text in modules.items():
+            head = texts.comment(core, board) if name == core.top else _part_comment(core)
+            write_text(part / f"{name}.v", head + text)
+        models = core.models()
+        for name, text in models.items():
+            (part / "sim").mkdir(exist_ok=True)
+            write_text(part / "sim" / f"{name}.v", text)
+        description["models"] = [f"sim/{name}.v" for name in models]
+        write_text(part / "README.md", texts.readme(core, description))
+        files = description["files"], description["models"]
+        write_text(part / f"{core.top}.core", texts.fusesoc(core, *files))
+        write_text(part / f"{core.top}.py", texts.wrapper(core, description))
+        (part / "test").mkdir()
+        for name, text in bench_files(bus).items():
+            write_text(part / "test" / name, text)
+        write_atomically(part / "test" / "vectors.npz", pack(frames))
         write_json(part / INTERFACE, description)
     return description
 
 
-def interface(design: Design, board: Board, pipeline: Pipeline) -> dict[str, Any]:
-    """Everything a program or a person needs to drive the module, JSON-serialisable."""
-    transform = design.transform
-    height, width = design.frame
-    cycles = design.cycles_per_frame
-    resources = pipeline.resources(board.family)
+def bench_files(bus: str) -> dict[str, str]:
+    """The test bench's own files, the same for every core with that bus."""
+    place = resources.files("lichen.boards.core") / "bench"
     return {
-        "files": [f"{TOP}.v"],
-        "top": TOP,
-        "parameters": {
-            "in_channels": transform.in_channels,
-            "in_lanes": pipeline.in_lanes,
-            "in_bits": transform.input.bits,
-            "in_signed": transform.input.signed,
-            "out_channels": transform.out_channels,
-            "out_lanes": pipeline.out_lanes,
-            "out_bits": transform.output.bits,
-            "out_signed": transform.output.signed,
-            "out_lo": transform.output.lo,
-            "out_hi": transform.output.hi,
-            "max_width": design.max_width,
-            "max_height": MAX_HEIGHT,
-            "downsampling": transform.downsampling,
-        },
-        "clock": "clk",
-        "reset": {"port": "rst", "active": "high", "kind": "synchronous"},
-        "streams": {
-            "i": _stream(transform.in_channels, pipeline.in_lanes, "row, column, channel"),
-            "o": _stream(transform.out_channels, pipeline.out_lanes, "row, column, channel"),
-        },
-        "ports": _ports(pipeline),
-        "cycles": {"width": width, "height": height, "cycles": cycles},
-        "resources": {
-            "dsp": resources.dsp,
-            "bram": resources.bram,
-            "lut": resources.lut,
-        },
-        "board": board.name,
-        **design.describe(),
-        "tool_versions": _versions(),
+        file.name: file.read_text(encoding="utf-8")
+        for folder in (place, place / bus)
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+        if file.is_file() and not file.name.startswith(".")
     }
 
 
-def _stream(channels: int, lanes: int, order: str) -> dict[str, Any]:
-    return {
-        "protocol": "valid/ready: a beat moves on a rising edge with both high; payload and "
-        "valid then hold until it has moved",
-        "order": order,
-        "beats_per_position": -(-channels // lanes),
-        "lanes": "lane 0 in the least significant bits; lanes past the last channel do not matter",
-    }
-
-
-def _ports(pipeline: Pipeline) -> list[dict[str, Any]]:
-    ports: list[dict[str, Any]] = [
-        {"name": "clk", "direction": "in", "width": 1},
-        {"name": "rst", "direction": "in", "width": 1},
-    ]
-    for path, member, value in pipeline.signature.flatten(pipeline):
-        ports.append(
-            {
-                "name": "__".join(str(part) for part in path),
-                "direction": member.flow.name.lower(),
-                "width": Shape.cast(value.shape()).width,
-            }
-        )
-    return ports
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("lichen", "amaranth")}
-
-
-def header(design: Design, board: Board, pipeline: Pipeline) -> str:
-    """The comment at the top of the Verilog: what this is, without date or path."""
-    network, transform = design.network, design.transform
-    versions = _versions()
-    resources = pipeline.resources(board.family)
-    lines = [
-        f"{design.transform_name} of the network {design.name}, as a pipeline of gateware.",
-        f"Generated by Lichen {versions['lichen']} with Amaranth {versions['amaranth']}; "
-        "do not edit.",
-        "",
-        f"network    {network.architecture}, N = {network.n}, M = {network.m}",
-        f"sha256     {design.digest}",
-        f"folded for {board.title}: {resources.dsp} multipliers, {resources.bram} block RAMs, "
-        f"about {resources.lut} LUTs",
-        f"frames     up to {design.max_width} x {MAX_HEIGHT} pixels; width and height "
-        "stand with a frame's first beat",
-        f"input      {transform.in_channels} channels of {_format(transform.input)}, "
-        f"{pipeline.in_lanes} a beat",
-        f"output     {transform.out_channels} channels of {_format(transform.output)}, "
-        f"{pipeline.out_lanes} a beat",
-        "",
-    ]
-    for stage, fold in zip(transform.stages, design.folding.stages, strict=True):
-        conv, array = stage.convolution, fold.convolution
-        lines.append(
-            f"{stage.name}: {conv.kernel}x{conv.kernel} stride {conv.stride}, "
-            f"{conv.in_channels} -> {conv.out_channels} channels, weights {conv.weight_bits} bits; "
-            f"array P = {array.pixels}, Q = {fold.chains} x {array.chain_length}, "
-            f"S = {array.lanes}"
-        )
-        norm, norm_array = stage.normalization, fold.normalization
-        if norm is not None and norm_array is not None:
-            lines.append(
-                f"  {norm.kind.value}: gamma {norm.gamma_bits} bits, u {norm.u_bits} bits; "
-                f"array P = {norm_array.pixels}, Q = {fold.chains} x {norm_array.chain_length}, "
-                f"S = {norm_array.lanes}"
-            )
-        lines.append(f"  gives {_format(stage.output)}, activation {stage.activation.value}")
-    lines += ["", f"Ports, streams and cycles: {INTERFACE}."]
-    return "".join(f"// {line}".rstrip() + "\n" for line in lines) + "\n"
-
-
-def _format(value: Any) -> str:
-    kind = "signed" if value.signed else "unsigned"
-    return f"{value.bits} {kind} bits ({value.lo} .. {value.hi})"
+def _part_comment(core: Core) -> str:
+    return f"// Part of {core.top}: generated by Lichen, do not edit.\n\n"

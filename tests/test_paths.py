@@ -87,9 +87,9 @@ def test_json_may_go_into_a_folder_that_is_made_but_over_nothing_in_it(tmp_path,
     common = ["generate", "tiny", "--board", "ulx3s-85f", "--multipliers", "16"]
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as exit_:
-        main([*common, "-o", str(out), "--json", str(out / "lichen_pipeline.v")])
+        main([*common, "-o", str(out), "--json", str(out / "tiny_g_a.v")])
     assert exit_.value.code == 2 and "is a result of this command" in capsys.readouterr().err
-    assert (out / "lichen_pipeline.v").read_text().startswith("//")
+    assert (out / "tiny_g_a.v").read_text().startswith("//")
 
 
 def test_shipped_networks_are_inputs(here):

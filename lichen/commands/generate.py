@@ -8,11 +8,28 @@ import click
 
 from lichen.commands import _options
 from lichen.commands._command import Command
+from lichen.errors import UserError
 
 
 @click.command(cls=Command)
 @click.argument("net", metavar="NET")
-@_options.board
+@click.option(
+    "--board", "board_name", help="Board it is planned for, and has to fit; for example ulx3s-85f."
+)
+@click.option(
+    "--target", type=click.Choice(["ecp5", "portable"]),
+    help="What it is made of: cells of the ECP5, or Verilog that every tool takes [default: the "
+    "board's family]. Without a board, it is planned for the ULX3S 85F.",
+)  # fmt: skip
+@click.option(
+    "--top", metavar="NAME",
+    help="Name of the module; all others are called NAME_* [default: the network's and the "
+    "transform's name].",
+)  # fmt: skip
+@click.option(
+    "--bus", type=click.Choice(["stream", "axi"]), default="stream", show_default=True,
+    help="Plain valid/ready streams, or AXI4-Stream with registers behind AXI4-Lite.",
+)  # fmt: skip
 @click.option(
     "-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path),
     help="Folder to write; an earlier one of the same kind is replaced.",
@@ -24,7 +41,10 @@ from lichen.commands._command import Command
 @_options.json_file
 def command(
     net: str,
-    board_name: str,
+    board_name: str | None,
+    target: str | None,
+    top: str | None,
+    bus: str,
     output: Path,
     transform_name: str,
     max_width: int | None,
@@ -32,18 +52,25 @@ def command(
     folding_file: Path | None,
     json_file: str | None,
 ) -> None:
-    """Write the gateware as Verilog with an interface description.
+    """Write the gateware as a folder that stands alone.
 
-    NET is a network file or the name of a shipped network. DIR gets one Verilog file and
-    interface.json: ports, stream protocol, lanes, widths, frame size limits and cycles.
+    NET is a network file or the name of a shipped network. DIR gets the Verilog, a file for
+    every module; interface.json, which says all there is to know of ports, streams, cycles and
+    resources; README.md, a FuseSoC description and an Amaranth wrapper; and in DIR/test a cocotb
+    test bench that needs nothing of Lichen. Equal designs give equal files.
     """
     from lichen.boards import board as boards
     from lichen.boards.generate import generate
 
-    board = boards.find(board_name)
-    design = _options.design(net, transform_name, board, max_width, multipliers, folding_file)
-    description = generate(design, board, output)
-    files = ", ".join(str(output / name) for name in description["files"])
+    if board_name is None and target is None:
+        raise UserError("say what it is for: --board NAME, or --target ecp5 or portable.")
+    board = None if board_name is None else boards.find(board_name)
+    planned = boards.ULX3S_85F if board is None else board
+    design = _options.design(net, transform_name, planned, max_width, multipliers, folding_file)
+    description = generate(design, board, output, target=target, top=top, bus=bus)
     _options.report(
-        description, json_file, f"wrote {files} (module {description['top']}) and interface.json"
+        description,
+        json_file,
+        f"wrote {output / description['files'][0]} (module {description['top']}), "
+        f"{len(description['files']) - 1} modules below it, interface.json and a test bench",
     )

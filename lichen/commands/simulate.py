@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("net", metavar="NET")
+@click.argument("net", metavar="NET", required=False)
 @click.option(
-    "--image", required=True, metavar="IMAGE", type=click.Path(path_type=Path),
-    help="Any PNG, JPEG or WebP.",
+    "--image", metavar="IMAGE", type=click.Path(path_type=Path), help="Any PNG, JPEG or WebP."
+)
+@click.option(
+    "--bench", metavar="DIR", type=click.Path(path_type=Path),
+    help="Run the test bench of a folder that `lichen generate` has made, in place of a network; "
+    "with --simulator and --json alone.",
 )  # fmt: skip
 @click.option(
     "--crop", type=Size(), metavar="WxH", help="Take so many columns and rows from the middle."
@@ -56,8 +60,9 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     context: click.Context,
-    net: str,
-    image: Path,
+    net: str | None,
+    image: Path | None,
+    bench: Path | None,
     crop: tuple[int, int] | None,
     transform_name: str,
     simulator: str,
@@ -82,9 +87,19 @@ def command(
     share in which an array took operands, ``efficiency`` the products that the image needed (halos
     of tiles included) as a share of those the array could have made.
 
+    Through cocotb in either case: this command starts a bench of Verilog that moves all beats by
+    itself and compares afterwards, which is fast; the bench of a generated folder (--bench) drives
+    and watches every cycle from Python, which is slow, and there to be read and extended.
+
     Exit status: 0 only when nothing differs, nothing gets stuck and the cycles are the predicted
     ones (without --backpressure); 1 otherwise; 2 for unusable arguments.
     """
+    if bench is not None:
+        if net is not None or image is not None:
+            raise UserError("--bench runs a folder's own frames; leave NET and --image out.")
+        context.exit(_run_bench(bench, simulator, json_file))
+    if net is None or image is None:
+        raise UserError("give NET and --image, or a generated folder with --bench.")
     from lichen.boards import board as boards
     from lichen.sim.images import load_image
     from lichen.sim.inputs import transform_input
@@ -161,6 +176,23 @@ def command(
         _print_table(report)
     _options.report(report, json_file, _verdict(report))
     context.exit(1 if run.faults else 0)
+
+
+def _run_bench(folder: Path, simulator: str, json_file: str | None) -> int:
+    """Run a folder's bench and say what came of it; the exit status."""
+    from lichen.sim.bench import interface_of, run_bench
+
+    top = interface_of(folder)["top"]
+    run = run_bench(folder, simulator)
+    if run.problem:
+        verdict = f"FAIL: {run.problem}"
+    elif not run.ok:
+        name, problem = next((n, p) for n, p in run.tests.items() if p)
+        verdict = f"FAIL: {name}: {problem}"
+    else:
+        verdict = f"ok: {len(run.tests)} tests of {top} passed on {simulator}"
+    _options.report({"top": top, **run.to_json()}, json_file, verdict)
+    return 0 if run.ok else 1
 
 
 def _cropped(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:

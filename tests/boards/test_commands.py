@@ -14,8 +14,9 @@ from lichen.boards import board as boards
 from lichen.boards.build import achieved
 from lichen.boards.build.achieved import Achieved, fingerprint
 from lichen.boards.build.report import lut_remark
+from lichen.boards.core.core import Core
+from lichen.boards.core.interface import interface
 from lichen.boards.design import Bitstream, Design, fold, read_folding
-from lichen.boards.generate import interface
 from lichen.cli import main
 from lichen.hw.device.device import Resources
 from lichen.hw.device.ecp5 import ECP5
@@ -87,26 +88,43 @@ def test_generate_writes_verilog_that_says_what_it_is(tmp_path, capsys, files, n
     assert (parameters["out_bits"], parameters["out_lanes"]) == (9, 2)
     assert (parameters["max_width"], parameters["downsampling"]) == (48, 4)
 
-    (name,) = description["files"]
+    assert (description["top"], description["target"]) == ("two_stages_g_a", "ecp5")
+    name, *others = description["files"]
+    assert name == "two_stages_g_a.v" and all(o.startswith("two_stages_g_a_") for o in others)
     text = (tmp_path / "a" / name).read_text()
     comment = text[: text.index("\n\n")]
     assert all(line.startswith("//") for line in comment.splitlines())
     for fact in ("two stages", digest(network), "conv1: 3x3 stride 2", "gdn: gamma", "48 x 65535"):
         assert fact in comment
     # The ports are the module's, in name, direction and width.
-    module = re.search(rf"^module {description['top']}\((.*?)\);", text, re.M | re.S)
-    ports = {port["name"]: port for port in description["ports"]}
-    assert set(re.split(r",\s*", module.group(1))) == set(ports)
-    body = text[module.start() :]
-    for port in ports.values():
+    module = re.search(rf"^module {description['top']} \((.*?)\);", text, re.M | re.S)
+    found = {line.strip().rstrip(",") for line in module.group(1).strip().splitlines()}
+    wanted = set()
+    for port in description["ports"]:
         size = f"[{port['width'] - 1}:0] " if port["width"] > 1 else ""
-        assert f"  {port['direction']}put {size}{port['name']};\n" in body
+        wanted.add(f"{port['direction']}put wire {size}{port['name']}")
+    assert found == wanted
 
     # The same again, without a date or a path in it.
     lichen(capsys, "generate", net, *where, "-o", tmp_path / "b")
-    for path in (tmp_path / "a").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
-        assert str(tmp_path) not in path.read_text()
+    paths = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert len(paths) > len(description["files"])
+    for path in paths:
+        content = path.read_bytes()
+        assert content == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+        assert str(tmp_path).encode() not in content
+
+
+def test_generate_wants_a_target_and_a_name_for_verilog(tmp_path, capsys, files):
+    net, folding = files
+    status, _, err = lichen(capsys, "generate", net, "--folding", folding, "-o", tmp_path / "a")
+    assert status == 2 and "--board NAME, or --target" in err
+    status, _, err = lichen(
+        capsys, "generate", net, "--folding", folding, "--target", "portable", "--top", "small",
+        "-o", tmp_path / "a",
+    )  # fmt: skip
+    assert status == 2 and "'small' cannot name a module" in err
+    assert not (tmp_path / "a").exists()
 
 
 def test_generate_does_not_write_into_strange_folders(tmp_path, capsys, files):
@@ -194,7 +212,7 @@ def test_plans_count_what_the_transform_reads(tmp_path, capsys):
         assert (plan["tiles"], plan["tile_width"]) == (1, 48)
         planned = Design.make(network, "h_a", Folding.model_validate(plan["folding"]))
         assert plan["cycles_per_frame"] == planned.pipeline().predicted_cycles(32, 48)
-        cycles = interface(planned, boards.ULX3S_85F, planned.pipeline())["cycles"]
+        cycles = interface(Core.make(planned, "ecp5"), [], boards.ULX3S_85F)["cycles"]
         assert cycles == {"width": 48, "height": 32, "cycles": plan["cycles_per_frame"]}
 
 
@@ -461,7 +479,7 @@ def test_what_takes_no_pixels_has_a_bitstream_too(network):
     board = boards.ULX3S_85F
     (port,) = Bitstream(designs=(design,)).top(board, board.pll()).ports
     assert (port.format.name, port.format.in_position, port.format.out_position) == ("h_a", 12, 2)
-    parameters = interface(design, board, design.pipeline())["parameters"]
+    parameters = interface(Core.make(design, "ecp5"), [], board)["parameters"]
     assert (parameters["in_bits"], parameters["in_signed"]) == (9, True)
 
 

@@ -48,6 +48,10 @@ WHERE = {
         "lichen ": "tests/boards/test_engine.py::test_a_photograph_through_a_simulated_board",
     },
     "docs/manual/codec.md": {"lichen ": QUICK},
+    "docs/manual/core.md": {
+        "lichen generate": SLOW,
+        "pip install": "tests/boards/test_core.py::test_requirements_alone_are_enough",
+    },
     "docs/manual/commands.md": {"lichen encode": QUICK},
     "docs/manual/search.md": {
         "pip install": "tests/test_release.py::test_wheel_and_sdist",
@@ -66,6 +70,10 @@ WHERE = {
         "::test_draq_loses_at_most_0_15_db_and_1_percent_on_kodak",
     },
     "docs/notes/quantization.md": {"lichen train": SLOW},
+    "examples/core-amaranth/README.md": {"python ": QUICK},
+    "examples/core-verilog/README.md": {
+        "lichen generate": "tests/examples/test_cores.py::test_core_in_plain_verilog"
+    },
     "examples/custom-unit/README.md": {"python -m pytest": QUICK},
     "examples/own-checkpoint/README.md": {"python ": SLOW, "lichen ": SLOW},
     "examples/own-folding/README.md": {"python ": SLOW, "lichen ": SLOW},

