@@ -3,8 +3,8 @@
     python benchmarks/retire.py small-q3
 
 writes models/retired/small-q3@N.lichen, N being one more than there are (run benchmarks/digests.py
-after). Files that it made are decoded by that from then on; it refuses a network whose files another one
-decodes already. tests/codec/files holds files of networks as they shipped.
+after). Files that it made are decoded by that from then on; it refuses a network whose files
+another one decodes already. tests/codec/files holds files of networks as they shipped.
 """
 
 from __future__ import annotations
