@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 from amaranth.hdl import unsigned
+from amaranth.sim import Simulator
 
+from lichen.hw.engine.row_buffer import SIZE_LATENCY
 from lichen.hw.engine.transposed_window import TransposedWindow
 from lichen.hw.engine.window_shape import WindowShape
 from lichen.network.arithmetic import ceil_div
@@ -156,6 +159,31 @@ def run(
     return watch
 
 
+def starts(shape: Shape, width: int, height: int, beats: int) -> bool:
+    """Whether a group starts when so many beats of a frame have come, and no more come."""
+    unit = window(shape, width)
+    seen: list[bool] = []
+
+    async def bench(ctx: Any) -> None:
+        ctx.set(unit.width, width)
+        ctx.set(unit.height, height)
+        ctx.set(unit.feed.bank_free, 1)
+        await ctx.tick().repeat(SIZE_LATENCY + 1)
+        taken = 0
+        for _ in range(beats + 40):
+            ctx.set(unit.i.valid, taken < beats)
+            seen.append(bool(ctx.get(unit.feed.start)))
+            taken += ctx.get(unit.i.ready) and taken < beats
+            await ctx.tick()
+        assert taken == beats, NAME
+
+    simulator = Simulator(unit)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    return any(seen)
+
+
 SHAPES = {
     "5x5 s2": Shape(5, 2, 2, 1, channels=3, lanes=2, pixels=1, passes=2),
     "5x5 s2, short": Shape(5, 2, 2, 0, channels=1, lanes=1, pixels=2),
@@ -193,6 +221,16 @@ class TestTransposedWindow:
             for _ in range(columns)
         ]
         assert np.diff(watch.starts).tolist() == apart[:-1], NAME
+
+    @pytest.mark.parametrize("name", ["5x5 s2", "4x4 s2, cropped inside a phase", "9x9 s4"])
+    def test_a_group_waits_for_its_last_pixel(self, name: str) -> None:
+        """However long that takes: with all but its last beat the first one does not start."""
+        shape = SHAPES[name]
+        first = shape.padding // shape.stride
+        width, height = first + shape.pixels + 1, first + 2
+        enough = (first * width + first + shape.pixels) * shape.beats
+        assert not starts(shape, width, height, enough - 1), NAME
+        assert starts(shape, width, height, enough), NAME
 
     def test_no_tap_is_multiplied_twice_or_with_a_zero_between(self) -> None:
         """All phases together have the kernel's taps, each once."""
