@@ -47,6 +47,9 @@ class Family(Protocol):
     def device_in(self, header: bytes) -> str | None:
         """The device that a bitstream is for, from its beginning; None if it is none."""
 
+    def idcodes(self) -> dict[int, str]:
+        """Devices by what they say they are over JTAG."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UART:
@@ -77,10 +80,14 @@ class Programmer:
         openFPGALoader's ``--board``.
     usb : str
         What to look for on the desk, in the sentence that says no board was found.
+    dfu : (int, int) or None
+        USB's vendor and product of a bootloader that takes the bitstream, and keeps it; None
+        where there is JTAG.
     """
 
     board: str
     usb: str
+    dfu: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

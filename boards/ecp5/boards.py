@@ -63,7 +63,11 @@ BOARDS = (
         baud=1_000_000,  # whatever adapter there is
         oscillator_hz=48_000_000,
         clock_mhz=48.0,
-        programmer=Programmer(board="orangeCrab", usb="OrangeCrab, its button held (DFU mode),"),
+        programmer=Programmer(
+            board="orangeCrab",
+            usb="OrangeCrab, its button held (DFU mode),",
+            dfu=(0x1209, 0x5AF0),
+        ),
         entry="lichen.boards.ecp5.orangecrab:make",
     ),
     *_boards(

@@ -7,7 +7,7 @@ import re
 from lichen.boards.ecp5.pll import PLL, retune
 from lichen.boards.ecp5.toolchain import ECP5Toolchain
 
-__all__ = ["TITLE", "clock", "clock_below", "device_in", "retune", "toolchain"]
+__all__ = ["TITLE", "clock", "clock_below", "device_in", "idcodes", "retune", "toolchain"]
 
 TITLE = "ECP5"
 
@@ -28,3 +28,20 @@ def device_in(header: bytes) -> str | None:
     """The device that ecppack names in a bitstream's comment; None if there is none."""
     part = re.search(rb"Part: ([A-Z0-9-]+)", header)
     return None if part is None else part.group(1).decode()
+
+
+_IDCODES = {
+    0x21111043: "LFE5U-12F",
+    0x41111043: "LFE5U-25F",
+    0x41112043: "LFE5U-45F",
+    0x41113043: "LFE5U-85F",
+    0x81111043: "LFE5UM5G-25F",
+    0x81112043: "LFE5UM5G-45F",
+    0x81113043: "LFE5UM5G-85F",
+}
+"""Lattice, "ECP5 and ECP5-5G sysCONFIG Usage Guide" (FPGA-TN-02039), table of device IDs."""
+
+
+def idcodes() -> dict[int, str]:
+    """Devices by what they say they are over JTAG."""
+    return dict(_IDCODES)

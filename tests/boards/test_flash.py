@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+import zlib
 
 import pytest
 
 from lichen.boards import flash
-from lichen.boards.board import ULX3S_85F
+from lichen.boards.board import BOARDS, ULX3S_85F
 from lichen.cli import main
 
 from . import fakes
@@ -46,6 +47,61 @@ def test_dry_run_prints_the_command_that_would_run(tmp_path, monkeypatch, capsys
     assert command[1:] == ["--board", "ulx3s", "--write-sram", str(bitstream)]
     assert lichen(capsys, "flash", bitstream, "--board", "ulx3s-85f")[0] == 0
     assert record.read_text() == repr(command)
+    where = ("--board", "ulx3s-85f", "--persistent")
+    status, out, _ = lichen(capsys, "flash", bitstream, *where, "--dry-run")
+    assert shlex.split(out)[1:] == ["--board", "ulx3s", "--write-flash", str(bitstream)]
+    assert lichen(capsys, "flash", bitstream, *where)[0] == 0
+    assert record.read_text() == repr(shlex.split(out))
+
+
+@pytest.mark.parametrize("board", [b for b in BOARDS.values() if b.programmer.dfu is None])
+def test_another_fpga_on_the_desk_is_refused(tmp_path, monkeypatch, capsys, board):
+    """As openFPGALoader prints it; the device IDs once more, from prjtrellis's database."""
+    codes = {
+        "LFE5U-12F": 0x21111043, "LFE5U-25F": 0x41111043, "LFE5U-45F": 0x41112043,
+        "LFE5U-85F": 0x41113043, "LFE5UM5G-45F": 0x81112043, "LFE5UM5G-85F": 0x81113043,
+    }  # fmt: skip
+    path = tmp_path / "x.bit"
+    part = f"{board.device}-{board.speed}{board.package}"
+    path.write_bytes(b"\xff\x00Part: " + part.encode() + b"\x00")
+    record = tmp_path / "record"
+    for device, code in codes.items():
+        record.unlink(missing_ok=True)
+        body = (
+            f"if '--detect' in sys.argv:\n"
+            f"    print('index 0:')\n    print('\\tidcode 0x{code:x}')\n"
+            f"else:\n    open({str(record)!r}, 'w').close()"
+        )
+        loader(tmp_path, monkeypatch, body)
+        status, _, err = lichen(capsys, "flash", path, "--board", board.name)
+        if device == board.device:
+            assert status == 0 and record.exists(), err
+        else:
+            assert status == 2 and not record.exists()
+            wanted = f"has an {device}, but the {board.title} has an {board.device}; name that"
+            assert wanted in " ".join(err.split())
+
+
+def test_a_bootloader_gets_a_file_with_its_suffix(tmp_path, monkeypatch, capsys):
+    path, copy = tmp_path / "x.bit", tmp_path / "copy"
+    content = b"\xff\x00Part: LFE5U-25F-8CSFBGA285\x00" + bytes(range(200))
+    path.write_bytes(content)
+    loader(
+        tmp_path,
+        monkeypatch,
+        f"import shutil\nassert sys.argv[1:3] == ['--board', 'orangeCrab'], sys.argv\n"
+        f"assert len(sys.argv) == 4\nshutil.copy(sys.argv[3], {str(copy)!r})",
+    )
+    where = ("flash", path, "--board", "orangecrab-25f")
+    status, out, err = lichen(capsys, *where, "--dry-run")
+    assert status == 0 and shlex.split(out)[1:] == ["--board", "orangeCrab", f"{path}.dfu"]
+    assert "a suffix for bootloaders" in err and not path.with_name("x.bit.dfu").exists()
+    assert lichen(capsys, *where)[0] == 0
+    made = copy.read_bytes()
+    assert made[:-16] == content
+    assert made[-16:-4] == b"\xff\xff\xf0\x5a\x09\x12\x00\x01UFD\x10"
+    # The checksum of dfu-suffix: what zlib gives, without the inversion at the end.
+    assert int.from_bytes(made[-4:], "little") == zlib.crc32(made[:-4]) ^ 0xFFFFFFFF
 
 
 def test_a_build_folder_names_its_bitstream(tmp_path, capsys, bitstream):
@@ -122,6 +178,10 @@ def test_a_folder_that_is_no_build(tmp_path, capsys):
         (
             "x: error while loading shared libraries: libfoo.so: cannot open\n",
             "openFPGALoader needs the library libfoo.so, which your package manager installs.",
+        ),
+        (
+            "No DFU compatible device found\n",
+            "no board was found; connect the ULX3S (its US1 connector) by USB and try again.",
         ),
         ("Error: CRC mismatch\n", "loader failed: CRC mismatch."),
         ("", "loader failed: exit status 1."),
