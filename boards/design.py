@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lichen.boards.link.rate import tensor_seconds
 from lichen.boards.port.port import TransformPort
 from lichen.boards.record import Board, Clock
 from lichen.boards.top import UARTTop
@@ -87,6 +88,13 @@ def fold(
         if planner.fits(Resources.total(plan.resources for plan in found), budget):
             break
     return [plan.folding for plan in found]
+
+
+def binds(fps: float | None, fps_link: float | None) -> str | None:
+    """What a frame waits for, ``engine`` or ``link``; None where that is not known."""
+    if fps is None or fps_link is None:
+        return None
+    return "link" if fps_link < fps else "engine"
 
 
 def check_fits(resources: Resources, board: Board) -> None:
@@ -167,6 +175,13 @@ class Design:
         except ValueError:
             return None
 
+    def fps_link(self, board: Board) -> float | None:
+        """How many 768x512 images a second the board's link has time for; None as of
+        `cycles_per_frame`."""
+        form = self.port().format
+        seconds = tensor_seconds(self.transform, form, *self.frame, board.uart.baud)
+        return None if seconds is None else 1 / seconds
+
     def describe(self) -> dict[str, Any]:
         """What a report says of the design."""
         return {
@@ -201,6 +216,12 @@ class Bitstream:
         cycles = [design.cycles_per_frame for design in self.designs]
         known = [count for count in cycles if count is not None]
         return max(known) if len(known) == len(cycles) else None
+
+    def fps_link(self, board: Board) -> float | None:
+        """Of the transform that takes the link longest, see `Design.fps_link`."""
+        rates = [design.fps_link(board) for design in self.designs]
+        known = [rate for rate in rates if rate is not None]
+        return min(known) if len(known) == len(rates) else None
 
     @property
     def foldings(self) -> list[Folding]:

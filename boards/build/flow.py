@@ -18,7 +18,7 @@ from lichen.boards.build.folder import complete_folder
 from lichen.boards.build.report import OutputError, Placed
 from lichen.boards.build.toolchain import CLOCK_NET, Aim, Places, Toolchain
 from lichen.boards.build.tools import Progress, ToolFailedError, run
-from lichen.boards.design import FRAME, check_fits
+from lichen.boards.design import FRAME, binds, check_fits
 from lichen.boards.record import Board, Clock
 from lichen.boards.top import UARTTop
 from lichen.errors import UserError
@@ -62,8 +62,11 @@ class Report:
     frame : dict
         ``width`` and ``height`` in pixels.
     fps : float or None
-        Frames per second at ``clock_mhz``, of the pipeline itself: the serial line may be
-        slower.
+        Frames per second at ``clock_mhz``, of the pipeline itself.
+    fps_link : float or None
+        Frames per second that the link has time for, from the caller.
+    binds : str or None
+        The slower of both: ``engine`` or ``link``.
     dsp, bram, lut, ff : int
         Placed: 18x18 multipliers, block RAMs, 4-input LUTs, flip-flops.
     planned : dict
@@ -99,6 +102,8 @@ class Report:
     cycles_per_frame: int | None
     frame: dict[str, int]
     fps: float | None
+    fps_link: float | None
+    binds: str | None
     dsp: int
     bram: int
     lut: int
@@ -143,6 +148,7 @@ def build(
     floorplan: int | None = 1,
     any_clock: bool = False,
     cycles_per_frame: int | None = None,
+    fps_link: float | None = None,
     frame: tuple[int, int] = FRAME,
     details: dict[str, Any] | None = None,
     plot: Path | None = None,
@@ -173,6 +179,8 @@ def build(
         the bitstream gets the highest clock that turns out to be safe, be it higher or lower.
     cycles_per_frame : int or None
         Of a frame of the given size, for the report.
+    fps_link : float or None
+        Frames per second that the link has time for, for the report.
     frame : (int, int)
         Width and height in pixels.
     details : dict
@@ -213,6 +221,7 @@ def build(
             any_clock=any_clock,
             programs=programs,
             progress=progress,
+            fps_link=fps_link,
         )
         try:
             report = run(cycles_per_frame, frame, details or {})
@@ -243,6 +252,7 @@ class _Run:
     any_clock: bool
     programs: dict[str, str]
     progress: Progress
+    fps_link: float | None
     places: Places | None = None
 
     def __post_init__(self) -> None:
@@ -355,6 +365,7 @@ class _Run:
     ) -> Report:
         board, planned, clock_mhz = self.board, self.planned, pll.output_mhz
         link = self.top.link_resources(board.family)
+        fps = round(clock_mhz * 1e6 / cycles_per_frame, 3) if cycles_per_frame else None
         return Report(
             board=board.name,
             device=board.device,
@@ -364,7 +375,9 @@ class _Run:
             timing_met=placed.fmax_mhz >= clock_mhz,
             cycles_per_frame=cycles_per_frame,
             frame={"width": frame[0], "height": frame[1]},
-            fps=round(clock_mhz * 1e6 / cycles_per_frame, 3) if cycles_per_frame else None,
+            fps=fps,
+            fps_link=None if self.fps_link is None else round(self.fps_link, 3),
+            binds=binds(fps, self.fps_link),
             dsp=placed.dsp,
             bram=placed.bram,
             lut=placed.lut,

@@ -156,6 +156,7 @@ def command(
             floorplan=None if no_floorplan else floorplan_seed,
             any_clock=asked is None,
             cycles_per_frame=design.cycles_per_frame,
+            fps_link=design.fps_link(board),
             details=design.describe(),
             plot=plot_file,
             progress=Progress(sys.stderr),
@@ -165,6 +166,8 @@ def command(
         sys.exit(1)
     have = board.budget
     speed = f", {report.fps:g} frames/s of 768x512" if report.fps is not None else ""
+    if report.fps_link is not None:
+        speed += f" ({report.fps_link:g} over its link)"
     _options.report(
         report.to_json(),
         json_file,

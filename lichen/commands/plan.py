@@ -131,13 +131,18 @@ def _report(
 
     ``shared`` is what all take that are on the board with it.
     """
+    from lichen.boards.design import binds
+
     overruns = board.pipeline_budget.overruns(shared)
     alone = shared == plan.resources
+    described, fps_link = plan.describe(clock_hz), design.fps_link(board)
     return {
         "network": design.name,
         "transform": design.transform_name,
         "board": board.name,
-        **plan.describe(clock_hz),
+        **described,
+        "fps_link": fps_link,
+        "binds": binds(described["fps"], fps_link),
         "clock_source": clock.source,
         "clock_interval_mhz": clock.interval_mhz,
         "fits": not overruns,
@@ -179,10 +184,19 @@ def _sentence(report: dict[str, Any], board: Board, clock: Clock) -> str:
         f"768x512 image, {report['fps']:.2f} frames/s at {report['clock_mhz']:g} MHz; "
         f"{report['dsp']} of {have.dsp} multipliers, {report['bram']} of {have.bram} "
         f"block RAMs, about {report['lut']} of {have.lut} LUTs; {verdict}\n"
-        f"tiles: {_tiles(report)}\nclock: {clock.source}{_interval(clock)}"
+        f"tiles: {_tiles(report)}\nlink: {_link(report, board)}\n"
+        f"clock: {clock.source}{_interval(clock)}"
         + (f"\nheld back by: {'; '.join(bounds)}" if bounds else "")
         + _advice(report, have.bram)
     )
+
+
+def _link(report: dict[str, Any], board: Board) -> str:
+    """What the way to the host has time for."""
+    rate = report["fps_link"]
+    told = "too narrow a build" if rate is None else f"{rate:.2f} frames/s"
+    slow = ", slower than the engine" if report["binds"] == "link" else ""
+    return f"{told} over the serial line at {board.uart.baud / 1e6:g} Mbaud{slow}; USB is not built"
 
 
 def _interval(clock: Clock) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from lichen.boards.host.connection import Connection
 from lichen.boards.host.session import Session
+from lichen.boards.link.rate import frame_seconds
 from lichen.boards.simulated.board import SimulatedBoard
 
 from . import simulation
@@ -102,6 +103,7 @@ def test_packets_carry_nine_tenths_of_the_line(host, which):
     carried = (tally.received_bytes, tally.sent_bytes)[which] - before[which]
     wanted = (len(one.golden), len(one.frame.payload))[which]
     assert wanted > 0.9 * carried
-    # And it is busy nearly all of the time.
-    cycles_per_byte = 10 * QUARTER.oscillator_hz / QUARTER.uart.baud
-    assert wanted * cycles_per_byte > 0.85 * host.session.cycles
+    # And it is busy nearly all of the time, as plans say.
+    frame = len(one.frame.payload), len(one.golden)
+    told = frame_seconds([frame], QUARTER.uart.baud) * QUARTER.oscillator_hz
+    assert host.session.cycles == pytest.approx(told, rel=0.1)
