@@ -187,7 +187,7 @@ def _sentence(report: dict[str, Any], board: Board, clock: Clock) -> str:
         f"tiles: {_tiles(report)}\nlink: {_link(report, board)}\n"
         f"clock: {clock.source}{_interval(clock)}"
         + (f"\nheld back by: {'; '.join(bounds)}" if bounds else "")
-        + _advice(report, have.bram)
+        + _advice(report, board.pipeline_budget.bram)
     )
 
 
@@ -218,8 +218,14 @@ def _tiles(report: dict[str, Any]) -> str:
 
 
 def _advice(report: dict[str, Any], blocks: int) -> str:
-    """What would help where weights fill most of the block RAM."""
+    """What would help where weights fill most of the block RAM, or do not fit it."""
     weights = sum(row["bram_weights"] for row in report["stages"])
+    if weights > blocks:
+        return (
+            f"\nthe weights alone take {weights} block RAMs, and there are {blocks} for them: "
+            "narrower weights (lichen quantize --weight-bits), fewer channels (lichen slim) or a "
+            "larger board would help"
+        )
     bounds = report["bound_by"]
     if not bounds or any(not phrase.startswith("block RAMs") for phrase in bounds):
         return ""

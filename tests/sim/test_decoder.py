@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from lichen import models
+from lichen.boards.board import find
 from lichen.codec.container import Container
 from lichen.commands import _options, decode, plan, simulate
 from lichen.hw.engine import row_buffer
@@ -154,6 +155,19 @@ def test_plan_shows_encoder_and_decoder(tmp_path: Path) -> None:
     assert (plans["g_a"]["tile_width"], plans["g_s"]["tile_width"]) == (128, 8)
     one = CliRunner().invoke(plan.command, [*arguments, "--transform", "g_s", "--json", "-"])
     assert json.loads(one.stdout) == plans["g_s"]
+
+
+def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    save(random_hyperprior(7, n=56, m=64), tmp_path / "net.lichen")
+    arguments = [str(tmp_path / "net.lichen"), "--board", "ulx3s-25f", "--transform", "h_s"]
+    done = CliRunner().invoke(plan.command, [*arguments, "--max-width", "768", "--json", "-"])
+    assert done.exit_code == 1
+    report = json.loads(done.stdout)
+    weights = sum(row["bram_weights"] for row in report["stages"])
+    assert not report["fits"] and any("block RAMs too many" in text for text in report["overruns"])
+    have = find("ulx3s-25f").pipeline_budget.bram
+    assert weights > have
+    assert f"weights alone take {weights} block RAMs, and there are {have} for them" in done.stderr
 
 
 UP = {"kernel": 5, "stride": 2, "transposed": True}

@@ -26,6 +26,7 @@ from lichen.sim.images import load_image
 from lichen.sim.transform import Pauses, efficiency, simulate_transform
 
 FOLDINGS = Path(__file__).parents[2] / "benchmarks" / "foldings"
+BUILDS = FOLDINGS.parent / "builds"
 HEIGHT, WIDTH, TILE = 8, 52, 20
 
 
@@ -106,6 +107,30 @@ def test_the_command_says_it(transform: Transform, tmp_path: Path) -> None:
     assert lines[4].split()[0] == "all" and lines[4].endswith(f"{report['efficiency']:.1%}")
     paused = CliRunner().invoke(command, [*arguments, "--backpressure", "1", "--json", "-"])
     assert json.loads(paused.stdout)["efficiency"] is None
+
+
+def test_a_decoder_on_record_keeps_its_arrays_busy() -> None:
+    """g_s of small-opt-q3, as built: no product with an inserted zero among those it needs, so that
+    an array that made some would show here. Cycles of the model are those of simulation."""
+    report = json.loads((BUILDS / "small-opt-decoder.json").read_text())
+    network = models.load_network(report["network"]["name"])
+    transform = network.transform(report["transform"])
+    height, width = network.frames(*PHOTO)[report["transform"]]
+    folding = read_folding(BUILDS / "small-opt-decoder.json", report["transform"])
+    plan = evaluate(transform, folding, (height, width))
+    needed = dict.fromkeys(plan.pipeline.names, 0)
+    for tile in tiles(transform, width, folding.max_width):
+        for name, macs in plan.pipeline.macs(height, tile.stop - tile.start).items():
+            needed[name] += macs
+    # by hand, of the untiled image: a fourth of 5x5 taps for every output pixel
+    assert sum(plan.pipeline.macs(height, width).values()) == pytest.approx(4268e6, rel=1e-3)
+    uses = {
+        name: macs / (plan.pipeline.multipliers()[name] * plan.cycles_per_frame)
+        for name, macs in needed.items()
+    }
+    made = sum(plan.pipeline.multipliers().values()) * plan.cycles_per_frame
+    assert 0.9 <= max(uses.values()) < 1
+    assert 0.85 <= sum(needed.values()) / made < 1
 
 
 @pytest.mark.slow
