@@ -34,7 +34,7 @@ from lichen.errors import UserError
     "-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path),
     help="Folder to write; an earlier one of the same kind is replaced.",
 )  # fmt: skip
-@_options.transform
+@_options.transforms
 @_options.max_width
 @_options.multipliers
 @_options.folding
@@ -58,19 +58,38 @@ def command(
     every module; interface.json, which says all there is to know of ports, streams, cycles and
     resources; README.md, a FuseSoC description and an Amaranth wrapper; and in DIR/test a cocotb
     test bench that needs nothing of Lichen. Equal designs give equal files.
+
+    Several transforms are planned to share the board, and each gets such a folder, DIR/g_a and
+    DIR/g_s.
     """
     from lichen.boards import board as boards
+    from lichen.boards.design import Bitstream, check_fits
     from lichen.boards.generate import generate
+    from lichen.models import load_network
 
     if board_name is None and target is None:
         raise UserError("say what it is for: --board NAME, or --target ecp5 or portable.")
     board = None if board_name is None else boards.find(board_name)
     planned = boards.ULX3S_85F if board is None else board
-    design = _options.design(net, transform_name, planned, max_width, multipliers, folding_file)
-    description = generate(design, board, output, target=target, top=top, bus=bus)
-    _options.report(
-        description,
-        json_file,
-        f"wrote {output / description['files'][0]} (module {description['top']}), "
-        f"{len(description['files']) - 1} modules below it, interface.json and a test bench",
-    )
+    names = _options.names_of(transform_name)
+    network = load_network(net)
+    designs = _options.designs_of(network, names, planned, max_width, multipliers, folding_file)
+    if board is not None:
+        check_fits(Bitstream(designs=tuple(designs)).resources(board), board)
+    several = len(designs) > 1
+    if several:
+        _options.made_folder(output)
+    made, sentences = {}, []
+    for design in designs:
+        name = design.transform_name
+        folder = output / name if several else output
+        module = f"{top}_{name}" if several and top is not None else top
+        made[name] = description = generate(
+            design, board, folder, target=target, top=module, bus=bus
+        )
+        sentences.append(
+            f"wrote {folder / description['files'][0]} (module {description['top']}), "
+            f"{len(description['files']) - 1} modules below it, interface.json and a test bench"
+        )
+    result = {"transforms": made} if several else made[names[0]]
+    _options.report(result, json_file, "\n".join(sentences))

@@ -288,6 +288,20 @@ def test_encoder_and_decoder_share_a_board(tmp_path, monkeypatch, capsys, light)
     cycles = [plan["cycles_per_frame"] for plan in plans.values()]
     assert max(cycles) < 1.5 * min(cycles)
 
+    # As Verilog they are two cores, whose modules can live in one design.
+    cores = tmp_path / "cores"
+    status, out, _ = lichen(
+        capsys, "generate", *where, "--folding", both, "-o", cores, "--json", "-"
+    )
+    made = json.loads(out)["transforms"]
+    assert status == 0 and list(made) == ["g_a", "g_s"]
+    files = [set(made[name]["files"]) for name in plans]
+    assert files[0] and files[1] and not files[0] & files[1]
+    for name, plan in plans.items():
+        assert json.loads((cores / name / "interface.json").read_text()) == made[name]
+        for kind in ("dsp", "bram"):
+            assert made[name]["resources"][kind] == plan[kind]
+
     fakes.install(tmp_path / "tools", monkeypatch, dsp=total["dsp"], bram=total["bram"] + LINK)
     output = ("-o", tmp_path / "out", "--json", tmp_path / "report.json")
     status, _, err = lichen(capsys, "build", *where, "--folding", both, *output)
