@@ -13,9 +13,9 @@ from typing import Any
 from lichen.boards.board import Board
 from lichen.boards.build.flow import REPORT, BuildFailedError, tool_versions
 from lichen.boards.build.folder import complete_folder
-from lichen.boards.build.report import OutputError
-from lichen.boards.build.toolchain import CLOCK_NET, Aim
-from lichen.boards.build.tools import Progress, ToolFailedError, run
+from lichen.boards.build.report import OutputError, Placed
+from lichen.boards.build.toolchain import CLOCK_NET, Aim, Toolchain
+from lichen.boards.build.tools import Progress, Tool, ToolFailedError, run
 from lichen.boards.design import Design
 from lichen.errors import UserError
 from lichen.files import write_json, write_text
@@ -125,24 +125,14 @@ def build_unit(
     with complete_folder(
         folder, marker=REPORT, field="device", keep_after=(BuildFailedError,)
     ) as work:
-        logs = work / "logs"
-        logs.mkdir()
+        (work / "logs").mkdir()
         with progress.step("elaborate"):
             write_text(work / "top.v", emit(part, "top", toolchain.target()))
-        try:
-            for tool, command in commands:
-                log = logs / f"{tool.name}.log"
-                with progress.step(tool.name):
-                    run(command, folder=work, log=log, progress=progress)
-            placed = toolchain.read_placement(work / toolchain.placement, CLOCK_NET)
-        except ToolFailedError as error:
-            raise BuildFailedError(str(error)) from None
-        except OutputError as error:
-            raise BuildFailedError(f"{error}; see {logs}.") from None
+        placed = _place(toolchain, commands, work, progress)
         if (placed.dsp, placed.bram) != (planned.dsp, planned.bram):
             raise BuildFailedError(
                 f"synthesis made {placed.dsp} multipliers and {placed.bram} block RAMs of {unit} "
-                f"where {planned.dsp} and {planned.bram} were planned; see {logs}."
+                f"where {planned.dsp} and {planned.bram} were planned; see {work / 'logs'}."
             )
         report = UnitReport(
             unit=unit,
@@ -161,3 +151,19 @@ def build_unit(
         write_json(work / REPORT, report.to_json())
         (work / "top.json").unlink(missing_ok=True)
     return report
+
+
+def _place(
+    toolchain: Toolchain, commands: list[tuple[Tool, list[str]]], work: Path, progress: Progress
+) -> Placed:
+    """Run the programs in their folder; what place and route says."""
+    logs = work / "logs"
+    try:
+        for tool, command in commands:
+            with progress.step(tool.name):
+                run(command, folder=work, log=logs / f"{tool.name}.log", progress=progress)
+        return toolchain.read_placement(work / toolchain.placement, CLOCK_NET)
+    except ToolFailedError as error:
+        raise BuildFailedError(str(error)) from None
+    except OutputError as error:
+        raise BuildFailedError(f"{error}; see {logs}.") from None
