@@ -3,7 +3,7 @@
 Wall-clock and processor seconds, without the start of Python: at most 20 s for a plan and 60 s for
 the Verilog of a design that fills the device, on a core of its own.
 
-    python benchmarks/planning_speed.py              # small-q3, and its shape with 6-bit weights
+    python benchmarks/planning_speed.py              # shipped networks, and one with 6-bit weights
     python benchmarks/planning_speed.py --emit-only  # the folding by hand, benchmarks/foldings
 """
 
@@ -44,9 +44,17 @@ def main(emit_only: bool) -> None:
     narrow = random_factorized(0, n=64, m=96, weight_bits=6)
     kept = True
     if not emit_only:
-        for name, network in (("small-q3", load_network("small-q3")), ("6-bit weights", narrow)):
+        small, optimized = load_network("small-q3"), load_network("small-opt-q3")
+        for name, network, transform in (
+            ("small-q3", small, "g_a"),
+            ("small-q3, which does not fit", small, "g_s"),
+            ("small-opt-q3", optimized, "g_s"),
+            ("6-bit weights", narrow, "g_a"),
+        ):
             kept &= timed(
-                f"plan of {name}", PLAN_SECONDS, lambda net=network: fold(net, ["g_a"], ULX3S_85F)
+                f"plan of {transform} of {name}",
+                PLAN_SECONDS,
+                lambda net=network, what=transform: fold(net, [what], ULX3S_85F),
             )
     design = Design.make(narrow, "g_a", read_folding(FOLDING, "g_a"))
     kept &= timed(

@@ -298,6 +298,8 @@ def tile_widths(
 
 def _fastest(search: Search, budget: Resources, best: list[Plan] | None) -> list[Plan] | None:
     """The fastest plans of one width of tiles, if they can beat the best so far."""
+    if not search.may_fit(budget):
+        return None
     low, high = search.least_cycles(), search.most_cycles()
     if best is not None:
         # Tiles and halos stretch the work; no use in slower paces than the best's.

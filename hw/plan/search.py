@@ -34,6 +34,12 @@ PRICE_ROUNDS = 6
 LARGE_ARRAYS = 4
 """Arrays for which lookup tables are tried as a matter of choice, not of price."""
 
+MOSTLY_BLOCKS = Prices(dsp=0.01, bram=1.0, lut=1e-5)
+"""Prices at which the cheapest takes few block RAMs."""
+
+SLACK = 0.01
+"""By how much the cheapest that is found may miss the cheapest that there is."""
+
 
 def fits(resources: Resources, budget: Resources) -> bool:
     """Whether a budget holds the resources."""
@@ -281,12 +287,19 @@ class Search:
             found += [int(own * (1 - lead * k / max(1, stages - 1))) for k in range(stages)]
         return found
 
+    def _smallest(self) -> tuple[Resources, list[StageFolding]]:
+        slowest = 1 << 40
+        found = self.fold([slowest] * len(self.arrays), MOSTLY_BLOCKS)
+        assert found is not None
+        return found
+
     def smallest(self) -> list[Folding]:
         """Whatever takes fewest block RAMs, at any pace."""
-        slowest = 1 << 40
-        found = self.fold([slowest] * len(self.arrays), Prices(dsp=0.01, bram=1.0, lut=1e-5))
-        assert found is not None
-        return self._parted(found[1])
+        return self._parted(self._smallest()[1])
+
+    def may_fit(self, budget: Resources) -> bool:
+        """Whether anything could fit: what does is no dearer than the budget, at any prices."""
+        return MOSTLY_BLOCKS.of(self._smallest()[0]) <= (1 + SLACK) * MOSTLY_BLOCKS.of(budget)
 
     def least_cycles(self) -> int:
         """No pace below this is of use: half the multiplications of the largest array with all

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -84,3 +86,15 @@ def test_what_fits_nothing_is_the_smallest(tiny):
     found = plan(tiny, Resources(dsp=5, bram=5, lut=100), max_width=96)
     assert not fits(found.resources, Resources(dsp=5, bram=5, lut=100))
     assert found.cycles_per_frame > 0
+
+
+def test_what_cannot_fit_is_not_searched_for(narrow):
+    """And what fits is never taken for something that cannot."""
+    search = Search([Part(narrow, 288)], BACKENDS, device=ECP5)
+    (least,) = search.smallest()
+    used = Pipeline(narrow, least).resources(ECP5)
+    assert search.may_fit(used)
+    plenty = Resources(dsp=120, bram=120, lut=50_000)
+    assert search.may_fit(plan(narrow, plenty, max_width=288).resources)
+    assert not search.may_fit(replace(used, bram=used.bram // 2))
+    assert not search.may_fit(Resources(dsp=1, bram=1, lut=1))
