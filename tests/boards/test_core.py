@@ -24,7 +24,7 @@ from lichen.boards.generate import generate
 from lichen.cli import main
 from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.network.description import Activation, Network
-from lichen.network.random import StageShape, random_transform
+from lichen.network.random import StageShape, random_hyperprior, random_transform
 from lichen.sim.verilator import verilator_root
 
 FOLDING = Folding(
@@ -205,24 +205,8 @@ def test_a_queue_of_another_depth_is_told(tmp_path, depth, sentence) -> None:
 
 def test_two_cores_of_different_networks_lint_in_one_design(tmp_path) -> None:
     one, other = (make(tmp_path / f"core{seed}", seed=seed) for seed in (5, 6))
-    both = tmp_path / "both"
-    both.mkdir()
-    heads, wires = [], []
-    for name in ("net5", "net6"):
-        head = (tmp_path / f"core{name[3:]}" / f"{name}.v").read_text()
-        found = re.findall(r"^    (input|output) wire (\[\d+:0\] )?(\w+),?$", head, re.M)
-        links = []
-        for direction, size, port in found:
-            if port in ("clk", "rst"):
-                links.append(f".{port}({port})")
-            else:
-                heads.append(f"{direction} wire {size}{name}_{port}")
-                links.append(f".{port}({name}_{port})")
-        wires.append(f"  {name} {name}_core ({', '.join(links)});")
-    top = "module both (input wire clk, input wire rst, " + ", ".join(heads) + ");\n"
-    top += "\n".join(wires) + "\nendmodule\n"
-    (both / "both.v").write_text(top)
-    assert lint(both, "both", one, other) == ""
+    (tmp_path / "both.v").write_text(both(one, other))
+    assert lint(tmp_path, "both", one, other) == ""
 
 
 @pytest.mark.slow
@@ -284,3 +268,126 @@ def test_axi_cores_say_what_they_want() -> None:
 
 def test_names_are_made_of_networks_and_transforms() -> None:
     assert Core.make(design(), "portable").top == "net5_g_a"
+
+
+@pytest.mark.parametrize(
+    "name", ["h_s", *(pytest.param(n, marks=pytest.mark.slow) for n in ("g_a", "g_s", "h_a"))]
+)
+def test_every_transform_makes_a_core(tmp_path, name) -> None:
+    """Its Verilog lints, and its bench passes."""
+    network = random_hyperprior(1, n=2, m=3)
+    array = ArrayFolding(chain_length=1, lanes=1)
+    stages = [
+        StageFolding(
+            chains=1,
+            convolution=array,
+            normalization=None if stage.normalization is None else array,
+        )
+        for stage in network.transform(name).stages
+    ]
+    fold = Folding(max_width=64, stages=stages)
+    folder = tmp_path / "core"
+    generate(Design.make(network, name, fold), None, folder, target="portable", top="it")
+    assert lint(folder, "it") == ""
+    status, text = run_bench(folder, "icarus", timeout=1500)
+    assert status == 0, text
+
+
+BOTH = """
+import sys
+from pathlib import Path
+
+import cocotb
+import numpy as np
+from cocotb.clock import Clock
+from cocotb.triggers import ClockCycles, FallingEdge, RisingEdge
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "one" / "test"))
+import json
+
+from golden import difference, stream_format
+from streams import Monitor, Sink, Source, never, sometimes
+
+
+async def run(dut, folder, top, seed):
+    interface = json.loads((folder / "interface.json").read_text())
+    vectors = np.load(folder / "test" / "vectors.npz")
+    last = interface["stages"][-1]["name"]
+    port = lambda name: getattr(dut, f"{top}_{name}")
+    source = Source(dut.clk, port("i__payload"), port("i__valid"), port("i__ready"), never())
+    monitor = Monitor(top, port("o__payload"), port("o__valid"), port("o__ready"))
+    cocotb.start_soon(Sink(dut.clk, port("o__ready"), sometimes(seed)).run())
+
+    async def watch():
+        while True:
+            await FallingEdge(dut.clk)
+            monitor.look(0)
+
+    cocotb.start_soon(watch())
+    await ClockCycles(dut.clk, interface["reset"]["cycles"])
+    dut.rst.value = 0
+    wanted = []
+    for frame in interface["golden"]:
+        tensor = vectors[frame["name"] + "_input"]
+        size = {port("width"): tensor.shape[1], port("height"): tensor.shape[0]}
+        beats = stream_format(interface["streams"]["i"]).pack(tensor)
+        await source.send(beats, [size] * len(beats))
+        wanted.append(vectors[f"{frame['name']}_{last}"])
+    form = stream_format(interface["streams"]["o"])
+    beats = sum(t.shape[0] * t.shape[1] for t in wanted) * form.beats
+    while len(monitor.beats) < beats:
+        await RisingEdge(dut.clk)
+    assert not difference(top, wanted, monitor.beats, form)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def both_are_right(dut):
+    cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
+    dut.rst.value = 1
+    one = cocotb.start_soon(run(dut, HERE / "one", "net5", 1))
+    await run(dut, HERE / "other", "net6", 2)
+    await one
+
+
+def test_both():
+    from cocotb_tools.runner import get_runner
+
+    runner = get_runner("icarus")
+    sources = [HERE / "both.v", *HERE.glob("one/*.v"), *HERE.glob("other/*.v")]
+    scale = ("1ns", "1ps")
+    runner.build(
+        sources=sources, hdl_toplevel="both", build_dir=HERE / "build", timescale=scale
+    )
+    runner.test(
+        hdl_toplevel="both", test_module="test_both", build_dir=HERE / "build", test_dir=HERE
+    )
+"""
+
+
+def both(one: Path, other: Path) -> str:
+    """A module with both cores, their ports side by side."""
+    heads, cores = [], []
+    for folder, name in ((one, "net5"), (other, "net6")):
+        links = []
+        text = (folder / f"{name}.v").read_text()
+        for way, size, port in re.findall(
+            r"^    (input|output) wire (\[\d+:0\] )?(\w+),?$", text, re.M
+        ):
+            own = port if port in ("clk", "rst") else f"{name}_{port}"
+            links.append(f".{port}({own})")
+            if own != port:
+                heads.append(f"{way} wire {size}{own}")
+        cores.append(f"  {name} {name}_core ({', '.join(links)});\n")
+    ports = ", ".join(["input wire clk", "input wire rst", *heads])
+    return f"module both ({ports});\n{''.join(cores)}endmodule\n"
+
+
+@pytest.mark.slow
+def test_two_cores_of_different_networks_run_side_by_side(tmp_path) -> None:
+    one, other = make(tmp_path / "one", seed=5), make(tmp_path / "other", seed=6)
+    (tmp_path / "both.v").write_text(both(one, other))
+    (tmp_path / "test_both.py").write_text(BOTH)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_both.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-4000:]
