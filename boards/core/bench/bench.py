@@ -31,6 +31,9 @@ class Bench:
         self.dut = dut
         self.cycle = 0
         self.moved = 0  # when a beat last moved anywhere
+        self.expecting = False  # whether beats have to move
+        # A core in which nothing moves for as long as the longest frame takes hangs.
+        self.patience = max(frame["cycles"] for frame in INTERFACE["golden"]) + 1000
         cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
         self.connect(idle or never(), backpressure or never())
         self.formats: dict[str, Format] = {}
@@ -50,9 +53,15 @@ class Bench:
         """Drive the core's ports; sets ``input`` and ``output``, monitors of its two streams."""
         raise NotImplementedError
 
+    async def drive(self, frame: Frame) -> None:
+        """Put a frame into the core's input."""
+        raise NotImplementedError
+
     async def send(self, frame: Frame) -> None:
         """Send a frame."""
-        raise NotImplementedError
+        self.moved = self.cycle
+        self.expecting = True
+        await self.drive(frame)
 
     async def _watch(self) -> None:
         while True:
@@ -61,6 +70,8 @@ class Bench:
             for stream in self.streams:
                 if stream.look(self.cycle):
                     self.moved = self.cycle
+            if self.expecting and self.cycle - self.moved > self.patience:
+                raise AssertionError(self.hang())
 
     async def reset(self) -> None:
         """Hold the reset as long as the core wants: what is on its way drains meanwhile."""
@@ -68,26 +79,20 @@ class Bench:
         for _ in range(INTERFACE["reset"]["cycles"]):
             await RisingEdge(self.dut.clk)
         self.dut.rst.value = 0
+        self.expecting = False
         for stream in self.streams:
             stream.forget()
 
-    async def check(self, frames: Sequence[Frame], *, patience: int | None = None) -> None:
-        """Wait until all outputs of frames have come, and compare those of every stage.
-
-        A core in which nothing moves for ``patience`` cycles hangs. Without, that is as long as
-        the longest frame takes.
-        """
-        if patience is None:
-            patience = max(f["cycles"] for f in INTERFACE["golden"]) + 1000
+    async def check(self, frames: Sequence[Frame]) -> None:
+        """Wait until all outputs of frames have come, and compare those of every stage."""
         form = stream_format(INTERFACE["streams"]["o"])
         last = list(frames[-1].stages)[-1]
         wanted = sum(f.stages[last].shape[0] * f.stages[last].shape[1] for f in frames)
         self.moved = self.cycle
+        self.expecting = True
         while len(self.output.beats) < wanted * form.beats:
             await RisingEdge(self.dut.clk)
-            if self.cycle - self.moved > patience:
-                self.compare(frames)
-                raise AssertionError(self.hang(patience))
+        self.expecting = False
         for _ in range(50):  # what should not come would come now
             await RisingEdge(self.dut.clk)
         self.compare(frames)
@@ -103,7 +108,7 @@ class Bench:
         problem = difference("o", wanted, self.output.beats, form)
         assert not problem, problem
 
-    def hang(self, patience: int) -> str:
+    def hang(self) -> str:
         """Which stage is stuck, and what all streams do."""
         first = next(
             (s for s in self.streams[:-1] if s.valid.value == 1 and s.ready.value != 1), None
@@ -113,4 +118,4 @@ class Bench:
             behind = self.streams[self.streams.index(first) + 1]
             waits = f"stage {behind.name} does not take what {first.name} offers"
         states = "; ".join(stream.state() for stream in self.streams)
-        return f"the core hangs: nothing has moved for {patience} cycles; {waits} ({states})"
+        return f"the core hangs: nothing has moved for {self.patience} cycles; {waits} ({states})"

@@ -51,7 +51,7 @@ class Bench(bench.Bench):
         """Read a register."""
         return await self.lite.read_dword(REGISTERS[name])
 
-    async def send(self, frame: Frame) -> None:
+    async def drive(self, frame: Frame) -> None:
         """Send a frame. The register `size` is for frames that begin after it is written, so the
         frames before have to be in."""
         if frame.size != self.size:

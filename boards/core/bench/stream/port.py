@@ -22,7 +22,7 @@ class Bench(bench.Bench):
         self.output = Monitor("o", dut.o__payload, dut.o__valid, dut.o__ready)
         cocotb.start_soon(Sink(dut.clk, dut.o__ready, backpressure).run())
 
-    async def send(self, frame: Frame) -> None:
+    async def drive(self, frame: Frame) -> None:
         """Send a frame. Its size stands beside its first beat; with the others it is ignored."""
         beats = stream_format(INTERFACE["streams"]["i"]).pack(frame.tensor)
         width, height = frame.size
