@@ -35,6 +35,8 @@ class CoreShape:
         P, and the Q = chains x chain_length channels computed together.
     array_latency : int
         `SystolicArray.latency`.
+    least_group : int
+        Cycles that what feeds it wants a group to take at least.
     """
 
     channels: int
@@ -43,15 +45,21 @@ class CoreShape:
     chains: int
     chain_length: int
     array_latency: int = 0
+    least_group: int = 1
 
     @property
     def passes(self) -> int:
         """Passes per group."""
         return ceil_div(self.channels, self.chains * self.chain_length)
 
+    @property
+    def least_pass(self) -> int:
+        """Cycles per pass at least: a drain chain may need more than a pass has steps."""
+        return max(self.chain_length, ceil_div(self.least_group, self.passes))
+
     def pass_cycles(self, steps: int) -> int:
-        """Cycles per pass of so many steps: a drain chain may need more than a pass has steps."""
-        return max(steps, self.chain_length)
+        """Cycles per pass of so many steps."""
+        return max(steps, self.least_pass)
 
     @property
     def group_cycles(self) -> tuple[int, ...]:
@@ -160,6 +168,8 @@ class Core(Gateware):
         What multiplies.
     phases : Phases or None
         How the steps are parted; None for a convolution without phases.
+    least_group : int
+        As of a `CoreShape`.
 
     Members
     -------
@@ -191,6 +201,7 @@ class Core(Gateware):
         chain_length: int,
         backend: Backend = Backend.PORTABLE,
         phases: Phases | None = None,
+        least_group: int = 1,
     ):
         check_positive(pixels=pixels, chains=chains, chain_length=chain_length)
         if weights.ndim != 3:
@@ -226,6 +237,7 @@ class Core(Gateware):
             chains=chains,
             chain_length=chain_length,
             array_latency=self.array.latency,
+            least_group=least_group,
         )
         super().__init__(
             wiring.Signature(

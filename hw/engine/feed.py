@@ -67,6 +67,10 @@ class Phases:
 
 ONE_STEP = Phases.one(1)
 
+LEAST_GROUP = 3
+"""Cycles a window wants a group to take at least. The strobe of a start comes to it through a
+register, for it is made far away; what the next group reads follows a cycle later still."""
+
 
 class FeedSignature(wiring.Signature):
     """Operands and control of a multiplier array, as its feeder sees it.
@@ -116,7 +120,9 @@ class Sequencer:
     """The part all feeders share: when groups start and which step is issued.
 
     Built inside a feeder's ``elaborate``. The feeder drives `ready` (the next group's inputs
-    are there) and reads the strobes.
+    are there) and reads the strobes. Of these `start` alone is not a register or two of them: it
+    waits for the window and for the drain. `free` says that it may come, whether it does or not:
+    what the first step of a group reads can be laid ready by that.
 
     Parameters
     ----------
@@ -135,6 +141,7 @@ class Sequencer:
         self.start = Signal(name="seq_start")
         self.step = Signal(name="seq_step")
         self.done = Signal(name="seq_done")
+        self.free = free = Signal(init=1, name="seq_free")  # idle, or in a group's last cycle
         active = Signal(name="seq_active")
         index = Signal(range(steps), name="seq_index")
         number = Signal(range(passes), name="seq_pass")
@@ -143,13 +150,9 @@ class Sequencer:
         pass_done = Signal(name="seq_pass_done")
         # What a start depends on lies ready in registers: its strobe goes far.
         first_step, first_pass = Signal(init=1, name="seq_first_step"), Signal(init=1)
-        free = Signal(init=1, name="seq_free")  # not active, or in the last cycle of a group
-        ending = Signal(name="seq_ending")  # the next cycle is that
-        m.d.comb += [
-            self.done.eq(pass_done & self.last_pass),
-            self.start.eq(self.ready & feed.bank_free & free),
-        ]
-        m.d.sync += free.eq((free & ~self.start) | ending)
+        ending = Signal(name="seq_ending")  # the next cycle is the last of a group
+        m.d.comb += self.start.eq(self.ready & feed.bank_free & free)
+        m.d.sync += [free.eq((free & ~self.start) | ending), self.done.eq(ending)]
         if gap_cycles:
             gap = Signal(range(gap_cycles + 1), name="seq_gap")
             m.d.comb += [
@@ -208,7 +211,7 @@ class PhaseSequencer:
     passes : int
         Of every phase.
     phases : Phases
-    chain_length : int
+    least_pass : int
         Cycles between the ends of two passes, at least.
     feed : flow of a `FeedSignature`
     row : Value
@@ -221,12 +224,12 @@ class PhaseSequencer:
         *,
         passes: int,
         phases: Phases,
-        chain_length: int,
+        least_pass: int,
         feed: Any,
         row: Value,
     ):
         steps = phases.steps
-        group_cycles = [sum(passes * max(n, chain_length) for n in row) for row in steps]
+        group_cycles = [sum(passes * max(n, least_pass) for n in row) for row in steps]
         self.ready = Signal(name="seq_ready")
         self.start = Signal(name="seq_start")
         self.step = Signal(name="seq_step")
@@ -237,7 +240,7 @@ class PhaseSequencer:
 
         # Every signal has a bit at least: in Verilog one of none has two, and may run free.
         # A group takes the cycles it takes; what a start depends on lies ready in registers.
-        free = Signal(init=1, name="seq_free")  # idle, or in the last cycle of a group
+        self.free = free = Signal(init=1, name="seq_free")  # idle, or in a group's last cycle
         left = Signal(range(max(group_cycles) + 1), name="seq_cycles_left")
         ending = Signal(name="seq_ending")  # the next cycle is the last of a group
         of_one_cycle = Signal(name="seq_of_one_cycle")
@@ -270,7 +273,7 @@ class PhaseSequencer:
         column_next = Mux(self.start, 0, self.column + last_pass)[: len(self.column)]
         after = Signal.like(index, name="seq_steps_after")  # the first one of the next pass
         m.d.comb += after.eq(_choose([[n - 1 for n in r] for r in steps], row_next, column_next))
-        gaps = [[max(0, chain_length - n) for n in r] for r in steps]
+        gaps = [[max(0, least_pass - n) for n in r] for r in steps]
         gap = Signal(range(max(2, max(map(max, gaps)) + 1)), name="seq_gap")
         m.d.comb += self.step.eq(active & (gap == 0))
         with m.If(gap != 0):

@@ -20,7 +20,7 @@ from amaranth.lib.wiring import In, Out
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
 from lichen.hw.device.memory import Ram
-from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, PhaseSequencer, Sequencer
+from lichen.hw.engine.feed import FEED_LATENCY, LEAST_GROUP, FeedSignature, PhaseSequencer, Sequencer
 from lichen.hw.engine.window_shape import WindowShape
 from lichen.network.geometry import Geometry
 
@@ -147,8 +147,8 @@ class RowBuffer(Gateware):
         S, channels per step and per beat of the input.
     pixels : int
         P.
-    passes, chain_length : int
-        As the core has them.
+    passes, least_pass : int
+        As the core has them; a group takes `LEAST_GROUP` cycles at least.
     max_width : int
         Widest input, in pixels.
     rows : int or None
@@ -177,12 +177,12 @@ class RowBuffer(Gateware):
         lanes: int,
         pixels: int,
         passes: int,
-        chain_length: int,
+        least_pass: int,
         max_width: int,
         rows: int | None = None,
     ):
         check_positive(kernel=geometry.kernel, stride=geometry.stride, channels=channels)
-        check_positive(lanes=lanes, pixels=pixels, passes=passes, chain_length=chain_length)
+        check_positive(lanes=lanes, pixels=pixels, passes=passes, least_pass=least_pass)
         check_positive(max_width=max_width)
         self.shape = shape = WindowShape(
             geometry=geometry,
@@ -192,9 +192,12 @@ class RowBuffer(Gateware):
             max_width=max_width,
             slots=rows,
         )
-        self.a_shape, self.passes, self.chain_length = Shape.cast(a_shape), passes, chain_length
+        self.a_shape, self.passes, self.least_pass = Shape.cast(a_shape), passes, least_pass
         if shape.rows < shape.least_rows:
             raise ValueError(f"rows must be at least {shape.least_rows}, not {rows!r}")
+        passes_of_rows = (sum(max(n, least_pass) for n in row) for row in shape.phases.steps)
+        if passes * min(passes_of_rows) < LEAST_GROUP:
+            raise ValueError(f"a group must take at least {LEAST_GROUP} cycles; raise least_pass")
         if max_width >= 1 << SIZE_BITS:
             raise ValueError(f"max_width must fit {SIZE_BITS} bits, not be {max_width!r}")
         feed = FeedSignature(shape=self.a_shape, pixels=pixels, lanes=lanes, phases=shape.phases)

@@ -61,7 +61,7 @@ class TransposedWindow(RowBuffer):
             m,
             passes=self.passes,
             phases=shape.phases,
-            chain_length=self.chain_length,
+            least_pass=self.least_pass,
             feed=self.feed,
             row=nxt.phase,
         )
@@ -72,12 +72,14 @@ class TransposedWindow(RowBuffer):
         need_x = Signal(COORDINATE, init=first + pixels - 1)
         need_y = Signal(COORDINATE, init=first)
         exhausted = Signal()  # the last group of the frame has started
-        # Groups start two cycles apart at least (`available`), so these may come a cycle late.
+        # Groups start `LEAST_GROUP` cycles apart, so all this may come some cycles late.
+        started = Signal()
         row_end, bottom_end = Signal(reset_less=True), Signal(reset_less=True)
         count, head = Signal.like(self.feed.count, reset_less=True), Signal(reset_less=True)
         most = pixels * stride
         few = remaining <= most
         m.d.sync += [
+            started.eq(seq.start),
             row_end.eq(few),
             bottom_end.eq(nxt.row == frame.last_row),
             count.eq(Mux(few, remaining, most)),
@@ -86,11 +88,11 @@ class TransposedWindow(RowBuffer):
         m.d.comb += [self.feed.count.eq(count), self.feed.head.eq(head)]
         available = Signal()
         arrived = at.written | (at.wy > need_y) | ((at.wy == need_y) & (at.wx > need_x))
-        m.d.sync += available.eq(~seq.start & ~exhausted & arrived)
+        m.d.sync += available.eq(~started & ~exhausted & arrived)
         m.d.comb += seq.ready.eq(available)
         last_phase = nxt.phase == stride - 1
         last_base = shape.bank_words - shape.row_words
-        with m.If(seq.start):
+        with m.If(started):
             m.d.sync += [
                 left_valid.eq(1),
                 left.eq(remaining - most),
@@ -159,7 +161,7 @@ class TransposedWindow(RowBuffer):
                     *(beat.eq(0), tap.eq(0), x.eq(now.x), rotation.eq(first_rotation)),
                     *(offset.eq(now.offset), y.eq(now.y), base.eq(now.base)),
                 ]
-        with m.If(seq.start):
+        with m.If(seq.free):  # a start finds all of it there
             m.d.sync += [now.eq(nxt), offset.eq(nxt.offset), base.eq(nxt.base)]
             m.d.sync += [x.eq(nxt.x), y.eq(nxt.y)]
         return Reading(x, y, base, offset, rotation)

@@ -35,7 +35,7 @@ class Window(RowBuffer):
             m,
             passes=self.passes,
             steps=steps,
-            pass_cycles=max(steps, self.chain_length),
+            pass_cycles=max(steps, self.least_pass),
             feed=self.feed,
         )
         slot0 = -pad % shape.rows * shape.row_words
@@ -56,11 +56,13 @@ class Window(RowBuffer):
         need_x = Signal(COORDINATE, init=(pixels - 1) * st + k - 1)
         need_y = Signal(COORDINATE, init=k - 1)
         exhausted = Signal()  # the last group of the frame has started
-        # Groups start two cycles apart at least (`available`), so these may come a cycle late.
+        # Groups start `LEAST_GROUP` cycles apart, so all this may come some cycles late.
+        started = Signal()
         row_end, bottom_end = Signal(reset_less=True), Signal(reset_less=True)
         count = Signal.like(self.feed.count, reset_less=True)
         few = remaining <= pixels
         m.d.sync += [
+            started.eq(seq.start),
             row_end.eq(few),
             bottom_end.eq(nxt.row == frame.last_row),
             count.eq(Mux(few, remaining, pixels)),
@@ -68,7 +70,7 @@ class Window(RowBuffer):
         m.d.comb += self.feed.count.eq(count)
         available = Signal()
         m.d.sync += available.eq(
-            ~seq.start
+            ~started
             & ~exhausted
             & (at.written | (at.wy > need_y) | ((at.wy == need_y) & (at.wx > need_x)))
         )
@@ -78,7 +80,7 @@ class Window(RowBuffer):
         m.d.comb += next_base.eq(
             Mux(nxt.base >= wrap, nxt.base - wrap, nxt.base + st * shape.row_words)
         )
-        with m.If(seq.start):
+        with m.If(started):
             m.d.sync += [
                 left_valid.eq(1),
                 left.eq(remaining - pixels),
@@ -141,7 +143,7 @@ class Window(RowBuffer):
                     ]
                     with m.If(ky == k - 1):
                         m.d.sync += [ky.eq(0), y.eq(now.y), base.eq(now.base)]
-        with m.If(seq.start):
+        with m.If(seq.free):  # a start finds all of it there
             m.d.sync += [now.eq(nxt), offset.eq(nxt.offset), base.eq(nxt.base)]
             m.d.sync += [x.eq(nxt.x), y.eq(nxt.y)]
         return Reading(x, y, base, offset, rotation)

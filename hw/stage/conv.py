@@ -17,7 +17,7 @@ from lichen.hw.device.gateware import Gateware, check_positive, lanes_of, shape_
 from lichen.hw.device.memory import CreditFifo, fifo_depth
 from lichen.hw.engine.core import Core
 from lichen.hw.engine.element import Backend
-from lichen.hw.engine.feed import Phases
+from lichen.hw.engine.feed import LEAST_GROUP, Phases
 from lichen.hw.engine.normalize import norm_payload
 from lichen.hw.engine.regroup import Regroup
 from lichen.hw.engine.requantize import Requantize
@@ -137,6 +137,7 @@ class ConvUnit(StageUnit):
             chain_length=chain_length,
             backend=backend,
             phases=window_phases(convolution.geometry, ceil_div(channels, lanes)),
+            least_group=LEAST_GROUP,
         )
         window = self.window(
             geometry=convolution.geometry,
@@ -145,7 +146,7 @@ class ConvUnit(StageUnit):
             lanes=lanes,
             pixels=pixels,
             passes=core.shape.passes,
-            chain_length=chain_length,
+            least_pass=core.shape.least_pass,
             max_width=max_width,
         )
         # Here the layers meet: whoever sends and the window may be far apart.
@@ -198,6 +199,7 @@ class Convolution(UnitKind):
     """What plain and transposed convolutions have in common."""
 
     slot = "convolution"
+    least_group = LEAST_GROUP
 
     @property
     def in_channels(self) -> int:

@@ -58,6 +58,9 @@ class UnitKind(ABC):
     def fits(stage: Stage) -> bool:
         """Whether the stage has a unit of this kind."""
 
+    least_group: ClassVar[int] = 1
+    """Cycles that its feeder wants a group to take at least."""
+
     @property
     def name(self) -> str:
         """Of the unit, within its transform: one of `Stage.units`, or its own."""
@@ -124,6 +127,7 @@ class UnitKind(ABC):
                 chains=chains,
                 chain_length=folding.chain_length,
                 array_latency=array_latency(element, folding.chain_length),
+                least_group=self.least_group,
             )
         return self._shapes[key]
 

@@ -260,8 +260,8 @@ MUTANTS = [
     Mutant(
         "a pass of phases waits a cycle less than its chain",
         "hw/engine/feed.py",
-        "gaps = [[max(0, chain_length - n) for n in r] for r in steps]",
-        "gaps = [[max(0, chain_length - 1 - n) for n in r] for r in steps]",
+        "gaps = [[max(0, least_pass - n) for n in r] for r in steps]",
+        "gaps = [[max(0, least_pass - 1 - n) for n in r] for r in steps]",
         TRANSPOSED,
         "TransposedWindow",
     ),

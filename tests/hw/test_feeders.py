@@ -255,7 +255,7 @@ def window(shape: Shape, max_width: int) -> Window:
         lanes=shape.lanes,
         pixels=shape.pixels,
         passes=shape.passes,
-        chain_length=shape.pass_cycles,
+        least_pass=shape.pass_cycles,
         max_width=max_width,
     )
 
@@ -335,7 +335,7 @@ WINDOWS = {
     "4x4 s3, a gap": Shape(1, 1, 1, gap=3, kernel=4, stride=3, padding=1),
     "2x2 s4, rows unused": Shape(3, 1, 2, kernel=2, stride=4),
     "3x3 s2, lopsided": Shape(2, 1, 4, gap=1, passes=2, kernel=3, stride=2),
-    "1x1": Shape(2, 2, 2, kernel=1),
+    "1x1": Shape(2, 2, 2, gap=2, kernel=1),
 }
 WIDEST = 9
 SIZES = [(WIDEST, 7), (5, 4), (5, 4), (4, 9), (WIDEST, 3)]
@@ -355,8 +355,7 @@ class TestWindow:
         shape = WINDOWS[name]
         frame = frames_of(shape, [(WIDEST, shape.kernel)])
         _, watch = run(window(shape, WIDEST), shape, frame, blocked=True)
-        apart = max(2, shape.group_cycles)  # there is a bubble behind a group of one cycle
-        assert set(np.diff(watch.starts)) == {apart}, "Window"
+        assert set(np.diff(watch.starts)) == {shape.group_cycles}, "Window"
 
     @pytest.mark.parametrize("name", WINDOWS)
     def test_it_holds_its_rows(self, name: str) -> None:
@@ -381,7 +380,8 @@ class TestWindow:
                 (field, 0, TypeError, f"{field} must be a positive integer, not 0")
                 for field in ("kernel", "stride", "channels", "lanes", "pixels", "passes")
             ),
-            ("chain_length", 0, TypeError, "chain_length must be a positive integer, not 0"),
+            ("least_pass", 0, TypeError, "least_pass must be a positive integer, not 0"),
+            ("kernel", 1, ValueError, "a group must take at least 3 cycles; raise least_pass"),
             ("max_width", 1 << 16, ValueError, "max_width must fit 16 bits, not be 65536"),
             ("rows", 3, ValueError, "rows must be at least 4, not 3"),
         ],
@@ -389,7 +389,7 @@ class TestWindow:
     def test_parameters(self, field: str, value: int, error: type, message: str) -> None:
         right: dict[str, Any] = {
             **{"channels": 2, "a_shape": signed(4), "lanes": 1, "pixels": 1, "passes": 1},
-            **{"chain_length": 18, "max_width": 8},
+            **{"least_pass": 1, "max_width": 8},
         }
         geometry = {"kernel": 3, "stride": 1, "padding": 1}
         assert Window(geometry=Geometry(**geometry), **right).shape.rows == 4

@@ -122,7 +122,7 @@ def window(shape: Shape, max_width: int, rows: int | None = None) -> TransposedW
         lanes=shape.lanes,
         pixels=shape.pixels,
         passes=shape.passes,
-        chain_length=shape.chain_length,
+        least_pass=shape.chain_length,
         max_width=max_width,
         rows=rows,
     )
@@ -253,7 +253,7 @@ class TestTransposedWindow:
     def test_parameters(self, change: dict[str, int], message: str) -> None:
         right = {
             **{"geometry": SHAPES["5x5 s2"].geometry, "channels": 2, "a_shape": unsigned(4)},
-            **{"lanes": 1, "pixels": 1, "passes": 1, "chain_length": 1, "max_width": 8},
+            **{"lanes": 1, "pixels": 1, "passes": 1, "least_pass": 3, "max_width": 8},
         }
         with pytest.raises((TypeError, ValueError), match=message):
             TransposedWindow(**(right | change))
