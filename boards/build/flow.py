@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lichen.boards.build.cluster import Cluster
 from lichen.boards.build.folder import complete_folder
 from lichen.boards.build.report import OutputError, Placed
 from lichen.boards.build.toolchain import CLOCK_NET, Aim, Places, Toolchain
@@ -144,6 +145,7 @@ def build(
     folder: Path,
     seed: int = 1,
     seeds: int = 1,
+    cluster: Cluster | None = None,
     placer: str | None = None,
     floorplan: int | None = 1,
     any_clock: bool = False,
@@ -170,6 +172,8 @@ def build(
     seeds : int
         How many seeds to try, ``seed`` the first of them; the fastest result is kept. As many
         run at once as there are processors.
+    cluster : Cluster or None
+        Place and route there instead.
     placer : str or None
         One of the toolchain's; None spreads what is `CROWDED` and has no floorplan.
     floorplan : int or None
@@ -216,6 +220,7 @@ def build(
             target=pll,
             folder=part,
             seeds=tuple(range(seed, seed + seeds)),
+            cluster=cluster,
             placer=placer,
             floorplan=floorplan,
             any_clock=any_clock,
@@ -247,6 +252,7 @@ class _Run:
     target: Clock
     folder: Path
     seeds: tuple[int, ...]
+    cluster: Cluster | None
     placer: str | None
     floorplan: int | None
     any_clock: bool
@@ -318,19 +324,38 @@ class _Run:
         Returns the highest frequency of every seed.
         """
         toolchain, several = self.toolchain, len(self.seeds) > 1
+        suffixes = {seed: f".{seed}" if several else "" for seed in self.seeds}
+        logs = {
+            seed: self.logs / f"{toolchain.place_and_route.name}.log{suffix}"
+            for seed, suffix in suffixes.items()
+        }
 
-        def attempt(seed: int) -> float:
-            suffix = f".{seed}" if several else ""
+        def attempt(seed: int) -> None:
             run(
-                toolchain.seeded(command, seed, suffix),
+                toolchain.seeded(command, seed, suffixes[seed]),
                 folder=self.folder,
-                log=self.logs / f"{toolchain.place_and_route.name}.log{suffix}",
+                log=logs[seed],
                 progress=self.progress,
                 note=toolchain.note,
             )
-            return self._placed(f"{toolchain.placement}{suffix}").fmax_mhz
 
-        achieved = dict(zip(self.seeds, concurrently(attempt, self.seeds), strict=True))
+        if self.cluster is None:
+            concurrently(attempt, self.seeds)
+        else:
+            written = (toolchain.placement, *toolchain.results(command))
+            self.cluster.run(
+                tool=toolchain.place_and_route,
+                arguments=[toolchain.seeded(command, *own)[1:] for own in suffixes.items()],
+                results=[[f"{name}{own}" for name in written] for own in suffixes.values()],
+                logs=list(logs.values()),
+                inputs=toolchain.inputs(command),
+                folder=self.folder,
+                progress=self.progress,
+            )
+        achieved = {
+            seed: self._placed(f"{toolchain.placement}{suffix}").fmax_mhz
+            for seed, suffix in suffixes.items()
+        }
         if several:
             best = max(self.seeds, key=lambda seed: achieved[seed])
             placed = self.folder / toolchain.placement

@@ -82,6 +82,9 @@ class Toolchain(Protocol):
     def seeded(self, command: Sequence[str], seed: int, suffix: str) -> list[str]:
         """The command of place and route with another seed, its results under ``NAME{suffix}``."""
 
+    def inputs(self, command: Sequence[str]) -> tuple[str, ...]:
+        """Files in a build's folder that the command of place and route reads."""
+
     def results(self, command: Sequence[str]) -> tuple[str, ...]:
         """Files that the command of place and route writes for others; the routed design first."""
 

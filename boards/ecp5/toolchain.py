@@ -112,8 +112,11 @@ class ECP5Toolchain:
             _replace(own, option, f"{_option(own, option)}{suffix}")
         return own
 
+    def inputs(self, command: Sequence[str]) -> tuple[str, ...]:
+        return _options(command, "--json", "--lpf")
+
     def results(self, command: Sequence[str]) -> tuple[str, ...]:
-        return tuple(name for name in (_option(command, "--textcfg"),) if name is not None)
+        return _options(command, "--textcfg")
 
     def note(self, log: str) -> str:
         for line in reversed(log.splitlines()):
@@ -153,6 +156,12 @@ class ECP5Toolchain:
                 ],
             ),
         ]
+
+
+def _options(command: Sequence[str], *names: str) -> tuple[str, ...]:
+    """The values of those options that a command line has."""
+    values = (_option(command, name) for name in names)
+    return tuple(value for value in values if value is not None)
 
 
 def _option(command: Sequence[str], name: str) -> str | None:

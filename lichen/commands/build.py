@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ from lichen.errors import UserError
 
 if TYPE_CHECKING:
     from lichen.boards.board import Board
+    from lichen.boards.build.flow import Report
     from lichen.boards.design import Design
 
 
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
     help="Place and route with N seeds, beginning with --seed, as many at once as there are "
     "processors, and keep the fastest.",
+)  # fmt: skip
+@click.option(
+    "--scheduler", metavar="ADDRESS",
+    help="Place and route on the workers of a Dask cluster, a seed each [default: here].",
 )  # fmt: skip
 @click.option(
     "--placer", type=click.Choice(["heap", "static"]),
@@ -86,6 +91,7 @@ def command(
     clock: float | None,
     seed: int,
     seeds: int,
+    scheduler: str | None,
     placer: str | None,
     floorplan_seed: int,
     no_floorplan: bool,
@@ -113,7 +119,7 @@ def command(
     """
     from lichen.boards import board as boards
     from lichen.boards.build.achieved import expected_clock
-    from lichen.boards.build.flow import BuildFailedError, build
+    from lichen.boards.build.flow import BuildFailedError
     from lichen.boards.build.tools import Progress
     from lichen.boards.design import Bitstream
     from lichen.models import load_network
@@ -125,6 +131,8 @@ def command(
     names = _options.names_of(transform_name)
     if unit is not None and len(names) > 1:
         raise UserError("--unit builds a unit of one transform; name only that.")
+    if unit is not None and scheduler is not None:
+        raise UserError("--unit is built here; leave out --scheduler.")
     network = load_network(net)
     found = _options.designs_of(network, names, board, max_width, multipliers, folding_file)
     design = Bitstream(designs=tuple(found))
@@ -145,7 +153,8 @@ def command(
     if clock is not None and abs(pll.output_mhz - clock) > 1e-3:
         click.echo(f"clock: {pll.output_mhz:g} MHz is the nearest below {clock:g}", err=True)
     try:
-        report = build(
+        report = _build(
+            scheduler,
             top=top,
             board=board,
             pll=pll,
@@ -188,6 +197,17 @@ def command(
         click.echo(f"lichen: {shortfall}", err=True)
         if not allow_timing_failure:
             sys.exit(1)
+
+
+def _build(scheduler: str | None, **arguments: Any) -> Report:
+    """`lichen.boards.build.flow.build`, on a cluster if there is one."""
+    from lichen.boards.build.cluster import connected
+    from lichen.boards.build.flow import build
+
+    if scheduler is None:
+        return build(**arguments)
+    with connected(scheduler) as cluster:
+        return build(cluster=cluster, **arguments)
 
 
 def _check_plot(path: Path, *, without: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from lichen.errors import UserError
+from lichen import cluster
 from lichen.network.description import Network
 from lichen.quant.search.trial import Move, Problem, Trial, try_move
 
@@ -35,18 +35,7 @@ class Cluster:
     """
 
     def __init__(self, address: str) -> None:
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise UserError(
-                f"a cluster needs the cluster extra ({error.name} is missing); "
-                "install it with: pip install 'lichen[cluster]'"
-            ) from None
-        try:
-            self.client = Client(address, timeout="10s", set_as_default=False)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"there is no Dask scheduler at {address} ({reason}).") from None
+        self.client = cluster.connect(address)
         self._sent: tuple[str, Any] | None = None
 
     def trials(self, problem: Problem, network: Network, moves: Sequence[Move]) -> Iterable[Trial]:

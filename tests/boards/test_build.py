@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from lichen.boards.board import ULX3S_85F
+from lichen.boards.build.cluster import connected
 from lichen.boards.build.flow import BuildFailedError, Report, build
+from lichen.boards.build.tools import Tool
 from lichen.boards.design import check_fits
 from lichen.boards.ecp5.floorplan.place import Effort
 from lichen.boards.port.port import TransformPort
@@ -80,22 +82,79 @@ def test_a_complete_build(tmp_path, tools):
     assert not (tmp_path / "out.part").exists()
 
 
-def test_of_several_seeds_the_fastest_is_kept(tmp_path, tools):
+@pytest.fixture
+def marked_seeds(tools):
+    """Seed 5 of 4 to 6 is the fastest, and every seed leaves its mark in the result."""
     body = fakes.NEXTPNR % {"dsp": PLANNED.dsp, "bram": PLANNED.bram, "fmax": 0}
-    # Seed 5 is the fastest; every seed leaves its mark in the result.
     body = body.replace(
         '"achieved": 0.000000', '"achieved": {"4": 61.0, "5": 70.5, "6": 66.0}[seed]'
     )
     body = (
         "import sys\nseed = sys.argv[sys.argv.index('--seed') + 1]\n"
+        "if not open('top.json').read(): sys.exit('no netlist')\nprint('seed', seed)\n"
         + body
         + "pathlib.Path(sys.argv[sys.argv.index('--textcfg') + 1]).write_text(seed)\n"
     )
     check = "assert pathlib.Path('top.config').read_text() == '5'\n"
     tools(nextpnr_ecp5=body, ecppack=fakes.ECPPACK.replace("\npathlib", "\n" + check + "pathlib"))
+
+
+def test_of_several_seeds_the_fastest_is_kept(tmp_path, marked_seeds):
     report = run(tmp_path / "out", seed=4, seeds=3)
     assert (report.fmax_mhz, report.seed) == (70.5, 5)
     assert report.seeds == {"4": 61.0, "5": 70.5, "6": 66.0}
+
+
+@pytest.fixture
+def scheduler():
+    """The address of a cluster of two workers, threads of this process."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+def test_seeds_on_a_cluster(tmp_path, marked_seeds, scheduler):
+    """The same files and the same report as here, logs of every seed included."""
+    here = run(tmp_path / "here", seed=4, seeds=3)
+    with connected(scheduler) as cluster:
+        there = run(tmp_path / "there", seed=4, seeds=3, cluster=cluster)
+    assert (there.fmax_mhz, there.seed, there.seeds) == (here.fmax_mhz, here.seed, here.seeds)
+    for seed in (4, 5, 6):
+        name = f"logs/nextpnr-ecp5.log.{seed}"
+        assert (tmp_path / "there" / name).read_text() == f"seed {seed}\n"
+    files = [
+        {path.relative_to(tmp_path / side) for path in (tmp_path / side).rglob("*")}
+        for side in ("here", "there")
+    ]
+    assert files[0] == files[1]
+
+
+def test_what_fails_on_a_cluster(tmp_path, tools, scheduler, monkeypatch):
+    tools(nextpnr_ecp5="import sys\nsys.exit('ERROR: no place is left')")
+    with connected(scheduler) as cluster:
+        with pytest.raises(BuildFailedError, match=r"on a worker of .*: no place is left; see"):
+            run(tmp_path / "out", cluster=cluster)
+        (log,) = (tmp_path / "out.part" / "logs").glob("nextpnr-ecp5.log")
+        assert "no place is left" in log.read_text()
+        version = "1.2.3"
+
+        def another(tool, here=[True]):  # noqa: B006
+            return version if here and here.pop() else "9.9"
+
+        monkeypatch.setattr(Tool, "version", another)
+        with pytest.raises(BuildFailedError, match=r"nextpnr-ecp5 is 9\.9 there, and 1\.2\.3 here"):
+            run(tmp_path / "out", cluster=cluster)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nowhere"])
+def test_no_scheduler(monkeypatch, address):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("lichen.cluster.CONNECT_S", 1)
+    cluster = connected(address)
+    with pytest.raises(UserError, match=f"there is no Dask scheduler at {address}"):
+        cluster.__enter__()
 
 
 @pytest.mark.parametrize(
