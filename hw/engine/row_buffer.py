@@ -20,7 +20,13 @@ from amaranth.lib.wiring import In, Out
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
 from lichen.hw.device.memory import Ram
-from lichen.hw.engine.feed import FEED_LATENCY, LEAST_GROUP, FeedSignature, PhaseSequencer, Sequencer
+from lichen.hw.engine.feed import (
+    FEED_LATENCY,
+    LEAST_GROUP,
+    FeedSignature,
+    PhaseSequencer,
+    Sequencer,
+)
 from lichen.hw.engine.window_shape import WindowShape
 from lichen.network.geometry import Geometry
 
