@@ -25,6 +25,8 @@ MAY = {
     "quant": {"network", "models", "hw", "sim", "codec"},
     "report": {"network", "models", "hw", "sim", "codec", "boards"},
 }
+LINES_MAX = 600
+
 # Folders of a room, from the ground up.
 FLOORS = {
     "hw": ("device", "engine", "stage", "plan"),
@@ -93,6 +95,11 @@ def test_every_room_is_linked():
         link = ROOT / "lichen" / name
         assert link.is_symlink(), name
         assert link.readlink() == Path("..") / name
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
+def test_a_file_can_be_read_at_a_sitting(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES_MAX
 
 
 def test_every_import_in_the_checkout_is_a_module_of_it():

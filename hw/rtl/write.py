@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from lichen.hw.rtl.names import Names
 from lichen.hw.rtl.netlist import (
     ONE,
-    UNKNOWN,
     Assign,
     Bits,
     Cell,
@@ -17,7 +15,6 @@ from lichen.hw.rtl.netlist import (
     Process,
     Statement,
     Switch,
-    Wire,
 )
 from lichen.hw.rtl.prune import (
     BITWISE,
@@ -25,15 +22,23 @@ from lichen.hw.rtl.prune import (
     COMPARISONS,
     RISING,
     Design,
-    Facts,
     compared_width,
     operand,
     result,
     targets,
 )
-
-WIDTH = 100
-"""Columns of a line, where it can be broken."""
+from lichen.hw.rtl.text import (
+    WIDTH,
+    Text,
+    bare,
+    broken,
+    constant,
+    listed,
+    parameter,
+    span,
+    switch,
+)
+from lichen.hw.rtl.values import Values
 
 _BINARY = {
     **{"$add": "+", "$sub": "-", "$mul": "*", "$and": "&", "$or": "|", "$xor": "^", "$xnor": "~^"},
@@ -44,32 +49,9 @@ _UNARY = {
     **{"$not": "~", "$neg": "-", "$reduce_or": "|", "$reduce_and": "&", "$reduce_xor": "^"},
     **{"$reduce_bool": "|", "$logic_not": "~|"},
 }
-_ANONYMOUS = {
-    **{"$add": "sum", "$sub": "difference", "$mul": "product", "$eq": "equal", "$ne": "differs"},
-    **{"$mux": "choice", "$dff": "register", "$memrd_v2": "word"},
-}
 
 
-@dataclass
-class _Place:
-    """Where a wire's bits are in what is written: by their place in the netlist's wire."""
-
-    name: str
-    width: int
-    places: dict[int, int]
-
-
-@dataclass
-class _Text:
-    """A module's declarations and statements."""
-
-    declarations: list[str] = field(default_factory=list)
-    initial: list[str] = field(default_factory=list)
-    body: list[str] = field(default_factory=list)
-    clocked: dict[str, list[str]] = field(default_factory=dict)
-
-
-class Writer:
+class Writer(Values):
     """Writes one module of a design.
 
     Parameters
@@ -90,14 +72,7 @@ class Writer:
         modules: dict[str, str],
         ports: dict[str, dict[str, str]],
     ):
-        self.design, self.name, self.modules, self.ports = design, name, modules, ports
-        self.facts: Facts = design.facts[name]
-        self.module = self.facts.module
-        self.names = Names([modules[name]])
-        self.places: dict[int, _Place] = {}  # by the first bit of a wire
-        self.sunk: Bits = []
-        self._uses: Counter[int] = Counter()
-        self._inlined: dict[int, Callable[[], str]] = {}
+        super().__init__(design, name, modules, ports)
         self._registers = self._absorbed()
 
     def write(self) -> str:
@@ -107,7 +82,7 @@ class Writer:
         self._sink_dead_bits()
         for final in (False, True):
             self.names = Names(taken._taken)
-            text = _Text()
+            text = Text()
             self._memories(text)
             self._cells(text, final=final)
             self._processes(text)
@@ -121,122 +96,6 @@ class Writer:
                     if uses[start] == 1
                 }
         return self._assemble(text)
-
-    # Names and places
-
-    def _name_wires(self) -> None:
-        own = self.ports.setdefault(self.name, {})
-        live = self.facts.live
-        wires = sorted(self.module.wires, key=lambda w: (not w.port, w.name.startswith("$")))
-        order = {id(w): i for i, w in enumerate(self.module.wires)}
-        ports = sorted((w for w in wires if w.port), key=lambda w: order[id(w)])
-        ports.sort(key=lambda w: {"\\clk": 0, "\\rst": 1}.get(w.name, 2))
-        self._ports = ports
-        for wire in [*ports, *(w for w in wires if not w.port)]:
-            if wire.port:
-                places = self.facts.port_places[wire.name]
-            else:
-                alive = [i for i in range(wire.width) if wire.start + i in live]
-                places = alive if not alive or self._packs(wire) else list(range(alive[-1] + 1))
-            if not places:
-                continue
-            if wire.name.startswith("$"):
-                driver = self.facts.driver.get(wire.start)
-                kind = driver.kind if isinstance(driver, Cell) else "$next"
-                name = self.names.add(_ANONYMOUS.get(kind, kind.strip("$").split("_v2")[0]))
-            else:
-                name = self.names.add(wire.name[1:])
-            place = _Place(name, len(places), {old: new for new, old in enumerate(places)})
-            self.places[wire.start] = place
-            if wire.port:
-                own[wire.name.removeprefix("\\")] = name
-
-    def _packs(self, wire: Wire) -> bool:
-        """Whether bits in the middle of a wire can be left out."""
-        drivers = {id(self.facts.driver.get(bit)) for bit in wire.bits}
-        driver = self.facts.driver.get(wire.start)
-        if len(drivers) > 1 or driver is None:
-            return False
-        if isinstance(driver, Process):
-            return True
-        child = self.design.child(driver)
-        return child is not None or driver.kind in ("$dff", "$mux", "$not", *BITWISE)
-
-    def _sink_dead_bits(self) -> None:
-        live = self.facts.live
-        for wire in self.module.wires:
-            place = self.places.get(wire.start)
-            if place is None or (wire.port == "output" and not self._driven_here(wire)):
-                continue
-            dead = [wire.start + i for i in place.places if wire.start + i not in live]
-            if wire.port == "output":
-                dead = []
-            self.sunk += dead
-
-    def _driven_here(self, wire: Wire) -> bool:
-        return any(bit in self.facts.driver for bit in wire.bits)
-
-    # Values
-
-    def value(self, bits: Bits) -> str:
-        """Bits, the lowest first, as an expression."""
-        assert bits
-        chunks: list[str] = []
-        at = len(bits)
-        while at:
-            at, text = self._chunk(bits, at)
-            chunks.append(text)
-        if len(chunks) == 1:
-            if chunks[0].startswith("{"):
-                return f"{{{chunks[0]}}}" if not chunks[0].startswith("{{") else chunks[0]
-            return chunks[0]
-        return "{" + ", ".join(chunks) + "}"
-
-    def _chunk(self, bits: Bits, end: int) -> tuple[int, str]:
-        """The longest expression for the bits below ``end``, and where it begins."""
-        bit = bits[end - 1]
-        begin = end - 1
-        if bit < 0:
-            while begin and bits[begin - 1] < 0:
-                begin -= 1
-            return begin, constant(bits[begin:end])
-        wire = self.module.owner(bit)
-        place = self.places[wire.start]
-        high = place.places[bit - wire.start]
-        while begin and bits[begin - 1] == bit:
-            begin -= 1
-        if end - begin > 1 and begin and bits[begin - 1] == bit - 1 >= wire.start:
-            begin += 1  # a sign's own place is the value's
-        if end - begin > 1:
-            self._uses[wire.start] += 2
-            index = "" if place.width == 1 else f"[{high}]"
-            return begin, f"{{{end - begin}{{{place.name}{index}}}}}"
-        low = high
-        while begin and bits[begin - 1] >= 0:
-            below = bits[begin - 1]
-            if not wire.start <= below < wire.start + wire.width:
-                break
-            if place.places.get(below - wire.start) != low - 1:
-                break
-            low -= 1
-            begin -= 1
-        if high - low + 1 == place.width:
-            whole = len(bits) == place.width
-            self._uses[wire.start] += 1 if whole else 2
-            if whole and wire.start in self._inlined:
-                return begin, f"({self._inlined[wire.start]()})"
-            return begin, place.name
-        self._uses[wire.start] += 2
-        return begin, f"{place.name}[{high}]" if high == low else f"{place.name}[{high}:{low}]"
-
-    def _kept(self, bits: Bits) -> Bits:
-        """Bits of a driven value that are written at all."""
-        return [bit for bit in bits if self._exists(bit)]
-
-    def _exists(self, bit: int) -> bool:
-        wire = self.module.owner(bit)
-        place = self.places.get(wire.start)
-        return place is not None and bit - wire.start in place.places
 
     # Cells
 
@@ -289,7 +148,7 @@ class Writer:
             texts = [f"$signed({text})" for text in texts]
         return f" {sign} ".join(texts)
 
-    def _cells(self, text: _Text, *, final: bool) -> None:
+    def _cells(self, text: Text, *, final: bool) -> None:
         for cell in self.module.cells:
             if cell.kind in ("$memrd_v2", "$memwr_v2"):
                 continue
@@ -312,7 +171,7 @@ class Writer:
                 continue
             text.body.append(f"assign {self._left(out)} = {self._operator(cell)};")
 
-    def _shift(self, cell: Cell, text: _Text) -> None:
+    def _shift(self, cell: Cell, text: Text) -> None:
         """A shift by a value, in a width that holds all of the operand and of the result."""
         out = self._kept(result(cell))
         width = len(result(cell))
@@ -333,24 +192,6 @@ class Writer:
         text.body.append(f"assign {name} = {expression};")
         text.body.append(f"assign {self._left(out)} = {name}[{len(out) - 1}:0];")
         self._extra.append(f"{name}[{width - 1}:{len(out)}]")
-
-    def _left(self, bits: Bits) -> str:
-        """What is driven; the same text as its value, uncounted."""
-        uses = self._uses.copy()
-        inlined, self._inlined = self._inlined, {}
-        text = self.value(bits)
-        self._uses, self._inlined = uses, inlined
-        return text
-
-    def _declare(self, bits: Bits, text: _Text, kind: str = "wire") -> None:
-        """Declare the wires of driven bits, ports left out."""
-        for wire in {id(w): w for w in map(self.module.owner, bits)}.values():
-            place = self.places[wire.start]
-            if wire.port:
-                if kind == "reg":
-                    self._port_registers.add(wire.start)
-                continue
-            text.declarations.append(f"{kind} {_range(place.width)}{place.name};")
 
     # Registers
 
@@ -381,7 +222,7 @@ class Writer:
                 found[cell.ports["Q"][0]] = driver
         return found
 
-    def _register(self, cell: Cell, text: _Text) -> None:
+    def _register(self, cell: Cell, text: Text) -> None:
         out = cell.ports["Q"]
         kept = self._kept(out)
         self._declare(kept, text, "reg")
@@ -406,7 +247,7 @@ class Writer:
 
     # Processes
 
-    def _processes(self, text: _Text) -> None:
+    def _processes(self, text: Text) -> None:
         absorbed = {id(process) for process in self._registers.values()}
         for process in self.module.processes:
             out = self._kept(targets(process))
@@ -455,7 +296,7 @@ class Writer:
                     return None
         return value
 
-    def _function(self, process: Process, out: Bits, text: _Text) -> None:
+    def _function(self, process: Process, out: Bits, text: Text) -> None:
         """A process as a function of all it reads: unlike a block, it has a value from the start
         in every simulator."""
         name = self.names.add("next_" + self._left(out).split("[")[0].strip("{"))
@@ -481,9 +322,9 @@ class Writer:
             return f"{name}[{last}]" if len(bits) == 1 else f"{name}[{last}:{first}]"
 
         lines = self._statements(process.body, "=", lambda bits: bits, argument, target)
-        text.body.append(f"function {_range(len(out))}{name};")
+        text.body.append(f"function {span(len(out))}{name};")
         for ident, width in arguments.values():
-            text.body.append(f"  input {_range(width)}{ident};")
+            text.body.append(f"  input {span(width)}{ident};")
         text.body += [
             "  begin",
             *(f"    {line}" for line in lines),
@@ -513,14 +354,14 @@ class Writer:
                 for patterns, inner in statement.cases
             ]
             if any(lines for _, lines in arms):
-                lines += _switch(statement.select, arms, show)
+                lines += switch(statement.select, arms, show)
         return lines
 
     # Memories
 
-    def _memories(self, text: _Text) -> None:
+    def _memories(self, text: Text) -> None:
         self._extra: list[str] = []
-        self._port_registers: set[int] = set()
+        self._port_registers.clear()
         for memory in self.module.memories.values():
             parts = self.facts.readers[memory.name]
             reads = [c for c in parts if c.kind == "$memrd_v2" and self.facts.alive(result(c))]
@@ -533,7 +374,7 @@ class Writer:
             )
             if attributes:
                 text.declarations.append(f"(* {attributes} *)")
-            text.declarations.append(f"reg {_range(memory.width)}{name} [0:{memory.depth - 1}];")
+            text.declarations.append(f"reg {span(memory.width)}{name} [0:{memory.depth - 1}];")
             self._memory_words(memory, name, text)
             for cell in parts:
                 if cell.kind == "$memwr_v2":
@@ -541,7 +382,7 @@ class Writer:
             for cell in reads:
                 self._read_port(cell, name, text)
 
-    def _memory_words(self, memory: Memory, name: str, text: _Text) -> None:
+    def _memory_words(self, memory: Memory, name: str, text: Text) -> None:
         words = memory.init + [0] * (memory.depth - len(memory.init))
         if not any(words):
             index = self.names.add("i")
@@ -556,7 +397,7 @@ class Writer:
             f"{name}[{i}] = {memory.width}'h{word:0{digits}x};" for i, word in enumerate(words)
         ]
 
-    def _write_port(self, cell: Cell, memory: Memory, name: str, text: _Text) -> None:
+    def _write_port(self, cell: Cell, memory: Memory, name: str, text: Text) -> None:
         ports = cell.ports
         lines = text.clocked.setdefault(self.value(ports["CLK"]), [])
         if len(set(ports["EN"])) != 1:
@@ -567,7 +408,7 @@ class Writer:
         else:
             lines += [f"if ({bare(self.value(ports['EN'][:1]))})", f"  {store}"]
 
-    def _read_port(self, cell: Cell, name: str, text: _Text) -> None:
+    def _read_port(self, cell: Cell, name: str, text: Text) -> None:
         ports = cell.ports
         out = self._kept(ports["DATA"])
         word = f"{name}[{self.value(ports['ADDR'])}]" if ports["ADDR"] else f"{name}[0]"
@@ -592,7 +433,7 @@ class Writer:
 
     # Instances
 
-    def _instance(self, cell: Cell, text: _Text) -> None:
+    def _instance(self, cell: Cell, text: Text) -> None:
         child = self.design.child(cell)
         kind = cell.kind.removeprefix("\\")
         if child is None:
@@ -623,27 +464,27 @@ class Writer:
                     text.declarations.append(f"wire {open_};")
                     lines.append(f".{ident}({open_})")
         head = f"{self.modules[child] if child is not None else kind} "
-        parameters = [f".{k}({_parameter(v)})" for k, v in cell.parameters.items()]
+        parameters = [f".{k}({parameter(v)})" for k, v in cell.parameters.items()]
         if parameters:
-            text.body += [head + "#(", *_listed(parameters), f") {name} ("]
+            text.body += [head + "#(", *listed(parameters), f") {name} ("]
         else:
             text.body.append(f"{head}{name} (")
-        text.body += [*_listed(lines), ");"]
+        text.body += [*listed(lines), ");"]
 
-    def _declare_once(self, bits: Bits, text: _Text) -> None:
+    def _declare_once(self, bits: Bits, text: Text) -> None:
         for wire in {id(w): w for w in map(self.module.owner, bits)}.values():
-            line = f"wire {_range(self.places[wire.start].width)}{self.places[wire.start].name};"
+            line = f"wire {span(self.places[wire.start].width)}{self.places[wire.start].name};"
             if not wire.port and line not in text.declarations:
                 text.declarations.append(line)
 
-    def _receiver(self, bits: Bits, label: str, text: _Text) -> str:
+    def _receiver(self, bits: Bits, label: str, text: Text) -> str:
         """What an output drives: bits that nobody reads go to a wire that says so."""
         kept = self._kept(bits)
         if len(kept) == len(bits):
             return self._left(bits)
         name = self.names.add(label)
         name = f"{name}_unused"
-        text.declarations.append(f"wire {_range(len(bits) - len(kept))}{name};")
+        text.declarations.append(f"wire {span(len(bits) - len(kept))}{name};")
         parts: list[str] = []
         free = len(bits) - len(kept)
         run: Bits = []
@@ -676,7 +517,7 @@ class Writer:
 
     # Ends
 
-    def _outputs(self, text: _Text) -> None:
+    def _outputs(self, text: Text) -> None:
         """Outputs that are other names of something."""
         for wire in self._ports:
             if wire.port != "output" or wire.start not in self.places:
@@ -688,7 +529,7 @@ class Writer:
             source = bare(self.value([resolved[i] for i in place.places]))
             text.body.append(f"assign {place.name} = {source};")
 
-    def _sink(self, text: _Text) -> None:
+    def _sink(self, text: Text) -> None:
         """Bits that a sum or a memory makes and nobody needs, told to linters."""
         shown = []
         by_wire: dict[int, Bits] = {}
@@ -701,16 +542,16 @@ class Writer:
             text.declarations.append("wire unused;")
             text.body.append(f"assign unused = &{{1'b0, {', '.join(shown)}}};")
 
-    def _assemble(self, text: _Text) -> str:
+    def _assemble(self, text: Text) -> str:
         heads = []
         for wire in self._ports:
             place = self.places.get(wire.start)
             if place is None:
                 continue
             kind = "reg" if wire.start in self._port_registers else "wire"
-            heads.append(f"{wire.port} {kind} {_range(place.width)}{place.name}")
+            heads.append(f"{wire.port} {kind} {span(place.width)}{place.name}")
         lines = [f"module {self.modules[self.name]} ("]
-        lines += [*_listed(heads, "    "), ");"]
+        lines += [*listed(heads, "    "), ");"]
         lines += [f"  {line}" for line in text.declarations]
         if text.initial:
             lines += ["", "  initial begin", *(f"    {s}" for s in text.initial), "  end"]
@@ -720,62 +561,7 @@ class Writer:
             lines += ["", f"  always @(posedge {clock}) begin"]
             lines += [*(f"    {line}" for line in statements), "  end"]
         lines.append("endmodule")
-        return "".join(f"{line}\n" for long in lines for line in _broken(long))
-
-
-def constant(bits: Bits) -> str:
-    """A constant: decimal where that is short."""
-    if UNKNOWN in bits:
-        digits = "".join({ONE: "1", UNKNOWN: "x"}.get(bit, "0") for bit in reversed(bits))
-        return f"{len(bits)}'b{digits}"
-    value = sum(1 << i for i, bit in enumerate(bits) if bit == ONE)
-    if len(bits) == 1:
-        return f"1'b{value}"
-    return f"{len(bits)}'d{value}" if value < 10**6 else f"{len(bits)}'h{value:x}"
-
-
-def _range(width: int) -> str:
-    return "" if width == 1 else f"[{width - 1}:0] "
-
-
-def bare(text: str) -> str:
-    """An expression without parentheses around all of it."""
-    if not (text.startswith("(") and text.endswith(")")):
-        return text
-    depth = 0
-    for i, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            return text[1:-1] if i == len(text) - 1 else text
-    return text
-
-
-def _parameter(value: str) -> str:
-    if value.startswith('"'):
-        return value
-    if "'" in value:
-        width, digits = value.split("'")
-        if int(width) >= 32:
-            return f"{width}'h{int(digits, 2):0{int(width) // 4}x}"
-        return f"{width}'h{int(digits, 2):x}"
-    return value
-
-
-def _listed(items: list[str], indent: str = "    ") -> list[str]:
-    return [f"{indent}{item}{',' if i < len(items) - 1 else ''}" for i, item in enumerate(items)]
-
-
-def _broken(line: str) -> list[str]:
-    """A line, in as many as it takes."""
-    if len(line) <= WIDTH or ", " not in line:
-        return [line]
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    lines = [""]
-    for part in line.split(", "):
-        if len(lines[-1]) + len(part) > WIDTH - 1 and lines[-1].strip():
-            lines.append(indent)
-        lines[-1] += part + ", "
-    return [text.rstrip() for text in lines[:-1]] + [lines[-1].removesuffix(", ")]
+        return "".join(f"{line}\n" for long in lines for line in broken(long))
 
 
 def _selects(body: Iterable[Statement]) -> list[int]:
@@ -795,66 +581,4 @@ def _runs(lhs: Bits, rhs: Bits, exists: Callable[[int], bool]) -> list[tuple[Bit
     return [([p[0] for p in pairs], [p[1] for p in pairs])] if pairs else []
 
 
-def _indented(lines: list[str]) -> list[str]:
-    return [f"  {line}" for line in lines]
-
-
-def _switch(
-    select: Bits, arms: list[tuple[list[str], list[str]]], show: Callable[[Bits], str]
-) -> list[str]:
-    """``if`` where patterns ask one bit at a time, else ``case``."""
-    if not select:
-        return next((lines for _, lines in arms if lines), [])
-    lone = [
-        len(patterns) == 1 and len(patterns[0]) - patterns[0].count("-") == 1
-        for patterns, _ in arms
-    ]
-    if all(lone) or (all(lone[:-1]) and not arms[-1][0]) or len(select) == 1:
-        return _ifs(select, arms, show)
-    wild = any("-" in pattern for patterns, _ in arms for pattern in patterns)
-    lines = [f"{'casez' if wild else 'case'} ({bare(show(select))})"]
-    if all(patterns for patterns, _ in arms) and not wild:
-        arms = [arm for arm in arms if arm[1]]
-    default = False
-    for patterns, body in arms:
-        default = default or not patterns
-        label = ", ".join(f"{len(p)}'b{p.replace('-', '?')}" for p in patterns) or "default"
-        if len(body) == 1:
-            lines.append(f"  {label}: {body[0]}")
-        elif body:
-            lines += [f"  {label}: begin", *(f"    {line}" for line in body), "  end"]
-        else:
-            lines.append(f"  {label}: ;")
-    if not default:
-        lines.append("  default: ;")
-    return [*lines, "endcase"]
-
-
-def _ifs(
-    select: Bits, arms: list[tuple[list[str], list[str]]], show: Callable[[Bits], str]
-) -> list[str]:
-    lines: list[str] = []
-    arms = list(arms)
-    while arms and not arms[-1][1]:
-        arms.pop()
-    seen: set[str] = set()
-    for patterns, body in arms:
-        if patterns:
-            pattern = patterns[0]
-            place = next(i for i, digit in enumerate(pattern) if digit != "-")
-            bit = [select[len(pattern) - 1 - place]]
-            test = bare(show(bit)) if pattern[place] == "1" else f"!{show(bit)}"
-            last = len(select) == 1 and seen == {"0" if pattern == "1" else "1"}
-            seen.add(pattern)
-            head = "else" if last else f"{'else ' if lines else ''}if ({test})"
-        else:
-            head = "else"
-        inner = body or [";"]
-        if len(inner) == 1 and not inner[0].startswith("if"):
-            lines += [head, f"  {inner[0]}"]
-        else:
-            lines += [f"{head} begin", *_indented(inner), "end"]
-    return lines
-
-
-__all__ = ["Writer", "constant"]
+__all__ = ["Writer"]
