@@ -69,6 +69,15 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         _written.add(_identity(target.stat()))
 
 
+def write_privately(path: str | Path, data: bytes) -> None:
+    """Write a file that nobody else may write or read, whatever the umask is; whole or not at all.
+
+    An earlier file, and its mode, are replaced. Raises UserError as `write_atomically` does.
+    """
+    with writing(path):
+        _replace(Path(path), data, 0o600)
+
+
 def write_text(path: str | Path, text: str) -> None:
     r"""`write_atomically` of UTF-8 with ``\n``, whatever the environment's encoding is.
 
@@ -140,9 +149,9 @@ def _replace(target: Path, data: bytes, mode: int | None) -> None:
     handle, temporary = _neighbour(target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
+            file.write(data)
             file.flush()
             # some file systems tell only now that there was no room
             os.fsync(file.fileno())

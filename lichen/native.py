@@ -17,7 +17,6 @@ import importlib.util
 import os
 import struct
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lichen import caches
+from lichen import caches, files
+from lichen.errors import UserError
 
 Build = Callable[[Callable[..., Any]], Mapping[str, Callable[..., Any]]]
 """Makes plain functions, given what decorates those that they call."""
@@ -245,17 +245,9 @@ def _keep(file: Path, key: str, objects: Mapping[str, bytes]) -> None:
         for name, code in objects.items()
     )
     data = MAGIC + bytes.fromhex(key) + hashlib.sha256(body).digest() + body
-    temporary = None
     try:
-        # nobody but us may write to it, whatever the umask
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".kernels-")
-        with os.fdopen(handle, "wb") as opened:
-            opened.write(data)
-        Path(temporary).replace(file)
-    except OSError:
-        if temporary is not None:
-            with suppress(OSError):
-                Path(temporary).unlink()
+        files.write_privately(file, data)
+    except UserError:
         return
     _forget_older(file)
 

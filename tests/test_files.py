@@ -209,6 +209,20 @@ SOURCES = Path(__file__).parents[1]
 ROOMS = ("lichen", "network", "hw", "sim", "codec", "boards", "quant", "models")
 
 
+def test_a_private_file_is_nobody_elses(tmp_path):
+    path = tmp_path / "code"
+    mask = os.umask(0)
+    try:
+        for data in (b"one", b"two"):
+            files.write_privately(path, data)
+            assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (data, 0o600)
+            path.chmod(0o666)
+    finally:
+        os.umask(mask)
+    with pytest.raises(UserError, match="nowhere"):
+        files.write_privately(tmp_path / "nowhere" / "code", b"")
+
+
 def test_nothing_else_writes_or_reads_text_in_the_environments_encoding():
     """One helper writes, and no text depends on the locale: every call says its encoding."""
     import ast

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 FOLDER = Path(__file__).resolve().parent
-INTERFACE: dict[str, Any] = json.loads((FOLDER.parent / "interface.json").read_text())
+_TEXT = (FOLDER.parent / "interface.json").read_text(encoding="utf-8")
+INTERFACE: dict[str, Any] = json.loads(_TEXT)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from cocotb_tools.runner import get_runner
 
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parent
-INTERFACE = json.loads((CORE / "interface.json").read_text())
+INTERFACE = json.loads((CORE / "interface.json").read_text(encoding="utf-8"))
 
 
 def find_verilator() -> bool:
