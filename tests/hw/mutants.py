@@ -401,8 +401,8 @@ MUTANTS = [
     Mutant(
         "a group starts without a drain bank",
         "hw/engine/feed.py",
-        "self.last_pass),\n            self.start.eq(self.ready & feed.bank_free & free)",
-        "self.last_pass),\n            self.start.eq(self.ready & free)",
+        "m.d.comb += self.start.eq(self.ready & feed.bank_free & free)",
+        "m.d.comb += self.start.eq(self.ready & free)",
         BUFFER,
         "PixelBuffer",
     ),

@@ -163,7 +163,7 @@ class Truncating(Requantize):
 
         def shift(pipe: Pipe, name: str, amount: int) -> None:
             if name == "y":
-                pipe.step(y=pipe["y"] >> amount)
+                pipe.register(y=pipe["y"] >> amount)
             else:
                 rounded(pipe, name, amount)
 
