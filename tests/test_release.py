@@ -54,8 +54,8 @@ def test_wheel_and_sdist(tmp_path: Path):
     clone = clone_to(tmp_path / "clone")
     env = environment(tmp_path / "cache")
     build = (
-        "import sys, setuptools.build_meta as b; "
-        "print(b.build_sdist(sys.argv[1])); print(b.build_wheel(sys.argv[1]))"
+        "import sys, setuptools.build_meta as b; here = sys.argv[1]; "
+        "print(b.build_sdist(here)); print(b.build_wheel(here))"
     )
     made = run(sys.executable, "-c", build, tmp_path, cwd=clone, env=env)
     files = sorted(line for line in made.split() if line.endswith((".tar.gz", ".whl")))
