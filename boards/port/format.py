@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from amaranth.hdl import Shape
+
 from lichen.network.arithmetic import ceil_div
 
 MOST_CHANNELS = 0xFFFF
 """Of a position; links count with 16 bits."""
+
+
+def value_shape(shape: object) -> Shape:
+    """A shape whose values can be sent; ValueError for one that is not of 1 to 16 bits."""
+    cast = Shape.cast(shape)
+    if not 1 <= cast.width <= 16:
+        raise ValueError(f"shape must have 1 to 16 bits, not {cast!r}")
+    return cast
 
 
 def value_bytes(bits: int) -> int:

@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Module, Shape, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.boards.port.format import value_bytes
+from lichen.boards.port.format import value_bytes, value_shape
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, check_positive
 
@@ -34,9 +34,7 @@ class Serializer(Gateware):
 
     def __init__(self, *, channels: int, lanes: int, shape: Shape):
         check_positive(channels=channels, lanes=lanes)
-        shape = Shape.cast(shape)
-        if not 1 <= shape.width <= 16:
-            raise ValueError(f"shape must have 1 to 16 bits, not {shape!r}")
+        shape = value_shape(shape)
         self.channels, self.lanes, self.shape = channels, lanes, shape
         super().__init__(
             wiring.Signature(

@@ -138,12 +138,8 @@ def test_what_fails_on_a_cluster(tmp_path, tools, scheduler, monkeypatch):
             run(tmp_path / "out", cluster=cluster)
         (log,) = (tmp_path / "out.part" / "logs").glob("nextpnr-ecp5.log")
         assert "no place is left" in log.read_text()
-        version = "1.2.3"
-
-        def another(tool, here=[True]):  # noqa: B006
-            return version if here and here.pop() else "9.9"
-
-        monkeypatch.setattr(Tool, "version", another)
+        versions = iter(["1.2.3", "9.9"])  # here, there
+        monkeypatch.setattr(Tool, "version", lambda tool: next(versions))
         with pytest.raises(BuildFailedError, match=r"nextpnr-ecp5 is 9\.9 there, and 1\.2\.3 here"):
             run(tmp_path / "out", cluster=cluster)
 
