@@ -331,7 +331,7 @@ def _build(subject: Subject) -> list[str]:
             "silicon."
         ),
     ]
-    parts += _planned_units(subject)
+    parts += _units(subject)
     seeds = {str(k): v for k, v in (build.get("seeds") or {}).items() if v is not None}
     if seeds:
         parts.append(
@@ -357,27 +357,58 @@ def _build(subject: Subject) -> list[str]:
     return parts
 
 
-def _planned_units(subject: Subject) -> list[str]:
-    """What the plan of a build gave each unit; place and route counts the whole only."""
+KINDS = ("dsp", "bram", "lut", "ff")
+"""Primitives, as plans and builds call them; plans have no flip-flops."""
+
+
+def _units(subject: Subject) -> list[str]:
+    """What the plan of a build gave each unit, and what synthesis made of it where that is known.
+
+    Builds of earlier versions counted the whole only.
+    """
+    build = subject.build or {}
+    planned, made = _planned_units(subject), build.get("units") or {}
+    if not planned:
+        return []
+    whole = build.get("planned") or {}
+    named = {kind: sum(row[kind] for row in planned.values()) for kind in KINDS[:3]}
+    planned["link"] = {kind: whole.get(kind, total) - total for kind, total in named.items()}
+    # A transform's own control is a unit in the netlist, and part of the rest in a plan.
+    rest = {name: used for name, used in made.items() if name not in planned or name == "link"}
+    made = {**made, "link": {kind: sum(u[kind] for u in rest.values()) for kind in KINDS}}
+    heads = ["unit", *(f"{name} planned" for name in ("multipliers", "block RAMs", "LUTs"))]
+    rows: list[list[object]] = []
+    for name, row in planned.items():
+        shown = "link and rest" if name == "link" else name
+        rows.append([shown, *(row[kind] for kind in KINDS[:3])])
+        if build.get("units"):
+            rows[-1] += [made[name][kind] if name in made else None for kind in KINDS]
+    if not build.get("units"):
+        return [table(heads, rows)]
+    heads += ["multipliers", "block RAMs", "LUTs", "flip-flops"]
+    words = "Planned for each unit, and counted in the netlist; place and route adds a few LUTs."
+    return [table(heads, rows), paragraph(words)]
+
+
+def _planned_units(subject: Subject) -> dict[str, dict[str, int]]:
+    """What a build's plan gave each unit, by ``TRANSFORM.UNIT``; nothing without its network."""
     from lichen.hw.plan.planner import evaluate
     from lichen.hw.stage.folding import Folding
 
     build, network = subject.build or {}, subject.network
-    key, folding = build.get("transform"), build.get("folding")
-    if network is None or not isinstance(key, str) or not isinstance(folding, dict):
-        return []
+    if network is None:
+        return {}
+    found = {}
+    parts = build.get("transforms") or {build.get("transform"): build}
     try:
-        made = Folding.model_validate(folding)
-        plan = evaluate(network.transform(key), made, frame=network.frames(*PHOTO)[key])
-    except (ValueError, KeyError, UserError):
-        return []
-    kinds = ("dsp", "bram", "lut")
-    planned = build.get("planned") or {}
-    rows: list[list[object]] = [[r["name"], *(r[kind] for kind in kinds)] for r in plan.stages()]
-    named = [sum(int(str(row[1 + i])) for row in rows) for i in range(len(kinds))]
-    rest = [planned.get(kind, total) - total for kind, total in zip(kinds, named, strict=True)]
-    rows.append(["link and rest", *rest])
-    return [table(["planned for", "multipliers", "block RAMs", "LUTs"], rows)]
+        for key, part in parts.items():
+            folding = Folding.model_validate(part["folding"])
+            plan = evaluate(network.transform(key), folding, frame=network.frames(*PHOTO)[key])
+            for row in plan.stages():
+                found[f"{key}.{row['name']}"] = {kind: row[kind] for kind in KINDS[:3]}
+    except (ValueError, KeyError, TypeError, UserError):
+        return {}  # a report by hand, or of another version: the rest of it is shown
+    return found
 
 
 def _pictures(subject: Subject, pixels: npt.NDArray[np.uint8]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from lichen.boards.build.cluster import Cluster
 from lichen.boards.build.folder import complete_folder
-from lichen.boards.build.report import OutputError, Placed
+from lichen.boards.build.report import OutputError, Placed, Used
 from lichen.boards.build.toolchain import CLOCK_NET, Aim, Places, Toolchain
 from lichen.boards.build.tools import Progress, ToolFailedError, run
 from lichen.boards.design import FRAME, binds, check_fits
@@ -85,6 +85,9 @@ class Report:
         One of the toolchain's.
     floorplan : dict or None
         Seed, number of macros and estimates of the floorplan; None without one.
+    units : dict
+        ``dsp``, ``bram``, ``lut`` and ``ff`` after synthesis, by ``TRANSFORM.UNIT``; what belongs
+        to none is ``link``.
     seconds : dict
         Per step.
     tool_versions : dict
@@ -116,6 +119,7 @@ class Report:
     seeds: dict[str, float]
     placer: str
     floorplan: dict[str, Any] | None
+    units: dict[str, dict[str, int]]
     seconds: dict[str, float]
     tool_versions: dict[str, str]
     bitstream: str = BITSTREAM
@@ -260,6 +264,7 @@ class _Run:
     progress: Progress
     fps_link: float | None
     places: Places | None = None
+    units: dict[str, Used] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.toolchain = self.board.makers.toolchain
@@ -312,6 +317,7 @@ class _Run:
                 f"{self.planned.dsp} and {self.planned.bram} were planned; see "
                 f"{self.logs / self.toolchain.synthesis.name}.log."
             )
+        self.units = self.toolchain.count_units(self.folder)
         if self.floorplan is not None:
             with self.progress.step("floorplan"):
                 self.places = self.toolchain.give_places(
@@ -414,6 +420,7 @@ class _Run:
             seeds={str(seed): fmax for seed, fmax in achieved.items()},
             placer=self.aim.placer,
             floorplan=None if self.places is None else self.places.describe(),
+            units={name: asdict(used) for name, used in self.units.items()},
             seconds=dict(self.progress.seconds),
             tool_versions=tool_versions(self.toolchain),
             details=details,

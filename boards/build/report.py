@@ -42,6 +42,22 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Used:
+    """What a unit takes after synthesis.
+
+    Attributes
+    ----------
+    dsp, bram, lut, ff : int
+        Primitives. Place and route adds a few lookup tables of its own.
+    """
+
+    dsp: int
+    bram: int
+    lut: int
+    ff: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Placed:
     """A design after place and route.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from amaranth.build import Platform
     from amaranth.build.run import BuildPlan
 
-    from lichen.boards.build.report import Counts, Placed
+    from lichen.boards.build.report import Counts, Placed, Used
     from lichen.boards.record import Board
 
 CLOCK_NET = "clk"
@@ -93,6 +93,13 @@ class Toolchain(Protocol):
 
     def read_statistics(self, path: Path) -> Counts:
         """What synthesis says; OutputError when it says something else than it used to."""
+
+    def count_units(self, folder: Path) -> dict[str, Used]:
+        """What each unit takes in the netlist in a build's folder, by ``TRANSFORM.UNIT``.
+
+        What belongs to none comes last, as ``link``. Raises OutputError when the netlist is not
+        what synthesis used to write.
+        """
 
     def read_placement(self, path: Path, clock: str) -> Placed:
         """What place and route says of the clock on the net ``clock``; OutputError likewise."""

@@ -1,4 +1,4 @@
-"""The step between synthesis and placement: places for multipliers and block RAMs."""
+"""The step between synthesis and placement: places for macros, and what each unit takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lichen import caches
-from lichen.boards.build.report import OutputError
+from lichen.boards.build.report import OutputError, Used
 from lichen.boards.build.tools import Progress, ToolFailedError
 
 if TYPE_CHECKING:
@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
 NETLIST, CONSTRAINTS = "top.json", "top.lpf"
 """What synthesis left in a build's folder."""
+
+
+def count_units(folder: Path) -> dict[str, Used]:
+    """See `lichen.boards.build.toolchain.Toolchain.count_units`."""
+    # Compiled loops: imported only where something is built.
+    caches.prepare()
+    from lichen.boards.ecp5 import units
+    from lichen.boards.ecp5.floorplan.netlist import NetlistError, read
+
+    try:
+        return units.count(read(folder / NETLIST)["modules"]["top"])
+    except NetlistError as error:
+        raise OutputError(str(error)) from None
 
 
 def give_places(

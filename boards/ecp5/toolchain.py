@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lichen.boards.build.report import Counts, Placed, Primitives, read_placement, read_statistics
+from lichen.boards.build.report import (
+    Counts,
+    Placed,
+    Primitives,
+    Used,
+    read_placement,
+    read_statistics,
+)
 from lichen.boards.build.toolchain import CLOCK_NET, Aim
 from lichen.boards.build.tools import YOSYS, Progress, Tool
 from lichen.boards.ecp5 import floor
@@ -127,6 +134,9 @@ class ECP5Toolchain:
 
     def read_statistics(self, path: Path) -> Counts:
         return read_statistics(path, PRIMITIVES)
+
+    def count_units(self, folder: Path) -> dict[str, Used]:
+        return floor.count_units(folder)
 
     def read_placement(self, path: Path, clock: str) -> Placed:
         return read_placement(path, clock, PRIMITIVES)

@@ -69,7 +69,7 @@ def test_a_complete_build(tmp_path, tools):
     assert written == report.to_json()
     assert set(written) >= {
         *("fmax_mhz", "clock_mhz", "fps", "dsp", "lut", "ff", "bram", "tool_versions"),
-        *("planned", "cycles_per_frame", "seconds", "network"),
+        *("planned", "cycles_per_frame", "seconds", "network", "units"),
     }
     assert (written["fmax_mhz"], written["clock_mhz"], written["fps"]) == (80.0, 50.0, 20.0)
     assert (written["lut"], written["ff"], written["seed"]) == (1234, 567, 7)
@@ -400,6 +400,9 @@ def test_a_real_bitstream(tmp_path):
     assert nextpnr["fmax"]["$glbnet$clk"]["constraint"] == pytest.approx(55, abs=0.1)
     planned = report.planned["lut"]
     assert abs(report.lut - planned) <= 0.1 * planned
+    # Everything is somebody's; place and route adds a few tables.
+    for kind in ("dsp", "bram", "ff"):
+        assert sum(used[kind] for used in report.units.values()) == getattr(report, kind)
     first = (tmp_path / "out" / "top.bit").read_bytes()
     build(top=make_top(), board=ULX3S_85F, pll=PLL, folder=tmp_path / "out")
     assert (tmp_path / "out" / "top.bit").read_bytes() == first

@@ -13,7 +13,7 @@ import pytest
 
 from lichen.boards.ecp5.floorplan import density, netlist, plan
 from lichen.boards.ecp5.floorplan.fabric import fabric, pins
-from lichen.boards.ecp5.floorplan.picture import critical_path, unit_of
+from lichen.boards.ecp5.floorplan.picture import critical_path
 from lichen.boards.ecp5.floorplan.place import Effort, Placement, lateness
 from lichen.boards.ecp5.floorplan.plan import FloorplanError, apply, make
 from lichen.boards.ecp5.toolchain import NEXTPNR_ECP5
@@ -280,19 +280,6 @@ def test_the_worst_path_of_a_report():
     }
     assert critical_path(report, "clk") == [(4, 22), (5, 13), (5, 13), (5, 14)]
     assert critical_path(report, "clk25") == [] == critical_path({}, "clk")
-
-
-@pytest.mark.parametrize(
-    ("cell", "unit"),
-    [
-        ("link.pipeline.conv2_norm.core.array.x", "conv2_norm"),
-        ("link.pipeline.starting", "link"),
-        ("link.link.received.x", "link"),
-        ("led1_pin", "link"),
-    ],
-)
-def test_units_of_cells(cell, unit):
-    assert unit_of(cell) == unit
 
 
 LPF = """LOCATE COMP "led_0__io" SITE "B2";

@@ -115,17 +115,42 @@ def test_plans_are_of_what_a_transform_reads(whole):
         assert 0.5 < needed / (cycles * products) <= 1, key
 
 
+def numbers(html: str) -> list[list[int]]:
+    """The rows of a table of counts."""
+    return [
+        [int(n.replace(",", "")) for n in re.findall(r'"n">(-?[\d,]+)<', line)]
+        for line in html.splitlines()
+        if "</td>" in line
+    ]
+
+
 def test_a_build_finds_its_network_and_what_was_planned_for_its_units():
     (build,) = find([str(BUILD)])
     assert build.network is not None
-    (html,) = make_module._planned_units(build)
-    rows = [[int(n.replace(",", "")) for n in re.findall(r'"n">(-?[\d,]+)<', line)]
-            for line in html.splitlines() if "</td>" in line]  # fmt: skip
+    (html,) = make_module._units(build)
+    rows = numbers(html)
     assert len(rows) == 4 + 3 + 1  # convolutions, normalizations, the rest
     assert [sum(column) for column in zip(*rows, strict=True)] == [
         build.build["planned"][kind] for kind in ("dsp", "bram", "lut")
     ]
     assert min(rows[-1]) >= 0
+
+
+def test_planned_and_counted_units_stand_side_by_side():
+    """Of both transforms of a bitstream; a pipeline's own control is of no unit of the plan."""
+    (build,) = find([str(BUILD)])
+    alone = build.build
+    part = {key: alone[key] for key in ("max_width", "folding")}
+    units = list(make_module._planned_units(build))
+    made = {name: {"dsp": 1, "bram": 2, "lut": 3, "ff": i} for i, name in enumerate(units)}
+    made |= {name: {"dsp": 0, "bram": 1, "lut": 10, "ff": 100} for name in ("g_a.gate", "link")}
+    both = {**alone, "transform": "g_a", "transforms": {"g_a": part}, "units": made}
+    del both["folding"]
+    table, words = make_module._units(replace(build, build=both))
+    rows = numbers(table)
+    assert [row[3:] for row in rows[:-1]] == [[1, 2, 3, i] for i in range(len(units))]
+    assert rows[-1][3:] == [0, 2, 20, 200]
+    assert "netlist" in words
 
 
 def test_rates_carry_intervals(monkeypatch):

@@ -12,21 +12,9 @@ import numpy as np
 from lichen import caches
 from lichen.boards.ecp5.floorplan.fabric import Places, fabric
 from lichen.boards.ecp5.floorplan.plan import Floorplan
+from lichen.boards.ecp5.units import unit_of
 from lichen.files import write_atomically
 from lichen.hw.plan.occupancy import KINDS, check_kind
-
-PREFIX = ("link", "pipeline")
-"""Names of a board's top level before those of the units."""
-
-REST = "link"
-"""What everything else is called."""
-
-
-def unit_of(cell: str) -> str:
-    """The unit that a cell belongs to by its name: ``link.pipeline.conv2.core...`` is conv2."""
-    parts = cell.split(".")
-    depth = len(PREFIX)
-    return parts[depth] if tuple(parts[:depth]) == PREFIX and len(parts) > depth + 1 else REST
 
 
 def critical_path(report: dict[str, Any], clock: str) -> list[tuple[int, int]]:
