@@ -29,19 +29,24 @@ full, `lichen.codec.context` computes it):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from lichen.network.fields import (
     IntArray,
     JsonObject,
+    Model,
     require,
     require_range,
     require_shape,
 )
-from lichen.network.record import Field, Model
 from lichen.network.tables import EntropyTables
 
 NEIGHBOURS = ("W", "N", "NW", "NE")
@@ -153,12 +158,16 @@ class ContextModel(Model):
             total += _UNIT_BITS * (self.unit.size + self.usual.size)
         return int(total)
 
-    def model_dump(self, *, exclude: set[str] | None = None) -> dict[str, Any]:
+    @model_serializer(mode="wrap")
+    def _without_silence(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Fields that format 2 lacks are left out where they say nothing."""
-        silent = {name for name in EXCESS if getattr(self, name) is None}
-        return super().model_dump(exclude=silent | (exclude or set()))
+        found: dict[str, Any] = handler(self)
+        return {
+            key: value for key, value in found.items() if key not in EXCESS or value is not None
+        }
 
-    def _validate(self, context: Mapping[str, Any]) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         require(self.bias.ndim == 1 and self.bias.size > 0, "bias must have one dimension")
         c = self.channels
         for name, counts in (("near", (2, 4)), ("slope", (0, 2, 4)), ("inner", range(9))):
@@ -187,6 +196,7 @@ class ContextModel(Model):
             self.greatest_sum() <= SUM_MAX,
             f"the sum of a context may reach {self.greatest_sum()}, beyond 31 bits",
         )
+        return self
 
     def _check_excess(self) -> None:
         given = [getattr(self, name) is not None for name in EXCESS]
@@ -283,7 +293,8 @@ class Contexts(Model):
     def bits(self) -> int:
         return sum(model.bits for model in self.latents.values())
 
-    def _validate(self, context: Mapping[str, Any]) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         count = len(self.tables.lengths)
         require(1 <= count <= TABLES_MAX, f"contexts take 1 to {TABLES_MAX} tables, not {count}")
         for name, model in self.latents.items():
@@ -297,3 +308,4 @@ class Contexts(Model):
             self.bits <= BITS_MAX,
             f"weights and edges take {self.bits} bits, more than {BITS_MAX}",
         )
+        return self

@@ -8,12 +8,20 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from lichen.network.names import printable
-from lichen.network.record import After, Before
 
 CHANNELS_MAX = 1 << 16
 """Most channels of a tensor, and most tables of a latent."""
+
+
+class Model(BaseModel):
+    """A description that is checked when it is made, and never changes."""
+
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", frozen=True, strict=False
+    )
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -54,10 +62,10 @@ def _float_array(value: Any) -> npt.NDArray[np.float64]:
     return array
 
 
-IntArray = Annotated[Any, Before(_integer_array)]
+IntArray = Annotated[Any, BeforeValidator(_integer_array)]
 """Integers of any type, kept in a signed one."""
 
-FloatArray = Annotated[Any, Before(_float_array)]
+FloatArray = Annotated[Any, BeforeValidator(_float_array)]
 """Finite numbers, kept as float64."""
 
 IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
@@ -108,6 +116,6 @@ def _json_object(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-Identifier = Annotated[str, After(_identifier)]
-Architecture = Annotated[str, After(_architecture)]
-JsonObject = Annotated[dict[str, Any], After(_json_object)]
+Identifier = Annotated[str, AfterValidator(_identifier)]
+Architecture = Annotated[str, AfterValidator(_architecture)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(_json_object)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_save
 
@@ -22,7 +23,6 @@ from lichen.files import write_atomically
 from lichen.network.context import EXCESS
 from lichen.network.names import printable
 from lichen.network.network import Network
-from lichen.network.record import ValidationError
 from lichen.network.validation import ANY_PICTURE
 
 HEADER = "lichen"
@@ -213,12 +213,14 @@ def _shown(text: str) -> str:
 
 def _first_error(error: ValidationError, tree: Any) -> str:
     """Where and what the first error is, with the name of the stage where it is in one."""
-    path, message = error.found[0]
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = first["loc"]
     where = ".".join(str(part) for part in path)
+    message = first["msg"].removeprefix("Value error, ")
     if len(path) > 3 and path[2] == "stages" and isinstance(path[3], int):
         name = _name_of(tree, path[1], path[3])
         message += f" (stage {printable(name)})" if name else ""
-    more = f" (and {len(error.found) - 1} more)" if len(error.found) > 1 else ""
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return _shown(f"{where}: {message}" if where else message) + more
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 
 from lichen.network import arithmetic, validation
 from lichen.network.arithmetic import ceil_div
@@ -18,10 +19,10 @@ from lichen.network.fields import (
     Architecture,
     IntArray,
     JsonObject,
+    Model,
 )
 from lichen.network.flow import IMAGE, LATENTS, ORDER, Latent, latents_among
 from lichen.network.names import printable
-from lichen.network.record import Field, Model
 from lichen.network.tables import EntropyTables
 from lichen.network.transform import Transform
 
@@ -92,10 +93,15 @@ class Network(Model):
     contexts: Contexts | None = None
     provenance: JsonObject = Field(default_factory=dict)
 
-    def _validate(self, context: Mapping[str, Any]) -> None:
+    _file_sha256: str | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _check(self, info: ValidationInfo) -> Self:
         if "means" not in self.model_fields_set:
             self.__dict__["means"] = self._means_by_channels()
-        validation.check_network(self, any_picture=bool(context.get(validation.ANY_PICTURE)))
+        any_picture = bool(info.context and info.context.get(validation.ANY_PICTURE))
+        validation.check_network(self, any_picture=any_picture)
+        return self
 
     def _means_by_channels(self) -> bool:
         if "h_s" not in self.transforms or self.latent_channels is None:
@@ -107,18 +113,17 @@ class Network(Model):
     @property
     def file_sha256(self) -> str | None:
         """Digest of the file that this is read from; None for a network that is not, or no more."""
-        sha256: str | None = self.__dict__.get("_file_sha256")
-        return sha256
+        return self._file_sha256
 
     def came_from(self, sha256: str) -> None:
         """Tell the digest of the file that this has been read from."""
-        self.__dict__["_file_sha256"] = sha256
+        self._file_sha256 = sha256
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy, which with changes is no longer what is in the file."""
-        copy = super().model_copy(update=update)
+        copy = super().model_copy(update=update, deep=deep)
         if update:
-            copy.__dict__.pop("_file_sha256", None)
+            copy._file_sha256 = None
         return copy
 
     def optional_parts(self) -> list[str]:

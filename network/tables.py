@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator, model_validator
 
 from lichen.network.fields import (
     CHANNELS_MAX,
     IntArray,
+    Model,
     require,
     require_range,
     require_shape,
 )
-from lichen.network.record import After, Model
 
 
 def _at_least_32_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -23,7 +23,7 @@ def _at_least_32_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array.astype(np.promote_types(array.dtype, np.int32), copy=False)
 
 
-TableArray = Annotated[IntArray, After(_at_least_32_bits)]
+TableArray = Annotated[IntArray, AfterValidator(_at_least_32_bits)]
 """Integers of any type, kept in a signed one of 32 or 64 bits."""
 
 
@@ -48,7 +48,8 @@ class EntropyTables(Model):
     lengths: TableArray
     offsets: TableArray
 
-    def _validate(self, context: Mapping[str, Any]) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         require(self.cdf.ndim == 2, "cdf must have two dimensions")
         tables = self.cdf.shape[0]
         require(1 <= tables <= CHANNELS_MAX, f"cdf must have 1 .. {CHANNELS_MAX} rows")
@@ -65,3 +66,4 @@ class EntropyTables(Model):
             rising = row[0] == 0 and row[-1] == total and bool(np.all(row[1:] > row[:-1]))
             require(rising, f"cdf row {i} must rise strictly from 0 to {total}")
             require(not rest.any(), f"cdf row {i} must be 0 after its {length} entries")
+        return self

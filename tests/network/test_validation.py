@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from lichen import codec
 from lichen.cli import main
@@ -18,7 +19,6 @@ from lichen.errors import UserError
 from lichen.network.description import EntropyTables, Network
 from lichen.network.file import OLDER_PICTURES, dumps, load, save
 from lichen.network.random import random_factorized, random_hyperprior
-from lichen.network.record import ValidationError
 from lichen.sim.golden import synthesis
 from tests.network.fuzz import copied, network_file
 
@@ -265,7 +265,7 @@ def test_names_of_stages_that_are_no_identifiers(tmp_path, name):
     stage(tree, "g_s", 1)["name"] = name
     with pytest.raises(ValidationError, match="a name must be a letter followed by") as error:
         Network.model_validate(tree)
-    assert all(c.isprintable() for c in error.value.found[0][1])
+    assert all(c.isprintable() for c in error.value.errors()[0]["msg"])
 
 
 @pytest.mark.parametrize("other", ["conv1", "CONV1", "conv1_norm", "Conv1_Norm"])
