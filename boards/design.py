@@ -21,6 +21,7 @@ from lichen.hw.device.device import Resources
 from lichen.hw.plan import planner
 from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.kinds import check_folding
+from lichen.hw.stage.loaded import StageTemplate, filled, loadable
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import PHOTO, Network, Transform
@@ -65,6 +66,7 @@ def fold(
     *,
     max_width: int | None = None,
     multipliers: int | None = None,
+    loads: bool = False,
 ) -> list[Folding]:
     """The planner's foldings for a board that the transforms share, the link's part set aside.
 
@@ -73,6 +75,7 @@ def fold(
     A transform takes what it reads of images of up to ``max_width`` pixels; None chooses the width
     that is fastest in tiles. All use at most ``multipliers`` together, if given. Raises UserError
     when one cannot be generated; whether they fit the board is for `check_fits` to say.
+    ``loads`` plans for constants that are filled at run time.
     """
     wanted = []
     for name in transform_names:
@@ -82,7 +85,8 @@ def fold(
             raise UserError(f"{error}.") from None
         frame = network.frames(*PHOTO)[name]
         width = None if max_width is None else ceil_div(max_width * frame[1], PHOTO[1])
-        wanted.append(planner.Wanted(transform, frame, width))
+        planned = loadable(transform) if loads else transform
+        wanted.append(planner.Wanted(planned, frame, width))
     for budget in (board.roomy_budget, board.pipeline_budget):
         found = planner.plan_together(wanted, budget, device=board.family, multipliers=multipliers)
         if planner.fits(Resources.total(plan.resources for plan in found), budget):
@@ -117,35 +121,57 @@ class Design:
     digest : str
         SHA-256 of the network file as it is without context models, which gateware of transforms
         knows nothing of; hexadecimal.
+    templates : tuple of StageTemplate or None
+        What is fixed of every stage where the constants are filled at run time; None where they
+        stand in the gateware.
     """
 
     network: Network
     transform_name: str
     folding: Folding
     digest: str
+    templates: tuple[StageTemplate, ...] | None = None
 
     @classmethod
-    def make(cls, network: Network, transform_name: str, folding: Folding) -> Design:
-        """Check that the folding fits; raises UserError naming the stage where it does not."""
-        try:
-            check_folding(folding, network.transform(transform_name))
-        except ValueError as error:
-            raise UserError(f"{error}.") from None
-        return cls(
+    def make(
+        cls,
+        network: Network,
+        transform_name: str,
+        folding: Folding,
+        templates: tuple[StageTemplate, ...] | None = None,
+    ) -> Design:
+        """Check that the folding fits; raises UserError naming the stage where it does not.
+
+        With templates, the transform has to fit them, too.
+        """
+        found = cls(
             network=network,
             transform_name=transform_name,
             folding=folding,
             digest=static_digest(network),
+            templates=templates,
         )
+        try:
+            check_folding(folding, found.transform)
+        except ValueError as error:
+            raise UserError(f"{error}.") from None
+        return found
 
     @property
     def name(self) -> str:
         """The network's name for people."""
         return self.network.title
 
-    @property
+    @cached_property
     def transform(self) -> Transform:
-        return self.network.transform(self.transform_name)
+        """What is folded: with templates, the transform with channels of zeros beside its own."""
+        own = self.network.transform(self.transform_name)
+        return own if self.templates is None else filled(own, self.templates)
+
+    @property
+    def loads(self) -> bool:
+        """Whether the constants are filled at run time."""
+        return self.templates is not None
 
     @property
     def max_width(self) -> int:

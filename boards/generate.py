@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from lichen.boards.board import Board
 from lichen.boards.build.folder import complete_folder
-from lichen.boards.core import texts
+from lichen.boards.core import texts, weights
 from lichen.boards.core.core import Core
 from lichen.boards.core.interface import interface
-from lichen.boards.core.vectors import golden_frames, pack
+from lichen.boards.core.vectors import golden_frames, mirrored, pack
 from lichen.boards.design import Design, check_fits
 from lichen.files import write_atomically, write_json, write_text
 
@@ -71,19 +72,36 @@ def generate(
         write_text(part / f"{core.top}.core", texts.fusesoc(core, *files))
         write_text(part / f"{core.top}.py", texts.wrapper(core, description))
         (part / "test").mkdir()
-        for name, text in bench_files(bus).items():
+        for name, text in bench_files(bus, loads=design.loads).items():
             write_text(part / "test" / name, text)
         write_atomically(part / "test" / "vectors.npz", pack(frames))
+        if design.loads:
+            write_networks(core, part / "test")
         write_json(part / INTERFACE, description)
     return description
 
 
-def bench_files(bus: str) -> dict[str, str]:
+def write_networks(core: Core, folder: Path) -> None:
+    """Into a bench's folder: what fills the core with its own network, and with another one."""
+    own = core.design
+    other = replace(own, network=mirrored(own.network, own.transform_name), digest="ff" * 32)
+    write_text(folder / "own.hex", weights.text(core))
+    add_network(replace(core, design=other), folder, "mirrored")
+
+
+def add_network(core: Core, folder: Path, name: str) -> None:
+    """Into a bench's folder: what fills a core with its design's network, and what it makes then
+    of the bench's frames."""
+    write_text(folder / f"{name}.hex", weights.text(core))
+    write_atomically(folder / f"{name}.npz", pack(golden_frames(core)))
+
+
+def bench_files(bus: str, *, loads: bool = False) -> dict[str, str]:
     """The test bench's own files, the same for every core with that bus."""
     place = resources.files("lichen.boards.core") / "bench"
     return {
         file.name: file.read_text(encoding="utf-8")
-        for folder in (place, place / bus)
+        for folder in (place, place / bus, *([place / "load"] if loads else []))
         for file in sorted(folder.iterdir(), key=lambda file: file.name)
         if file.is_file() and not file.name.startswith(".")
     }

@@ -37,6 +37,7 @@ COMMANDS = {
     "boards": "List the boards there are.",
     "plan": "Fold a network onto a board: cycles, resources, frames per second.",
     "generate": "Write the gateware as Verilog with an interface description.",
+    "weights": "Make what fills a core with another network.",
     "build": "Synthesize, place and route for a board.",
     "flash": "Program a board.",
     "board-sim": "Simulate a whole board, behind a port for --engine.",

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect
 
+from lichen.boards.core.loader import Loader
+from lichen.hw.device.load import ADDRESS_BITS as LOAD_ADDRESS_BITS
 from lichen.hw.engine.window import SIZE_BITS
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.arithmetic import ceil_div
@@ -22,7 +24,7 @@ OKAY, SLVERR = 0, 2
 
 @dataclass(frozen=True)
 class Register:
-    """A word of the registers; ``access`` is ``ro``, ``rw``, or ``clear`` by any write."""
+    """A word of the registers; ``access`` is ``ro``, ``rw``, ``wo``, or ``clear`` by any write."""
 
     name: str
     address: int
@@ -65,6 +67,33 @@ REGISTERS = (
 )
 """Addresses are of bytes; words are 32 bits, little endian."""
 
+LOAD_REGISTERS = (
+    Register("load_address", 0x60, "rw", "where the next word goes; one more after every word"),
+    Register("load_high", 0x64, "rw", "bits 32 .. 35 of the words that follow"),
+    Register(
+        "load_data",
+        0x68,
+        "wo",
+        "bits 0 .. 31 of a word, which is written then; SLVERR while a frame is under way",
+    ),
+    Register(
+        "load_crc",
+        0x6C,
+        "clear",
+        "CRC-32 of all words: data in five bytes, address in three, each lowest byte first",
+    ),
+    Register("load_map", 0x70, "ro", "first four bytes of the map's digest"),
+)
+"""What a core has more whose constants are filled at run time; its digest can be written, too."""
+
+
+def registers_of(loads: bool) -> tuple[Register, ...]:
+    """All registers of a core."""
+    if not loads:
+        return REGISTERS
+    own = (replace(r, access="rw") if r.name.startswith("digest_") else r for r in REGISTERS)
+    return (*own, *LOAD_REGISTERS)
+
 
 def container_bits(form: Format) -> int:
     """Bits that a channel takes in ``tdata``: whole bytes."""
@@ -84,7 +113,7 @@ class AXICore(wiring.Component):
     pipeline : Pipeline
         Restartable.
     digest : bytes
-        32 of them.
+        32 of them: of the network, or of the map where constants are filled at run time.
     """
 
     def __init__(self, *, pipeline: Pipeline, digest: bytes):
@@ -93,6 +122,8 @@ class AXICore(wiring.Component):
         if len(digest) != 32:
             raise ValueError(f"digest must be 32 bytes, not {len(digest)}")
         self.pipeline, self.digest = pipeline, digest
+        self.loader = Loader() if pipeline.loadables else None
+        self.registers = registers_of(self.loader is not None)
         transform = pipeline.transform
         self.in_bits = container_bits(transform.input)
         self.out_bits = container_bits(transform.output)
@@ -129,12 +160,12 @@ class AXICore(wiring.Component):
             "id": Const(ID, 32),
             "version": Const(MAP_VERSION, 32),
             "max_width": Const(pipeline.folding.max_width, 32),
-            **{
-                f"digest_{k}": Const(int.from_bytes(self.digest[4 * k : 4 * k + 4], "little"), 32)
-                for k in range(8)
-            },
         }
-        self._write = {r.name: Signal(name=f"write_{r.name}") for r in REGISTERS}
+        digest = {
+            f"digest_{k}": Const(int.from_bytes(self.digest[4 * k : 4 * k + 4], "little"), 32)
+            for k in range(8)
+        }
+        self._write = {r.name: Signal(name=f"write_{r.name}") for r in self.registers}
         self._data, self._strobe = Signal(32, name="write_data"), Signal(4, name="write_strobe")
         enable, width, height = Signal(), Signal(SIZE_BITS), Signal(SIZE_BITS)
         restarting = self._restart(m)
@@ -152,12 +183,18 @@ class AXICore(wiring.Component):
         ended = self._output(m, restarting)
         inside = Signal(8)
         m.d.sync += inside.eq(Mux(restarting, 0, inside + began - ended))
+        quiet = ~in_frame & (inside == 0)
+        if self.loader is None:
+            self._words |= digest
+        else:
+            self._words["load_map"] = digest["digest_0"]
+            self._load(m, self.loader)
         self._words |= {
             "control": Cat(enable, restarting),
-            "status": Cat(in_frame, ~in_frame & (inside == 0), restarting, bad_size, self._any),
+            "status": Cat(in_frame, quiet, restarting, bad_size, self._any),
             "size": Cat(width, height),
         }
-        self._registers(m)
+        self._registers(m, quiet)
         return m
 
     def _restart(self, m: Module) -> Value:
@@ -241,17 +278,57 @@ class AXICore(wiring.Component):
         self._count(m, "frames_out", moves & last)
         return moves & last
 
-    def _registers(self, m: Module) -> None:
+    def _ready(self, value: Value) -> Value:
+        """While a word of constants is on its way, registers wait."""
+        return value if self.loader is None else value & self.loader.i.ready
+
+    def _load(self, m: Module, loader: Loader) -> None:
+        """Constants from the registers into the pipeline, and what a host says they are."""
+        self._whole = Signal(name="load_whole")
+        m.submodules.loader = loader
+        connect(m, loader.load, self.pipeline.load)
+        address, high = Signal(LOAD_ADDRESS_BITS, name="load_address"), Signal(4, name="load_high")
+        for name, word in (("load_address", address), ("load_high", high)):
+            self._bytes(m, name, word)
+        with m.If(loader.i.valid & loader.i.ready):
+            m.d.sync += address.eq(address + 1)
+        m.d.comb += [
+            loader.i.payload.eq(Cat(self._data, high, Const(0, 4), address)),
+            loader.i.valid.eq(self._write["load_data"] & self._whole),
+            loader.clear.eq(self._write["load_crc"]),
+        ]
+        self._words |= {
+            "load_address": address,
+            "load_high": high,
+            "load_data": Const(0, 32),
+            "load_crc": loader.crc,
+        }
+        for k in range(8):
+            # like the constants that it names, it survives a reset
+            word = Signal(32, name=f"digest_{k}", reset_less=True)
+            self._words[word.name] = word
+            self._bytes(m, word.name, word)
+
+    def _bytes(self, m: Module, name: str, word: Signal) -> None:
+        """Write the bytes of a register that the strobe names."""
+        for byte in range(ceil_div(len(word), 8)):
+            with m.If(self._write[name] & self._strobe[byte]):
+                part = word[8 * byte : 8 * byte + 8]
+                m.d.sync += part.eq(self._data[8 * byte :][: len(part)])
+
+    def _registers(self, m: Module, quiet: Value) -> None:
         """The AXI4-Lite slave: one write and one read at a time."""
         slots = 1 << (ADDRESS_BITS - 2)
-        known = {register.address >> 2: register for register in REGISTERS}
+        known = {register.address >> 2: register for register in self.registers}
         # Writes: address and data come in any order, and wait for each other.
         address, have_address, have_data = Signal(ADDRESS_BITS - 2), Signal(), Signal()
         go = Signal(name="write_go")
         m.d.comb += [
             self.s_axil_awready.eq(~have_address),
             self.s_axil_wready.eq(~have_data),
-            go.eq(have_address & have_data & (~self.s_axil_bvalid | self.s_axil_bready)),
+            go.eq(
+                self._ready(have_address & have_data & (~self.s_axil_bvalid | self.s_axil_bready))
+            ),
         ]
         with m.If(self.s_axil_awvalid & self.s_axil_awready):
             m.d.sync += [address.eq(self.s_axil_awaddr[2:]), have_address.eq(1)]
@@ -264,18 +341,23 @@ class AXICore(wiring.Component):
         with m.If(self.s_axil_bready):
             m.d.sync += self.s_axil_bvalid.eq(0)
         writable = [k in known and known[k].access != "ro" for k in range(slots)]
-        readable = [k in known for k in range(slots)]
+        readable = [k in known and known[k].access != "wo" for k in range(slots)]
+        allowed: Value = _table(writable, address)
+        if self.loader is not None:
+            m.d.comb += self._whole.eq(quiet & self._strobe.all())
+            slot = next(k for k, r in known.items() if r.name == "load_data")
+            allowed = allowed & ((address != slot) | self._whole)
         with m.If(go):
             m.d.sync += [
                 have_address.eq(0),
                 have_data.eq(0),
                 self.s_axil_bvalid.eq(1),
-                self.s_axil_bresp.eq(Mux(_table(writable, address), OKAY, SLVERR)),
+                self.s_axil_bresp.eq(Mux(allowed, OKAY, SLVERR)),
             ]
         for slot, register in known.items():
             m.d.comb += self._write[register.name].eq(go & (address == slot))
         # Reads.
-        m.d.comb += self.s_axil_arready.eq(~self.s_axil_rvalid | self.s_axil_rready)
+        m.d.comb += self.s_axil_arready.eq(self._ready(~self.s_axil_rvalid | self.s_axil_rready))
         with m.If(self.s_axil_rready):
             m.d.sync += self.s_axil_rvalid.eq(0)
         with m.If(self.s_axil_arvalid & self.s_axil_arready):
@@ -327,4 +409,4 @@ def _position(
     return (beat == 0) & (column == 1) & (row == 1), beat_last & column_last & row_last
 
 
-__all__ = ["REGISTERS", "AXICore", "Register", "container_bits"]
+__all__ = ["REGISTERS", "AXICore", "Register", "container_bits", "registers_of"]

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from amaranth.lib import wiring
 
 from lichen.boards.core.axi import AXICore, container_bits
+from lichen.boards.core.loader import StreamCore, checksum, words_of
 from lichen.boards.design import Design
 from lichen.errors import UserError
 from lichen.hw.device import ecp5
@@ -75,9 +78,30 @@ class Core:
     def component(self) -> wiring.Component:
         """A fresh component of what the top module is."""
         if self.bus == "stream":
-            return self.design.pipeline()
+            pipeline = self.design.pipeline()
+            return StreamCore(pipeline=pipeline) if self.design.loads else pipeline
         pipeline = self.design.pipeline(restartable=True)
-        return AXICore(pipeline=pipeline, digest=bytes.fromhex(self.design.digest))
+        digest = self.map_digest if self.design.loads else self.design.digest
+        return AXICore(pipeline=pipeline, digest=bytes.fromhex(digest))
+
+    @cached_property
+    def map_digest(self) -> str:
+        """SHA-256 of what has to agree between gateware and what it is filled with; hexadecimal."""
+        templates = [template.model_dump(mode="json") for template in self.design.templates or ()]
+        places = {name: asdict(place) for name, place in self.pipeline.places.items()}
+        folding = self.design.folding.model_dump(mode="json")
+        agreed = {"templates": templates, "places": places, "folding": folding}
+        return hashlib.sha256(json.dumps(agreed, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def words(self) -> list[int]:
+        """What fills the core with its design's constants, as its loader takes it."""
+        return words_of(self.pipeline.image())
+
+    @property
+    def checksum(self) -> int:
+        """Of `words`."""
+        return checksum(self.words)
 
     def verilog(self) -> dict[str, str]:
         """A text for every module, the top first."""
@@ -95,7 +119,7 @@ class Core:
 
     def stage_instances(self) -> dict[str, list[str]]:
         """Path from the top to the instance whose ``o`` is a stage's output, by stages' names."""
-        above = ["pipeline"] if self.bus == "axi" else []
+        above = ["pipeline"] if self.bus == "axi" or self.design.loads else []
         return {kind.stage.name: [*above, kind.name] for kind in self.pipeline.kinds}
 
     def container(self, form: Format) -> int:

@@ -9,10 +9,13 @@ from typing import Any
 
 from amaranth.hdl import Shape
 
-from lichen.boards.core.axi import REGISTERS
+from lichen.boards.core.axi import registers_of
 from lichen.boards.core.core import MAX_HEIGHT, Core
+from lichen.boards.core.loader import WORD_BITS
 from lichen.boards.core.vectors import GoldenFrame
 from lichen.boards.record import Board
+from lichen.hw.device.load import ADDRESS_BITS, DATA_BITS
+from lichen.hw.engine.requantize import SHIFT_SPAN
 from lichen.network.stage import Format
 
 VERSION = 2
@@ -61,6 +64,7 @@ def interface(core: Core, frames: list[GoldenFrame], board: Board | None) -> dic
             "o": _stream(core, transform.out_channels, pipeline.out_lanes, transform.output),
         },
         "registers": _registers(core),
+        **_loading(core),
         "stages": stages(core),
         "ports": ports(core),
         "cycles": {"width": width, "height": height, "cycles": design.cycles_per_frame},
@@ -86,14 +90,45 @@ def interface(core: Core, frames: list[GoldenFrame], board: Board | None) -> dic
 
 def _command(core: Core) -> str:
     """What makes the same core again, from this very file's folding."""
+    weights = " --weights load" if core.design.loads else ""
     return (
         f"lichen generate {core.design.name.split()[0]} --transform {core.design.transform_name} "
-        f"--target {core.target} --bus {core.bus} --folding interface.json --top {core.top} -o DIR"
+        f"--target {core.target} --bus {core.bus}{weights} "
+        f"--folding interface.json --top {core.top} -o DIR"
     )
 
 
 def _registers(core: Core) -> list[dict[str, Any]]:
-    return [asdict(register) for register in REGISTERS] if core.bus == "axi" else []
+    if core.bus != "axi":
+        return []
+    return [asdict(register) for register in registers_of(core.design.loads)]
+
+
+def _loading(core: Core) -> dict[str, Any]:
+    """How the core is filled, where that happens at run time, and with what it can be."""
+    if core.design.templates is None:
+        return {}
+    return {
+        "load": {
+            "map": core.map_digest,
+            "words": len(core.pipeline.image()),
+            "crc": f"{core.checksum:08x}",
+            "data_bits": DATA_BITS,
+            "address_bits": ADDRESS_BITS,
+            "cycles_per_word": WORD_BITS // 8 + 1,
+            "shift_span": SHIFT_SPAN,
+            "stages": [template.model_dump(mode="json") for template in core.design.templates],
+            "memories": [
+                {
+                    "name": name,
+                    **asdict(place),
+                    "chunks": place.chunks,
+                    "word_bits": place.word_bits,
+                }
+                for name, place in core.pipeline.places.items()
+            ],
+        }
+    }
 
 
 def _stream(core: Core, channels: int, lanes: int, form: Format) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from lichen.boards.core.core import Core
 from lichen.models import photograph
+from lichen.network.description import Network
 from lichen.network.flow import LATENTS
 from lichen.sim.golden import run_stages
 from lichen.sim.images import crop_middle, read_image
@@ -91,6 +92,26 @@ def _crop(core: Core, height: int, width: int) -> npt.NDArray[np.integer]:
         # A transform on its own: any values will do.
         rng = np.random.default_rng([height, width])
         return rng.integers(source.lo, source.hi + 1, (height, width, channels))
+
+
+def mirrored(network: Network, name: str) -> Network:
+    """A network of the same shape that makes something else: every weight the other way round.
+
+    Biases stay, so that what comes out is not merely the negative.
+    """
+    transform = network.transform(name)
+    stages = [
+        stage.model_copy(
+            update={
+                "convolution": stage.convolution.model_copy(
+                    update={"weight": -stage.convolution.weight.astype(np.int64)}
+                )
+            }
+        )
+        for stage in transform.stages
+    ]
+    changed = {**network.transforms, name: transform.model_copy(update={"stages": stages})}
+    return network.model_copy(update={"transforms": changed})
 
 
 def pack(frames: list[GoldenFrame]) -> bytes:

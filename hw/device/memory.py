@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -24,94 +24,19 @@ from lichen.hw.device.device import BlockWrite, Device, Resources
 from lichen.hw.device.ecp5 import ECP5
 from lichen.hw.device.families import device_of
 from lichen.hw.device.gateware import Gateware, check_positive, delayed, delays
+from lichen.hw.device.load import (
+    DATA_BITS,
+    Arrival,
+    LoadSignature,
+    Place,
+    arrivals,
+    load_resources,
+)
+from lichen.hw.device.pieces import Piece, pieces
 from lichen.network.arithmetic import ceil_div
 
 BLOCK_LATENCY = 2
 """Cycles from address to data of a memory in blocks, on every device."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive words of a memory that are stored alike.
-
-    Attributes
-    ----------
-    start, words : int
-        First word and how many.
-    depth : int
-        Addresses of one block, a power of two that divides ``start``.
-    width : int
-        Bits of one block; 0 where the words are in lookup tables.
-    """
-
-    start: int
-    words: int
-    depth: int
-    width: int
-
-    @property
-    def block(self) -> bool:
-        """Whether the words are in block RAM."""
-        return self.width > 0
-
-    def resources(self, device: Device, width: int, *, writable: bool) -> Resources:
-        """What it takes to store words of ``width`` bits here."""
-        if self.block:
-            return Resources(bram=ceil_div(width, self.width))
-        sixteenths = ceil_div(self.words, 16)
-        if not writable:
-            return Resources(lut=sixteenths * width)
-        # A multiplexer chooses among several.
-        mux = ceil_div(sixteenths, 2) * width if sixteenths > 1 else 0
-        return Resources(lut=device.small_ram_luts(self.words, width) + mux + sixteenths)
-
-
-_Best = tuple[int, int, Piece | None, tuple[int, int]]
-"""Cost and number of pieces, the first of them, and the key of the others."""
-
-
-@lru_cache(maxsize=4096)
-def pieces(device: Device, depth: int, width: int, writable: bool) -> tuple[Piece, ...]:
-    """How ``depth`` words of ``width`` bits are stored for least, deepest blocks first.
-
-    Blocks are filled one depth after the other, for few depths fit one block shape: 1600 words
-    are 1024 of 18-bit slices, 512 of 36-bit ones and 64 in lookup tables, which saves a quarter
-    against one shape for all.
-    """
-
-    def cost(piece: Piece) -> int:
-        own = piece.resources(device, width, writable=writable)
-        return device.block.luts * own.bram + own.lut
-
-    # The best way to store the words from a start in blocks at most so deep, by those two. Found
-    # from the end, for there may be thousands of blocks.
-    nothing: _Best = (0, 0, None, (0, 0))
-    best: dict[tuple[int, int], _Best] = {}
-    whole = {d: cost(Piece(0, d, d, w)) for d, w in device.block.shapes}
-    least = min(whole)
-    for start in range((depth - 1) // least * least, -1, -least):
-        left = depth - start
-        options: list[_Best] = []
-        if left <= DISTRIBUTED_DEPTH_MAX:
-            rest = Piece(start, left, 1 << ceil_log2(left), 0)
-            options.append((cost(rest), 1, rest, (depth, 0)))
-        for block_depth, block_width in device.block.shapes:
-            if start % block_depth:
-                break
-            piece = Piece(start, min(left, block_depth), block_depth, block_width)
-            others = (start + block_depth, block_depth)
-            price, count, _, _ = best.get(others, nothing)
-            # What follows needs a multiplexer behind it.
-            price += width if count else 0
-            price += whole[block_depth] if left >= block_depth else cost(piece)
-            options.append((price, count + 1, piece, others))
-            best[start, block_depth] = min(options, key=lambda o: o[:2])
-    found: list[Piece] = []
-    state = 0, device.block.shapes[-1][0]
-    while (entry := best.get(state, nothing))[2] is not None:
-        found.append(entry[2])
-        state = entry[3]
-    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -125,9 +50,6 @@ class Field:
     stop: int
     late: int
 
-
-DISTRIBUTED_DEPTH_MAX = 256
-"""No more words than this are kept in lookup tables."""
 
 LOGIC_DEPTH = 32
 """Words of a `FastRom` that lookup tables choose from between two registers. Synthesis shares
@@ -150,11 +72,15 @@ class Ram(Gateware):
         and ``writable`` false the memory is a ROM.
     writable : bool
         Whether there is a write port.
+    loads : bool
+        Whether it is filled at run time, with the initial words, which then are not in the
+        gateware. Not together with ``writable``; nothing may be read meanwhile.
 
     Members
     -------
     w_en, w_addr, w_data : In
         Write port, only when ``writable``.
+    load : In(LoadSignature), only when ``loads``
     r_addr : In
     r_data : Out
     """
@@ -168,21 +94,39 @@ class Ram(Gateware):
         width: int,
         init: Sequence[int] | Callable[[], Sequence[int]] | None = None,
         writable: bool = True,
+        loads: bool = False,
     ):
         check_positive(depth=depth, width=width)
         if init is None and not writable:
             raise ValueError("a memory that cannot be written must have init")
-        self.depth, self.width, self.writable = depth, width, writable
+        if loads and writable:
+            raise ValueError("a memory that loads must not be writable")
+        self.depth, self.width, self.writable, self.loads = depth, width, writable, loads
+        self.place = Place(0, depth, width)
         self._init = init
         address = unsigned(ceil_log2(depth))
         ports = {"r_addr": In(address), "r_data": Out(unsigned(width))}
         if writable:
             ports |= {"w_en": In(1), "w_addr": In(address), "w_data": In(unsigned(width))}
+        if loads:
+            ports["load"] = In(LoadSignature())
         super().__init__(wiring.Signature(ports))
+
+    def words(self) -> list[int]:
+        """The initial words, all of them. Raises ValueError when there are too many."""
+        words = list(self._init() if callable(self._init) else self._init or [])
+        if len(words) > self.depth:
+            raise ValueError(f"init must have at most {self.depth} words, not {len(words)}")
+        return words + [0] * (self.depth - len(words))
+
+    @property
+    def _written(self) -> bool:
+        """Whether its cells are written, by whichever port."""
+        return self.writable or self.loads
 
     def pieces(self, device: Device = ECP5) -> tuple[Piece, ...]:
         """How the words are stored. The behavioural twin stores them as the ECP5 does."""
-        return pieces(device, self.depth, self.width, self.writable)
+        return pieces(device, self.depth, self.width, self._written)
 
     @property
     def _fields(self) -> list[Field]:
@@ -193,9 +137,9 @@ class Ram(Gateware):
         m = Module()
         device = device_of(platform)
         stored = self.pieces(device)
-        initial = self._init() if callable(self._init) else self._init or []
-        if len(initial) > self.depth:
-            raise ValueError(f"init must have at most {self.depth} words, not {len(initial)}")
+        # Words that are not given are not written down, those that are loaded neither.
+        initial = [] if self.loads or self._init is None else self.words()
+        self._arrivals = arrivals(m, self.load, self.place) if self.loads else []
         fields = self._fields
         latest = max(field.late for field in fields)
         chosen = [
@@ -239,7 +183,8 @@ class Ram(Gateware):
     def _slices(self, piece: Piece) -> list[tuple[int, int]]:
         """The bits of a word that every memory of a piece holds: from, up to."""
         if not piece.block:
-            return [(field.start, field.stop) for field in self._fields]
+            fields = [(field.start, field.stop) for field in self._fields]
+            return _cut(fields, DATA_BITS) if self.loads else fields
         starts = range(0, self.width, piece.width)
         return [(start, min(start + piece.width, self.width)) for start in starts]
 
@@ -255,12 +200,9 @@ class Ram(Gateware):
     ) -> Value:
         """One memory, bits ``place`` of a piece's words; what it reads follows ``address``."""
         if not piece.block and self.latency > BLOCK_LATENCY:
-            return self._logic(m, f"piece_{name}", place[1] - place[0], init, address)
+            return self._logic(m, f"piece_{name}", place, piece, init, address)
         bits = place[1] - place[0]
-        low_bits = ceil_log2(piece.depth)
-        write_enable: Value = Const(0, 1)
-        if self.writable:
-            write_enable = self.w_en & self._selected(self.w_addr, piece)
+        write = self._write(piece, place)
         if piece.block and device.cells is not None:
             data = Signal(bits, name=f"read_{name}")
             device.cells.block_ram(
@@ -270,13 +212,7 @@ class Ram(Gateware):
                 init=init,
                 address=address,
                 data=data,
-                write=BlockWrite(
-                    enable=write_enable,
-                    address=self.w_addr[:low_bits],
-                    data=self.w_data[place[0] : place[1]],
-                )
-                if self.writable
-                else None,
+                write=write,
             )
             missing = BLOCK_LATENCY - device.block.latency
             return delayed(m, data, missing, f"read_{name}") if missing else data
@@ -289,7 +225,7 @@ class Ram(Gateware):
                 "ram_style": "block"
                 if piece.block
                 else "distributed"
-                if self.writable
+                if write is not None
                 else "logic",
                 "no_rw_check": 1,
             },
@@ -299,26 +235,58 @@ class Ram(Gateware):
         m.d.comb += read.addr.eq(address)
         if piece.block:
             m.d.comb += read.en.eq(1)
-        if self.writable:
-            write = memory.write_port()
-            m.d.comb += [
-                write.addr.eq(self.w_addr[:low_bits]),
-                write.data.eq(self.w_data[place[0] : place[1]]),
-                write.en.eq(write_enable),
-            ]
+        if write is not None:
+            _connect(m, memory, write)
         return delayed(m, read.data, 1, f"read_{name}")
 
-    def _logic(self, m: Module, name: str, width: int, words: list[int], address: Value) -> Value:
+    def _write(self, piece: Piece, place: tuple[int, int]) -> BlockWrite | None:
+        """What writes bits ``place`` of a piece's words, if anything does."""
+        start, stop = place
+        low_bits = ceil_log2(piece.depth)
+        if self.writable:
+            enable = self.w_en & self._selected(self.w_addr, piece)
+            return BlockWrite(
+                enable=enable, address=self.w_addr[:low_bits], data=self.w_data[start:stop]
+            )
+        if self.loads:
+            arrival: Arrival = self._arrivals[start // DATA_BITS]
+            low = start // DATA_BITS * DATA_BITS
+            return BlockWrite(
+                enable=arrival.enable & self._selected(arrival.word, piece),
+                address=arrival.word[:low_bits],
+                data=arrival.data[start - low : stop - low],
+            )
+        return None
+
+    def _logic(
+        self,
+        m: Module,
+        name: str,
+        place: tuple[int, int],
+        piece: Piece,
+        words: list[int],
+        address: Value,
+    ) -> Value:
         """The word at ``address``, two cycles later, out of lookup tables."""
         parts: list[Value] = []
-        for start in range(0, len(words), LOGIC_DEPTH):
-            some = words[start : start + LOGIC_DEPTH]
+        write = self._write(piece, place)
+        part_bits = ceil_log2(LOGIC_DEPTH)
+        for start in range(0, piece.words, LOGIC_DEPTH):
             memory = Memory(
-                shape=unsigned(width), depth=len(some), init=some, attrs={"ram_style": "logic"}
+                shape=unsigned(place[1] - place[0]),
+                depth=min(piece.words - start, LOGIC_DEPTH),
+                init=words[start : start + LOGIC_DEPTH],
+                attrs={"ram_style": "logic" if write is None else "distributed"},
             )
             m.submodules[f"{name}_{start}"] = memory
             read = memory.read_port(domain="comb")
             m.d.comb += read.addr.eq(address)
+            if write is not None:
+                enable = write.enable
+                if piece.words > LOGIC_DEPTH:
+                    enable = enable & (write.address[part_bits:] == start >> part_bits)
+                address_here = write.address[:part_bits]
+                _connect(m, memory, replace(write, enable=enable, address=address_here))
             parts.append(delayed(m, read.data, 1, f"{name}_{start}_read"))
         if len(parts) == 1:
             return delayed(m, parts[0], 1, f"{name}_read")
@@ -333,7 +301,30 @@ class Ram(Gateware):
         return address[low_bits:] == piece.start >> low_bits
 
     def resources(self, device: Device) -> Resources:
-        return ram_resources(device, self.depth, self.width, writable=self.writable)
+        return ram_resources(
+            device, self.depth, self.width, writable=self.writable, loads=self.loads
+        )
+
+
+def _connect(m: Module, memory: Memory, by: BlockWrite) -> None:
+    """A write port for a memory."""
+    write = memory.write_port()
+    m.d.comb += [
+        write.addr.eq(by.address),
+        write.data.eq(by.data),
+        write.en.eq(by.enable),
+    ]
+
+
+def _cut(ranges: Sequence[tuple[int, int]], every: int) -> list[tuple[int, int]]:
+    """Ranges cut wherever a multiple of ``every`` lies within."""
+    found = []
+    for start, stop in ranges:
+        while start < stop:
+            end = min(stop, (start // every + 1) * every)
+            found.append((start, end))
+            start = end
+    return found
 
 
 def _select(selects: Sequence[Value], values: Sequence[Value]) -> Value:
@@ -377,8 +368,9 @@ class FastRom(Ram):
         width: int,
         init: Sequence[int] | Callable[[], Sequence[int]],
         late: Sequence[int] = (0,),
+        loads: bool = False,
     ):
-        super().__init__(depth=depth, width=width, init=init, writable=False)
+        super().__init__(depth=depth, width=width, init=init, writable=False, loads=loads)
         if width % len(late):
             raise ValueError(f"width must be a multiple of the {len(late)} fields, not {width!r}")
         self.late = tuple(late)
@@ -395,7 +387,9 @@ class FastRom(Ram):
         return fields
 
     def resources(self, device: Device) -> Resources:
-        return ram_resources(device, self.depth, self.width, writable=False, fast=True)
+        return ram_resources(
+            device, self.depth, self.width, writable=False, fast=True, loads=self.loads
+        )
 
 
 @cache
@@ -407,23 +401,28 @@ def ram_resources(
     writable: bool,
     information: float = 1.0,
     fast: bool = False,
+    loads: bool = False,
 ) -> Resources:
     """What a `Ram` takes, or a `FastRom` if ``fast``.
 
     ``information`` is how much a bit of a ROM tells, 0 .. 1: see `bit_information`.
     """
     parts = []
-    for piece in pieces(device, depth, width, writable):
-        part = piece.resources(device, width, writable=writable)
-        if not piece.block and not writable:
+    written = writable or loads
+    stored = pieces(device, depth, width, written)
+    for piece in stored:
+        part = piece.resources(device, width, writable=written)
+        if not piece.block and not written:
             # A table for every LOGIC_DEPTH words and a choice among them, or one table for all.
             most = LOGIC_DEPTH if fast else piece.words
             starts = range(0, piece.words, most)
             tables = (logic_luts(min(most, piece.words - s), width, information) for s in starts)
             part = Resources(lut=sum(tables) + (len(starts) - 1) * width)
         parts.append(part)
+    if loads:
+        parts.append(load_resources(Place(0, depth, width), len(stored)))
     # Every piece but the first has to be chosen, too.
-    parts.append(Resources(lut=round((len(parts) - 1) * (PIECE_LUTS * width + 4))))
+    parts.append(Resources(lut=round((len(stored) - 1) * (PIECE_LUTS * width + 4))))
     return Resources.total(parts)
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from amaranth.hdl import Array, Const, Module, Mux, Shape, Signal, Value
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
+from lichen.hw.device.load import LoadSignature
 from lichen.hw.device.memory import FastRom, Ram, bit_information, ram_resources
 from lichen.hw.engine.array import SystolicArray, array_resources
 from lichen.hw.engine.element import Backend, Element
@@ -170,9 +171,12 @@ class Core(Gateware):
         How the steps are parted; None for a convolution without phases.
     least_group : int
         As of a `CoreShape`.
+    loads : bool
+        Whether the weights are filled at run time.
 
     Members
     -------
+    load : In(LoadSignature), only when ``loads``
     feed : In(FeedSignature)
     credit : In(1)
         The consumer takes another beat.
@@ -202,6 +206,7 @@ class Core(Gateware):
         backend: Backend = Backend.PORTABLE,
         phases: Phases | None = None,
         least_group: int = 1,
+        loads: bool = False,
     ):
         check_positive(pixels=pixels, chains=chains, chain_length=chain_length)
         if weights.ndim != 3:
@@ -252,6 +257,7 @@ class Core(Gateware):
                     "o_beat": Out(range(shape.beats)),
                     "o": Out(lanes_of(self.accumulator_shape, chains)),
                     "empty": Out(1),
+                    **({"load": In(LoadSignature())} if loads else {}),
                 }
             )
         )
@@ -260,6 +266,7 @@ class Core(Gateware):
             width=chains * chain_length * self.lanes * self.weight_shape.width,
             init=self._rom_words,
             late=self.array.lateness(),
+            loads=loads,
         )
         self.drains = [
             Ram(
@@ -303,6 +310,8 @@ class Core(Gateware):
         m.submodules.rom = self.rom
         m.submodules.array = array = self.array
         feed = self.feed
+        if self.rom.loads:
+            connect(m, flipped(self.load), self.rom.load)
         self._weights_in_step(m)
         m.d.comb += [
             array.a.as_value().eq(feed.a.as_value()),
@@ -468,11 +477,18 @@ class Core(Gateware):
             self.array.element,
             accumulator_bits=self.accumulator_shape.width,
             information=bit_information(self.weights, self.weight_shape.width),
+            loads=self.rom.loads,
         )
 
 
 def core_resources(
-    device: Device, shape: CoreShape, element: Element, *, accumulator_bits: int, information: float
+    device: Device,
+    shape: CoreShape,
+    element: Element,
+    *,
+    accumulator_bits: int,
+    information: float,
+    loads: bool = False,
 ) -> Resources:
     """What a `Core` of this shape takes; ``information`` is `bit_information` of its weights."""
     bits = shape.chains * accumulator_bits
@@ -483,6 +499,7 @@ def core_resources(
         writable=False,
         information=information,
         fast=True,
+        loads=loads,
     )
     drain = ram_resources(device, shape.drain_depth, bits, writable=True)
     array = array_resources(

@@ -88,6 +88,22 @@ class Pipe:
         self.register(**{name: doubled >> by_narrow})
         self.register(**{name: (self[name] + 1) >> 1})
 
+    def shift_round_from(self, name: str, least: int, more: Value, cycles: int) -> None:
+        """Round-shift by ``least + more``, in one stage or two."""
+        # As in `shift_round_by`; ``least`` costs nothing.
+        value = self[name]
+        doubled = Signal(
+            Shape(value.shape().width + 1, signed=value.shape().signed),
+            name=f"{self.name}_{name}_doubled_{self.latency}",
+        )
+        self.m.d.comb += doubled.eq(value << 1)
+        low = doubled[least:]
+        shifted = (low.as_signed() if value.shape().signed else low) >> more
+        if cycles == 2:
+            self.register(**{name: shifted})
+            shifted = self[name]
+        self.register(**{name: (shifted + 1) >> 1})
+
     def clamp(self, name: str, lo: int, hi: int) -> None:
         """Limit to ``lo .. hi``; one stage. The result is as narrow as the range."""
         value = self[name]

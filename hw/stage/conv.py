@@ -27,6 +27,7 @@ from lichen.hw.engine.window import Window
 from lichen.hw.engine.window_shape import WindowShape, window_phases
 from lichen.hw.stage.folding import ArrayFolding, divides
 from lichen.hw.stage.kind import UnitKind
+from lichen.hw.stage.loaded import template_of
 from lichen.hw.stage.unit import StageUnit
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Format, Stage
@@ -52,6 +53,9 @@ def convolution_operands(stage: Stage, source: Format) -> tuple[Shape, Shape]:
 
 def accumulator_shape(stage: Stage, source: Format) -> Shape:
     """Of the sums of a stage's convolution, whatever its input."""
+    template = template_of(stage)
+    if template is not None:
+        return signed(template.accumulator_bits)
     least, most = stage.convolution.accumulator_range(source)
     return shape_of(min(-1, int(least.min())), int(most.max()))
 
@@ -65,12 +69,14 @@ def output_payload(post: Requantize, lanes: int) -> data.Layout:
 
 def requantizer_of(stage: Stage, source: Format, chains: int) -> Requantize:
     """What follows the sums of ``chains`` channels a beat."""
+    template = template_of(stage)
     return Requantize(
         bias=[int(b) for b in stage.convolution.bias],
         constants=stage.requantizer,
         accumulator_shape=accumulator_shape(stage, source),
         lanes=chains,
         normalization=stage.normalization,
+        ranges=None if template is None else template.ranges,
     )
 
 
@@ -138,6 +144,7 @@ class ConvUnit(StageUnit):
             backend=backend,
             phases=window_phases(convolution.geometry, ceil_div(channels, lanes)),
             least_group=LEAST_GROUP,
+            loads=template_of(stage) is not None,
         )
         window = self.window(
             geometry=convolution.geometry,

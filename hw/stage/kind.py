@@ -22,6 +22,7 @@ from lichen.hw.engine.core import CoreShape, core_resources
 from lichen.hw.engine.element import ELEMENTS, Backend, Element, packs
 from lichen.hw.engine.feed import Phases
 from lichen.hw.stage.folding import ArrayFolding
+from lichen.hw.stage.loaded import template_of
 from lichen.hw.stage.unit import StageUnit
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Format, Stage
@@ -143,6 +144,7 @@ class UnitKind(ABC):
             _element(folding.backend, *self.operands, folding.lanes),
             accumulator_bits=self.accumulator_bits,
             information=self._information,
+            loads=template_of(self.stage) is not None,
         )
 
     @abstractmethod

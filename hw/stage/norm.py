@@ -21,6 +21,7 @@ from lichen.hw.engine.pixel_buffer import PixelBuffer, pixel_buffer_resources
 from lichen.hw.engine.regroup import Regroup, regroup_resources
 from lichen.hw.stage.folding import ArrayFolding, divides
 from lichen.hw.stage.kind import UnitKind
+from lichen.hw.stage.loaded import template_of
 from lichen.hw.stage.unit import StageUnit
 from lichen.network.arithmetic import NORM_BITS, ceil_div
 from lichen.network.description import Format, Normalization, Stage
@@ -46,6 +47,8 @@ class NormUnit(StageUnit):
         Channels per beat of the input and the output.
     backend : Backend
         What multiplies.
+    product_shift : int or None
+        As of `Normalize`: where all constants are filled at run time.
 
     Members
     -------
@@ -65,6 +68,7 @@ class NormUnit(StageUnit):
         chain_length: int,
         lanes: int,
         backend: Backend = Backend.PORTABLE,
+        product_shift: int | None = None,
     ):
         check_positive(pixels=pixels, chains=chains, chain_length=chain_length, lanes=lanes)
         norm = self.normalization = normalization
@@ -82,6 +86,7 @@ class NormUnit(StageUnit):
             chains=chains,
             chain_length=chain_length,
             backend=backend,
+            loads=product_shift is not None,
         )
         buffer = PixelBuffer(
             channels=channels,
@@ -91,7 +96,9 @@ class NormUnit(StageUnit):
             passes=core.shape.passes,
             pass_cycles=core.shape.pass_cycles(steps),
         )
-        post = Normalize(normalization=norm, source=source, lanes=chains)
+        post = Normalize(
+            normalization=norm, source=source, lanes=chains, product_shift=product_shift
+        )
         super().__init__(
             source=norm_payload(source, norm, chains),
             payload=lanes_of(post.y_shape, chains),
@@ -172,6 +179,11 @@ class DivisiveNormalization(UnitKind):
         return self.stage.normalization
 
     @property
+    def _product_shift(self) -> int | None:
+        template = template_of(self.stage)
+        return None if template is None else template.product_shift
+
+    @property
     def in_channels(self) -> int:
         return self.channels
 
@@ -224,7 +236,10 @@ class DivisiveNormalization(UnitKind):
 
     def output_resources(self, device: Device, chains: int) -> Resources:
         post = Normalize(
-            normalization=self._norm, source=self.stage.requantizer.output, lanes=chains
+            normalization=self._norm,
+            source=self.stage.requantizer.output,
+            lanes=chains,
+            product_shift=self._product_shift,
         )
         depth = fifo_depth(Core.latency + post.latency)
         fifo = CreditFifo(shape=lanes_of(post.y_shape, chains), depth=depth)
@@ -241,4 +256,5 @@ class DivisiveNormalization(UnitKind):
             chain_length=folding.chain_length,
             lanes=folding.lanes,
             backend=folding.backend,
+            product_shift=self._product_shift,
         )

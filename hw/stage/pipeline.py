@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out, connect
 
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, lanes_of
+from lichen.hw.device.load import LoadSignature, image, placed
 from lichen.hw.engine.feed import FEED_LATENCY
 from lichen.hw.engine.gate import FrameGate
 from lichen.hw.engine.row_buffer import SIZE_BITS, SIZE_LATENCY
@@ -34,6 +35,7 @@ class Pipeline(Gateware):
     Parameters
     ----------
     transform : Transform
+        Of `lichen.hw.stage.loaded` where its constants are filled at run time.
     folding : Folding
     debug : bool
         Adds an observer port ``tap_NAME`` for every stage's output stream, and the `DEBUG_BITS`
@@ -45,6 +47,10 @@ class Pipeline(Gateware):
     ----------
     kinds, units, arrays : list
         Of every unit its kind, its gateware, and how its array is folded.
+    loadables : dict of str to Loadable
+        What is filled at run time, by names as ``conv1.weights``; empty where all is fixed.
+    places : dict of str to Place
+        Where it lies in the map of the bus.
 
     Members
     -------
@@ -59,6 +65,8 @@ class Pipeline(Gateware):
     restart : In(1), where there is one
         Drops all frames in flight, if held for `restart_cycles`. It walks from unit to unit, a
         register each, so that no net spans the device.
+    load : In(LoadSignature), where something is filled at run time
+        To be used while no frame is under way. It walks from unit to unit likewise.
     """
 
     def __init__(
@@ -102,6 +110,12 @@ class Pipeline(Gateware):
             beats=self.units[0].i_beats,
             settle=SIZE_LATENCY * len(transform.stages),
         )
+        self.loadables = {
+            f"{kind.name}.{name}": part
+            for kind, unit in zip(self.kinds, self.units, strict=True)
+            for name, part in unit.loadables.items()
+        }
+        self.places = placed(self.loadables)
         out = transform.output
         self._out_shape = Shape(out.bits, signed=out.signed)
         super().__init__(
@@ -112,6 +126,7 @@ class Pipeline(Gateware):
                     "width": In(SIZE_BITS),
                     "height": In(SIZE_BITS),
                     **({"restart": In(1)} if restartable else {}),
+                    **({"load": In(LoadSignature())} if self.loadables else {}),
                     **ports,
                 }
             )
@@ -131,6 +146,7 @@ class Pipeline(Gateware):
         # Both walk from unit to unit, a register each. A unit that is empty behind units that are
         # stays so.
         restart = self.restart if self.restartable else None
+        load = self.load if self.loadables else None
         empty = gate.drain
         for kind, unit in zip(self.kinds, self.units, strict=True):
             name = kind.name
@@ -147,6 +163,8 @@ class Pipeline(Gateware):
             m.d.sync += empty_here.eq(empty & unit.empty)
             empty = empty_here
             connect(m, source, unit.i)
+            if load is not None:
+                load = self._load(m, load, unit, name)
             m.d.comb += [unit.width.eq(size[0]), unit.height.eq(size[1])]
             size = (unit.out_width, unit.out_height)
             if self.debug:
@@ -168,6 +186,23 @@ class Pipeline(Gateware):
             m.d.comb += self.o.payload[lane].eq(source.payload[lane])
         m.d.comb += [self.o.valid.eq(source.valid), source.ready.eq(self.o.ready)]
         return m
+
+    @staticmethod
+    def _load(
+        m: Module, bus: wiring.PureInterface, unit: StageUnit, name: str
+    ) -> wiring.PureInterface:
+        """Give a unit the bus behind a register, and the next unit what this one gets."""
+        m.d.sync += unit.load.strobe.eq(bus.strobe)
+        for member in ("address", "data"):
+            value = getattr(bus, member)
+            held = Signal(len(value), name=f"load_{member}_{name}", reset_less=True)
+            m.d.sync += held.eq(value)
+            m.d.comb += getattr(unit.load, member).eq(held)
+        return unit.load
+
+    def image(self) -> list[tuple[int, int]]:
+        """Addresses and data that fill everything with the transform's constants."""
+        return image(self.loadables.values())
 
     @property
     def names(self) -> list[str]:

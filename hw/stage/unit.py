@@ -7,10 +7,11 @@ from abc import abstractmethod
 
 from amaranth.hdl import Module
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out, connect
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, delayed
+from lichen.hw.device.load import Loadable, LoadSignature
 from lichen.hw.device.memory import CreditFifo, fifo_depth
 from lichen.hw.engine.core import Core
 from lichen.hw.engine.normalize import Normalize
@@ -45,6 +46,7 @@ class StageUnit(Gateware):
         Of the output.
     empty : Out(1)
         Between two frames, and nothing of the earlier one is on its way.
+    load : In(LoadSignature), only when ``loads``
     """
 
     def __init__(
@@ -69,9 +71,22 @@ class StageUnit(Gateware):
                     "out_width": Out(SIZE_BITS),
                     "out_height": Out(SIZE_BITS),
                     "empty": Out(1),
+                    **({"load": In(LoadSignature())} if self.loads else {}),
                 }
             )
         )
+
+    @property
+    def loads(self) -> bool:
+        """Whether its constants are filled at run time."""
+        return self.core.rom.loads
+
+    @property
+    def loadables(self) -> dict[str, Loadable]:
+        """What is filled at run time, by name."""
+        if self.post.shifts is None:
+            return {}
+        return {"weights": self.core.rom, "channels": self.post.rom, "shifts": self.post.shifts}
 
     def elaborate(self, platform: object) -> Module:
         """All but what lies between regrouper and feeder, and between core and queue."""
@@ -92,6 +107,9 @@ class StageUnit(Gateware):
             fifo.o.ready.eq(self.o.ready),
         ]
         connect(m, self.feeder.feed, core.feed)
+        if self.loads:
+            connect(m, flipped(self.load), core.load)
+            connect(m, flipped(self.load), post.load)
         return m
 
     @property

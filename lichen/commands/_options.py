@@ -47,6 +47,11 @@ folding = click.option(
     help="Folding as JSON, or a report that holds one, instead of planning; it brings its own "
     "maximum width.",
 )  # fmt: skip
+weights = click.option(
+    "--weights", type=click.Choice(["fixed", "load"]), default="fixed", show_default=True,
+    help="Where the weights and all other constants are: in the gateware, or filled in at run "
+    "time, so that one core takes every network of its shape.",
+)  # fmt: skip
 json_file = click.option(
     "--json", "json_file", metavar="FILE", help="Write the result as JSON (- for stdout)."
 )
@@ -255,18 +260,27 @@ def designs_of(
     max_width: int | None = None,
     multipliers: int | None = None,
     folding_file: Path | None = None,
+    *,
+    loads: bool = False,
 ) -> list[Design]:
-    """Transforms that share a board."""
+    """Transforms that share a board; their constants are in the gateware or, ``loads``, not."""
     from lichen.boards.design import Design, fold, read_folding
+    from lichen.hw.stage.loaded import templates
 
     if folding_file is not None:
         foldings = [read_folding(folding_file, name) for name in transform_names]
     else:
         limits = {"max_width": max_width, "multipliers": multipliers}
-        foldings = fold(network, transform_names, board, **limits)
-    return [
+        foldings = fold(network, transform_names, board, **limits, loads=loads)
+    designs = [
         Design.make(network, name, folding)
         for name, folding in zip(transform_names, foldings, strict=True)
+    ]
+    if not loads:
+        return designs
+    return [
+        Design.make(network, design.transform_name, design.folding, templates(design.transform))
+        for design in designs
     ]
 
 

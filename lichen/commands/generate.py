@@ -30,6 +30,7 @@ from lichen.errors import UserError
     "--bus", type=click.Choice(["stream", "axi"]), default="stream", show_default=True,
     help="Plain valid/ready streams, or AXI4-Stream with registers behind AXI4-Lite.",
 )  # fmt: skip
+@_options.weights
 @click.option(
     "-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path),
     help="Folder to write; an earlier one of the same kind is replaced.",
@@ -45,6 +46,7 @@ def command(
     target: str | None,
     top: str | None,
     bus: str,
+    weights: str,
     output: Path,
     transform_name: str,
     max_width: int | None,
@@ -58,6 +60,9 @@ def command(
     every module; interface.json, which says all there is to know of ports, streams, cycles and
     resources; README.md, a FuseSoC description and an Amaranth wrapper; and in DIR/test a cocotb
     test bench that needs nothing of Lichen. Equal designs give equal files.
+
+    With --weights load the core computes with what it is filled with: `lichen weights` makes the
+    file for a network that fits.
 
     Several transforms are planned to share the board, and each gets such a folder, DIR/g_a and
     DIR/g_s.
@@ -73,7 +78,9 @@ def command(
     planned = boards.ULX3S_85F if board is None else board
     names = _options.names_of(transform_name)
     network = load_network(net)
-    designs = _options.designs_of(network, names, planned, max_width, multipliers, folding_file)
+    designs = _options.designs_of(
+        network, names, planned, max_width, multipliers, folding_file, loads=weights == "load"
+    )
     if board is not None:
         check_fits(Bitstream(designs=tuple(designs)).resources(board), board)
     several = len(designs) > 1

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @_options.max_width
 @_options.multipliers
 @_options.folding
+@_options.weights
 @click.option(
     "--clock", type=float, metavar="MHZ",
     help="System clock [default: what a build of this device, as full as this plan, has achieved].",
@@ -46,6 +47,7 @@ def command(
     max_width: int | None,
     multipliers: int | None,
     folding_file: Path | None,
+    weights: str,
     clock: float | None,
     plot_file: Path | None,
     json_file: str | None,
@@ -84,11 +86,14 @@ def command(
         groups = [[name] for name in ORDER if name in network.transforms]
     else:
         groups = [_options.names_of(transform_name)]
+    loads = weights == "load"
     reports: dict[str, Any] = {}
     sentences = []
     together = None
     for names in groups:
-        designs = _options.designs_of(network, names, board, max_width, multipliers, folding_file)
+        designs = _options.designs_of(
+            network, names, board, max_width, multipliers, folding_file, loads=loads
+        )
         plans = [evaluate(d.transform, d.folding, d.frame, device=board.family) for d in designs]
         shared = Resources.total(plan.resources for plan in plans)
         known = (
@@ -112,7 +117,17 @@ def command(
 
                 title = f"{design.name} {design.transform_name} on {board.title}"
                 draw(plan, pll.output_hz, title, plot_file)
-            sentences.append(_sentence(report, board, known))
+            sentence = _sentence(report, board, known)
+            if loads:
+                fixed = evaluate(
+                    network.transform(design.transform_name),
+                    design.folding,
+                    design.frame,
+                    device=board.family,
+                ).resources
+                report["weights_load"] = _difference(plan.resources, fixed)
+                sentence += f"\n{_load_sentence(report['weights_load'])}"
+            sentences.append(sentence)
         if len(plans) > 1:
             together = _together(reports, shared)
             sentences.append(_together_sentence(together, board))
@@ -150,6 +165,18 @@ def _report(
         "bound_by": plan.bounds(board.roomy_budget) if alone else [],
         "folding": plan.folding.model_dump(mode="json"),
     }
+
+
+def _difference(loaded: Resources, fixed: Resources) -> dict[str, int]:
+    """What constants filled in at run time cost more than those in the gateware, folded alike."""
+    return {name: getattr(loaded, name) - getattr(fixed, name) for name in ("dsp", "bram", "lut")}
+
+
+def _load_sentence(more: dict[str, int]) -> str:
+    return (
+        f"weights filled in at run time, with this folding: {more['bram']:+d} block RAMs, "
+        f"about {more['lut']:+d} LUTs, {more['dsp']:+d} multipliers, no cycles"
+    )
 
 
 def _together(reports: dict[str, Any], shared: Resources) -> dict[str, Any]:

@@ -8,8 +8,11 @@ from typing import Any
 import cocotb
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, RisingEdge
-from golden import INTERFACE, Format, Frame, difference, stream_format
+from golden import FOLDER, INTERFACE, Format, Frame, difference, stream_format
 from streams import Monitor, never
+
+HELD = [""]
+"""Which network the core holds, where it is filled at run time: a reset leaves it in."""
 
 
 class Bench:
@@ -32,6 +35,7 @@ class Bench:
         self.cycle = 0
         self.moved = 0  # when a beat last moved anywhere
         self.expecting = False  # whether beats have to move
+        self.filling = False  # whether no beat can move
         # A core in which nothing moves for as long as the longest frame takes hangs.
         self.patience = max(frame["cycles"] for frame in INTERFACE["golden"]) + 1000
         cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
@@ -67,6 +71,8 @@ class Bench:
         while True:
             await FallingEdge(self.dut.clk)
             self.cycle += 1
+            if self.filling:
+                continue
             for stream in self.streams:
                 if stream.look(self.cycle):
                     self.moved = self.cycle
@@ -82,6 +88,33 @@ class Bench:
         self.expecting = False
         for stream in self.streams:
             stream.forget()
+        if "load" in INTERFACE and not HELD[0]:
+            await self.fill("own")
+
+    async def fill(self, network: str) -> None:
+        """Fill the core with a network, from the file of that name."""
+        text = (FOLDER / f"{network}.hex").read_text(encoding="utf-8")
+        lines = text.splitlines()
+        wanted = next(line.split()[-1] for line in lines if line.startswith("// crc "))
+        self.filling = True
+        HELD[0] = network
+        await self.clear_crc()
+        await self.put([line for line in lines if not line.startswith("//")])
+        self.filling = False
+        crc = await self.crc()
+        assert crc == int(wanted, 16), f"the core took {network} with CRC {crc:08x}, not {wanted}"
+
+    async def put(self, lines: Sequence[str]) -> None:
+        """What lines of such a file say."""
+        raise NotImplementedError
+
+    async def clear_crc(self) -> None:
+        """Begin the checksum of what is put in anew."""
+        raise NotImplementedError
+
+    async def crc(self) -> int:
+        """That checksum."""
+        raise NotImplementedError
 
     async def check(self, frames: Sequence[Frame]) -> None:
         """Wait until all outputs of frames have come, and compare those of every stage."""

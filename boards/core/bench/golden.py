@@ -89,10 +89,10 @@ class Frame:
         return self.tensor.shape[1], self.tensor.shape[0]
 
 
-def frames() -> list[Frame]:
-    """All frames, of different sizes."""
+def frames(network: str = "vectors") -> list[Frame]:
+    """All frames, of different sizes; of another network that the core may be filled with, too."""
     found = []
-    with np.load(FOLDER / "vectors.npz") as file:
+    with np.load(FOLDER / f"{network}.npz") as file:
         for frame in INTERFACE["golden"]:
             stages = {s["name"]: file[f"{frame['name']}_{s['name']}"] for s in INTERFACE["stages"]}
             tensor = file[f"{frame['name']}_input"]

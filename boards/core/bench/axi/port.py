@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import bench
@@ -62,6 +62,18 @@ class Bench(bench.Bench):
             await self.write("size", width | height << 16)
             self.size = frame.size
         await self.source.send(axi_frame(frame, stream_format(INTERFACE["streams"]["i"])))
+
+    async def put(self, lines: Sequence[str]) -> None:
+        """Writes of registers: address and value."""
+        for line in lines:
+            address, value = (int(word, 16) for word in line.split())
+            await self.lite.write_dword(address, value)
+
+    async def clear_crc(self) -> None:
+        await self.write("load_crc", 0)
+
+    async def crc(self) -> int:
+        return await self.read("load_crc")
 
     def stop(self) -> None:
         """After a frame was given up in its middle."""

@@ -158,5 +158,26 @@ async def random_register_traffic(dut: Any) -> None:
     await bench.check([frame])
 
 
+@cocotb.test(skip="load" not in INTERFACE)
+async def constants_are_refused_while_a_frame_is_under_way(dut: Any) -> None:
+    bench = Bench(dut)
+    await bench.reset()
+    assert await bench.read("load_map") == int.from_bytes(
+        bytes.fromhex(INTERFACE["load"]["map"])[:4], "little"
+    )
+    await bench.clear_crc()
+    before = await bench.crc()
+    frame = frames()[0]
+    await bench.send(frame)
+    while not await bench.read("status") & 1:
+        pass
+    for size in (4, 1):
+        done = await bench.lite.write(REGISTERS["load_data"], bytes(size))
+        assert done.resp == AxiResp.SLVERR
+    await bench.check([frame])
+    assert await bench.crc() == before
+    assert (await bench.lite.read(REGISTERS["load_data"], 4)).resp == AxiResp.SLVERR
+
+
 async def read_bytes(bench: Bench, address: int, length: int) -> bytes:
     return bytes((await bench.lite.read(address, length)).data)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import bench
 import cocotb
+from cocotb.triggers import FallingEdge, RisingEdge
 from golden import INTERFACE, Frame, stream_format
-from streams import Monitor, Sink, Source
+from streams import Monitor, Sink, Source, never
 
 
 class Bench(bench.Bench):
@@ -21,6 +22,11 @@ class Bench(bench.Bench):
         self.input = Monitor("i", dut.i__payload, dut.i__valid, dut.i__ready)
         self.output = Monitor("o", dut.o__payload, dut.o__valid, dut.o__ready)
         cocotb.start_soon(Sink(dut.clk, dut.o__ready, backpressure).run())
+        if "load" in INTERFACE:
+            self.words = Source(
+                dut.clk, dut.load__payload, dut.load__valid, dut.load__ready, never()
+            )
+            dut.load_clear.value = 0
 
     async def drive(self, frame: Frame) -> None:
         """Send a frame. Its size stands beside its first beat; with the others it is ignored."""
@@ -31,6 +37,27 @@ class Bench(bench.Bench):
             size = (self.rng.randrange(65536) for _ in range(2))
             beside.append(dict(zip((self.dut.width, self.dut.height), size, strict=True)))
         await self.source.send(beats, beside)
+
+    async def put(self, lines: Sequence[str]) -> None:
+        """Words for the stream `load`."""
+        await self.words.send([int(line, 16) for line in lines])
+
+    async def _taken(self) -> None:
+        """Wait until the last word is in."""
+        await FallingEdge(self.dut.clk)
+        while self.dut.load__ready.value != 1:
+            await FallingEdge(self.dut.clk)
+
+    async def clear_crc(self) -> None:
+        await self._taken()
+        self.dut.load_clear.value = 1
+        await FallingEdge(self.dut.clk)
+        self.dut.load_clear.value = 0
+        await RisingEdge(self.dut.clk)
+
+    async def crc(self) -> int:
+        await self._taken()
+        return int(self.dut.load_crc.value)
 
     def stop(self) -> None:
         """After a frame was given up in its middle."""
