@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from lichen.cli import COMMANDS, cli, main
@@ -49,3 +53,34 @@ def test_interruption_is_no_traceback(capsys, monkeypatch):
     with pytest.raises(SystemExit) as exit_:
         main([])
     assert exit_.value.code == 2 and capsys.readouterr().err.endswith("lichen: no.\n")
+
+
+def completions(words: str, incomplete: str) -> list[str]:
+    """What the shell is offered behind ``words``; a type other than plain stands before it."""
+    found = ShellComplete(cli, {}, "lichen", "_LICHEN_COMPLETE").get_completions(
+        words.split(), incomplete
+    )
+    return [item.value if item.type == "plain" else f"{item.type}:{item.value}" for item in found]
+
+
+def test_the_shell_completes_commands_options_networks_and_boards():
+    assert completions("", "pl") == ["plan"]
+    assert completions("", "") == list(COMMANDS)
+    assert completions("plan", "small-opt-q") == [
+        *(f"small-opt-q{rate}" for rate in (1, 2, 3, 4)),
+        "file:small-opt-q",
+    ]
+    assert completions("encode photo.png -m", "tin") == ["tiny", "file:tin"]
+    assert completions("plan tiny --board", "ulx3s-8") == ["ulx3s-85f"]
+    assert completions("plan tiny", "--max") == ["--max-width"]
+
+
+def test_completing_commands_imports_none():
+    """A Tab key that takes a second is not pressed twice."""
+    script = (
+        "import sys; from lichen.cli import cli; from click.shell_completion import ShellComplete;"
+        "ShellComplete(cli, {}, 'lichen', '_LICHEN_COMPLETE').get_completions([], 's');"
+        "print([name for name in sys.modules if name.startswith('lichen.commands')])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"

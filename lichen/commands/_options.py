@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lichen import files
+from lichen import completion, files
 from lichen.errors import UserError
 from lichen.network.names import lines
 
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-board = click.option("--board", "board_name", required=True, help="Board, for example ulx3s-85f.")
+net = click.argument("net", metavar="NET", shell_complete=completion.networks)
+board = click.option(
+    "--board", "board_name", required=True, shell_complete=completion.boards,
+    help="Board, for example ulx3s-85f.",
+)  # fmt: skip
 transform = click.option(
     "--transform", "transform_name", default="g_a", show_default=True,
     help="Which transform: g_a or h_a of the encoder, g_s or h_s of the decoder.",
@@ -99,7 +103,7 @@ multipliers = click.option(
 
 
 network = click.option(
-    "-m", "--network", "net", metavar="NET",
+    "-m", "--network", "net", metavar="NET", shell_complete=completion.networks,
     help="Network file, or the name of a shipped network.",
 )  # fmt: skip
 coding_threads = click.option(

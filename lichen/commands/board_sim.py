@@ -12,7 +12,7 @@ from lichen.commands._command import Command
 
 
 @click.command(cls=Command)
-@click.argument("net", metavar="NET")
+@_options.net
 @_options.board
 @_options.transforms
 @_options.max_width

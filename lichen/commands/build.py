@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("net", metavar="NET")
+@_options.net
 @_options.board
 @click.option(
     "-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from lichen import completion
 from lichen.commands import _options
 from lichen.commands._command import Command
 
@@ -21,7 +22,7 @@ BOARD = "ulx3s-85f"
 
 
 @click.command(cls=Command)
-@click.argument("net", metavar="[NET]", default="tiny")
+@click.argument("net", metavar="[NET]", default="tiny", shell_complete=completion.networks)
 @click.option(
     "--image", metavar="IMAGE", type=click.Path(path_type=Path),
     help="Any PNG, JPEG or WebP [default: the shipped photograph].",

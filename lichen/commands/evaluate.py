@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lichen import completion
 from lichen.commands import _options
 from lichen.commands._command import Command
 from lichen.errors import UserError
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("sources", metavar="NET/CKPT...", nargs=-1, required=True)
+@click.argument("sources", metavar="NET/CKPT...", nargs=-1, required=True,
+                shell_complete=completion.networks)  # fmt: skip
 @click.option("--images", required=True, metavar="DIR", help="Folder of images.")
 @click.option("--name", help="Of the curve, for plots and tables [default: from the networks'].")
 @click.option(

@@ -14,7 +14,7 @@ from lichen.network.network import PHOTO
 
 
 @click.command(cls=Command)
-@click.argument("net", metavar="NET")
+@_options.net
 @click.option(
     "--qonnx", "output", required=True, metavar="FILE.onnx", type=click.Path(path_type=Path),
     help="File to write: ONNX, with QONNX's Quant nodes for the widths.",

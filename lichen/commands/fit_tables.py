@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, name="fit-tables")
-@click.argument("net", metavar="NET")
+@_options.net
 @click.option(
     "-o", "--output", required=True, metavar="NET.lichen", type=click.Path(path_type=Path),
     help="Network file to write.",

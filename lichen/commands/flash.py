@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
+from lichen.commands import _options
 from lichen.commands._command import Command
 
 
 @click.command(cls=Command)
 @click.argument("source", metavar="DIR|BITSTREAM", type=click.Path(path_type=Path))
-@click.option("--board", "board_name", required=True, help="Board, for example ulx3s-85f.")
+@_options.board
 @click.option("--dry-run", is_flag=True, help="Print the exact command and run nothing.")
 @click.option(
     "--persistent", is_flag=True,

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import click
 
+from lichen import completion
 from lichen.commands import _options
 from lichen.commands._command import Command
 from lichen.errors import UserError
 
 
 @click.command(cls=Command)
-@click.argument("net", metavar="NET")
+@_options.net
 @click.option(
-    "--board", "board_name", help="Board it is planned for, and has to fit; for example ulx3s-85f."
+    "--board",
+    "board_name",
+    shell_complete=completion.boards,
+    help="Board it is planned for, and has to fit; for example ulx3s-85f.",
 )
 @click.option(
     "--target", type=click.Choice(["ecp5", "portable"]),

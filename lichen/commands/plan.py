@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("net", metavar="NET")
+@_options.net
 @_options.board
 @click.option(
     "--transform", "transform_name", metavar="NAME[,NAME...]",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lichen import completion
 from lichen.commands._command import Command
 from lichen.errors import UserError
 
@@ -21,6 +22,7 @@ PARTS = 16
 )  # fmt: skip
 @click.option(
     "--board", "board_name", default="ulx3s-85f", show_default=True,
+    shell_complete=completion.boards,
     help="Board that networks are planned for.",
 )  # fmt: skip
 @click.option(

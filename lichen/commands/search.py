@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lichen import completion
 from lichen.commands import _options
 from lichen.commands._command import Command
 from lichen.commands._quant import TUNE, find_clip_factor, import_quant
@@ -142,7 +143,7 @@ class Tuning:
     help="What to save: bit-operations of all transforms, or what --transform needs of the board "
     "[default: hardware with --board].",
 )  # fmt: skip
-@click.option("--board", "board_name",
+@click.option("--board", "board_name", shell_complete=completion.boards,
               help="Board, such as ulx3s-85f; the search ends once the plan fits it.")  # fmt: skip
 @click.option("--fps", type=click.FloatRange(min=0, min_open=True), default=15.0, show_default=True,
               help="With --board: 768x512 images a second to reach.")  # fmt: skip

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lichen import completion
 from lichen.commands import _options
 from lichen.commands._command import Command
 from lichen.commands._config import Size
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("net", metavar="NET", required=False)
+@click.argument("net", metavar="NET", required=False, shell_complete=completion.networks)
 @click.option(
     "--image", metavar="IMAGE", type=click.Path(path_type=Path), help="Any PNG, JPEG or WebP."
 )
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--board", "board_name", default="ulx3s-85f", show_default=True,
+    shell_complete=completion.boards,
     help="Board whose size the folding is planned for.",
 )  # fmt: skip
 @_options.max_width
