@@ -79,6 +79,15 @@ def quant_extra(what: str) -> Iterator[None]:
         ) from None
 
 
+def remark_on_precision(precision: str, device: str = "auto") -> None:
+    """Say on stderr that the precision is one that the device is slow with, where it is."""
+    from lichen.quant.training.device import precision_remark
+
+    remark = precision_remark(precision, device)
+    if remark is not None:
+        click.echo(f"lichen: {remark}", err=True)
+
+
 def known_lambda(lmbda: float | None, checkpoint: str) -> float:
     """The lambda, or UserError where it is neither given nor stated by the checkpoint."""
     if lmbda is None:

@@ -142,6 +142,7 @@ def command(
     weight = _options.known_lambda(
         stated_lambda(start.metadata) if lmbda is None else lmbda, checkpoint
     )
+    _options.remark_on_precision(options["precision"])
     config = SlimConfig(
         **options,
         final_steps=final_steps,

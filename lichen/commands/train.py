@@ -154,6 +154,7 @@ def command(
             for name, width in counts.items()
             if options["arch"] == start.arch or name.startswith(("g_a.", "g_s."))
         } or None
+    _options.remark_on_precision(options["precision"], device)
     measured = list_images(validate) if validate else list_images(images)[:8]
     trainer = train(
         TrainConfig(**options),

@@ -27,6 +27,16 @@ def bfloat16_pays(device: torch.device) -> bool:
     )
 
 
+def precision_remark(precision: str, device: str) -> str | None:
+    """A sentence where the user has chosen a precision that the device only imitates, else None."""
+    if precision != "bfloat16" or bfloat16_pays(local_device(device, 0)):
+        return None
+    return (
+        "this device has no arithmetic for bfloat16, and imitates it at a small part of its speed; "
+        "--precision auto takes what is fast."
+    )
+
+
 def local_device(name: str, local_rank: int) -> torch.device:
     """The device of this process; `auto` is a GPU where there is one."""
     if name == "auto":

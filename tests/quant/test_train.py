@@ -20,12 +20,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
 from lichen import models  # noqa: E402
+from lichen.commands._options import remark_on_precision  # noqa: E402
 from lichen.commands.train import command  # noqa: E402
 from lichen.errors import UserError  # noqa: E402
 from lichen.quant.float.architectures import ARCHS, build_model, new_model, parameters_of  # noqa: E402
 from lichen.quant.float.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from lichen.quant.training.data import CropSource, load_rgb  # noqa: E402
-from lichen.quant.training.device import bfloat16_pays, flushed_denormals  # noqa: E402
+from lichen.quant.training.device import (  # noqa: E402
+    bfloat16_pays,
+    flushed_denormals,
+    precision_remark,
+)
 from lichen.quant.training.evaluate import evaluate_fp32, integer_grid  # noqa: E402
 from lichen.quant.training.loss import Transforms, forward_train  # noqa: E402
 from lichen.quant.training.runs import (  # noqa: E402
@@ -206,6 +211,17 @@ def test_bfloat16_where_the_processor_has_it(known, pays, images, monkeypatch):
     assert Trainer(TrainConfig(steps=2, **SMALL), source).bfloat16 is pays
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not bfloat16_pays(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("known", [{}, {"avx512_bf16": True}])
+def test_a_precision_that_is_only_imitated_is_remarked_upon(known, monkeypatch, capsys):
+    """Whoever asks for it gets it, thirty times slower."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    for precision in ("auto", "float32", "bfloat16"):
+        remark = precision_remark(precision, "cpu")
+        assert (remark is not None) is (precision == "bfloat16" and not known)
+        remark_on_precision(precision, "cpu")
+        assert ("--precision auto" in capsys.readouterr().err) is (remark is not None)
 
 
 def test_processes_train_together(images, tmp_path):
