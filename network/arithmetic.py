@@ -254,42 +254,66 @@ def _loops(inline):
         scale_by_root,
     ):
         inline(function)
+    m_most = MULTIPLIER_MAX
 
-    def requantize_rows(acc, bias, d, m, m_negative, s, lo, hi, out):
-        for i in range(acc.shape[0]):
-            for c in range(acc.shape[1]):
-                v = np.int64(acc[i, c]) + bias[c]
-                out[i, c] = requantize_leaky(v, d[c], m[c], m_negative[c], s, lo, hi)
-        return 0
+    @inline
+    def bits32(v):
+        """An integer of at most 32 bits, so that the compiler knows it: vectors multiply those."""
+        return np.int64(np.int32(v))
 
-    def norm_input_rows(x, squares, t, out):
-        for i in range(x.shape[0]):
-            for c in range(x.shape[1]):
-                v = np.int64(x[i, c])
-                # `norm_input`, whose conditional numba cannot type for a run-time flag
-                out[i, c] = (v * v if squares != 0 else abs(v)) >> t
-        return 0
+    def whole(kind):
+        """What makes an integer of a sum; no vector instruction makes one of 64 bits of a float."""
+        return bits32 if kind == "float32" else inline(lambda v: np.int64(v))
 
-    def normalize_rows(x, sums, beta, table, even, inverse, a, k, b, lo, hi, scratch, out):
-        # `normalize` in three loops: the table lookup alone is not vectorized, and would keep
-        # the rest from it
-        channels = x.shape[1]
-        index, fraction, e, r = scratch[0], scratch[1], scratch[2], scratch[3]
-        for i in range(x.shape[0]):
-            for c in range(channels):
-                n = np.int64(sums[i, c]) + beta[c]
-                index[c], fraction[c], e[c] = root_position(n, even)
-            for c in range(channels):
-                j = index[c]
-                r[c] = interpolate(table[j, 0], table[j, 1], fraction[c])
-            for c in range(channels):
-                v = np.int64(x[i, c])
-                out[i, c] = scale_by_root(v, r[c], e[c], inverse, a, k[c], b, lo, hi)
-        return 0
+    def requantize_rows(kind):
+        integer = whole(kind)
+
+        def loop(acc, bias, d, m, m_negative, s, lo, hi, out):
+            for i in range(acc.shape[0]):
+                for c in range(acc.shape[1]):
+                    v = integer(acc[i, c]) + bias[c]
+                    positive, negative = bits32(m[c]) & m_most, bits32(m_negative[c]) & m_most
+                    out[i, c] = requantize_leaky(v, bits32(d[c]), positive, negative, s, lo, hi)
+            return 0
+
+        return loop
+
+    def norm_input_rows(kind):
+        def loop(x, squares, t, out):
+            for i in range(x.shape[0]):
+                for c in range(x.shape[1]):
+                    v = np.int64(x[i, c])
+                    # `norm_input`, whose conditional numba cannot type for a run-time flag
+                    out[i, c] = np.int32((v * v if squares != 0 else abs(v)) >> t)
+            return 0
+
+        return loop
+
+    def normalize_rows(kind):
+        integer = whole(kind)
+
+        def loop(x, sums, beta, table, even, inverse, a, k, b, lo, hi, scratch, out):
+            # `normalize` in three loops: the table lookup alone is not vectorized, and would keep
+            # the rest from it
+            channels = x.shape[1]
+            index, fraction, e, r = scratch[0], scratch[1], scratch[2], scratch[3]
+            for i in range(x.shape[0]):
+                for c in range(channels):
+                    n = integer(sums[i, c]) + beta[c]
+                    index[c], fraction[c], e[c] = root_position(n, even)
+                for c in range(channels):
+                    j = index[c]
+                    r[c] = interpolate(table[j, 0], table[j, 1], np.int64(fraction[c]))
+                for c in range(channels):
+                    v, root, power = np.int64(x[i, c]), np.int64(r[c]), np.int64(e[c])
+                    out[i, c] = scale_by_root(v, root, power, inverse, a, bits32(k[c]), b, lo, hi)
+            return 0
+
+        return loop
 
     return {
-        f"{name}_{kind}": loop
-        for name, loop in (
+        f"{name}_{kind}": make(kind)
+        for name, make in (
             ("requantize", requantize_rows),
             ("norm_input", norm_input_rows),
             ("normalize", normalize_rows),
@@ -313,7 +337,7 @@ def _signatures(kind: str) -> dict[str, tuple[str, ...]]:
         f"norm_input_{kind}": (x, scalar, scalar, sums),
         f"normalize_{kind}": (
             x, sums, _CHANNEL, "int64[2]", scalar, scalar, scalar, _CHANNEL, scalar, scalar, scalar,
-            "int64[2]", x,
+            "int32[2]", x,
         ),
     }  # fmt: skip
 
@@ -337,7 +361,7 @@ def compiled() -> SimpleNamespace:
         getattr(loops, f"norm_input_{out.dtype}")(x, squares, t, out)
 
     def normalize(x, sums, *rest):
-        scratch = np.empty((4, x.shape[1]), np.int64)
+        scratch = np.empty((4, x.shape[1]), np.int32)
         getattr(loops, f"normalize_{sums.dtype}")(x, sums, *rest[:-1], scratch, rest[-1])
 
     return SimpleNamespace(requantize=requantize, norm_input=norm_input, normalize=normalize)

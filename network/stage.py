@@ -180,9 +180,10 @@ class Convolution(Model):
         """
         w = self.weight.reshape(self.out_channels, -1).astype(np.int64)
         lo, hi = min(source.lo, 0), max(source.hi, 0)
-        most = np.maximum(w * lo, w * hi).sum(axis=1)
-        least = np.minimum(w * lo, w * hi).sum(axis=1)
+        above = np.maximum(w, 0).sum(axis=1)
+        below = w.sum(axis=1) - above
         bias = self.bias.astype(np.int64)
+        least, most = lo * above + hi * below, hi * above + lo * below
         return least + np.minimum(bias, 0), most + np.maximum(bias, 0)
 
     def accumulator_bits(self, source: Format) -> int:

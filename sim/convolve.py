@@ -7,7 +7,8 @@ They run in float32 where every partial sum is an integer below 2**24, and in fl
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -100,7 +101,25 @@ def _correlate(
 
 
 def _multiply(product: Product, window: npt.NDArray, length: int) -> npt.NDArray:
-    return product(window.reshape(-1, length))
+    rows = _scratch(window.size, window.dtype)
+    np.copyto(rows.reshape(window.shape), window)
+    return product(rows.reshape(-1, length))
+
+
+_local = threading.local()
+
+
+def _scratch(size: int, dtype: np.dtype) -> npt.NDArray:
+    """Room for that many values, the thread's own: what a strip left in it is overwritten.
+
+    Memory that is asked for anew comes page by page from the system, which takes longer than
+    filling it.
+    """
+    room: npt.NDArray[np.uint8] | None = getattr(_local, "room", None)
+    wanted = size * dtype.itemsize
+    if room is None or room.nbytes < wanted:
+        room = _local.room = np.zeros(wanted, np.uint8)
+    return room[:wanted].view(dtype)
 
 
 def _matrix(weight: npt.NDArray) -> npt.NDArray[np.int64]:
@@ -167,33 +186,86 @@ def convolve(
     if 2 * conv.out_channels <= conv.in_channels:
         yield from _scatter(conv, source, band, begin, end, strip_bytes)
         return
-    # one plain correlation per phase of rows and of columns, its taps reversed
-    phases = conv.geometry.phases()
-    for py in phases:
-        for px in phases:
-            my = ceil_div(begin - py.first, s)
-            ys = slice(my * s + py.first - begin, end - begin, s)
-            xs = slice(px.first, out_width, s)
-            rows_here, columns_here = len(range(end - begin)[ys]), len(range(out_width)[xs])
-            if not rows_here or not columns_here:
+    yield from _phases(conv, source, band, begin, end, strip_bytes)
+
+
+def _phases(
+    conv: Convolution, source: Format, band: Band, begin: int, end: int, strip_bytes: int
+) -> Iterator[Strip]:
+    """`convolve` for a transposed convolution: one plain correlation per phase, taps reversed."""
+    s = conv.stride
+    all_rows = _PhaseReach.all(conv, begin, end)
+    all_columns = _PhaseReach.all(conv, 0, conv.output_size(band.rows.shape[1]))
+    # every phase reads a part of one window
+    top, bottom = _PhaseReach.span(all_rows)
+    left, right = _PhaseReach.span(all_columns)
+
+    @functools.cache
+    def window(dtype: type) -> npt.NDArray:
+        return band.window(top, left, bottom - top, right - left, dtype)
+
+    for rows in all_rows:
+        for columns in all_columns:
+            where = rows.outputs, columns.outputs
+            if not rows.taps or not columns.taps:
+                shape = (rows.count * columns.count, conv.out_channels)
+                yield where, functools.partial(np.zeros, shape, np.float32)
                 continue
-            if not py.taps or not px.taps:
-                shape = (rows_here * columns_here, conv.out_channels)
-                yield (ys, xs), functools.partial(np.zeros, shape, np.float32)
-                continue
-            taps = conv.weight[:, :, py.taps[::-1]][:, :, :, px.taps[::-1]]
+            taps = conv.weight[:, :, rows.taps][:, :, :, columns.taps]
             product = Product(_matrix(taps), source.magnitude)
-            padded = band.window(
-                my + py.offsets[-1],
-                px.offsets[-1],
-                rows_here + len(py.taps) - 1,
-                columns_here + len(px.taps) - 1,
-                product.dtype,
-            )
+            part = window(product.dtype)[
+                rows.first - top : rows.last - top, columns.first - left : columns.last - left
+            ]
             for first, last, sums in _correlate(
-                padded, taps, product, 1, rows_here, columns_here, strip_bytes
+                part, taps, product, 1, rows.count, columns.count, strip_bytes
             ):
-                yield (slice(ys.start + first * s, ys.start + last * s, s), xs), sums
+                start = rows.outputs.start
+                yield (slice(start + first * s, start + last * s, s), columns.outputs), sums
+
+
+@dataclass(frozen=True)
+class _PhaseReach:
+    """Those of a range of outputs, along one axis, that one phase makes, and what they read.
+
+    Attributes
+    ----------
+    outputs : slice
+        Of the range.
+    count : int
+        How many, at least one.
+    taps : tuple of int
+        In the order of the inputs.
+    first, last : int
+        The inputs that they read, the last left out.
+    """
+
+    outputs: slice
+    count: int
+    taps: tuple[int, ...]
+    first: int
+    last: int
+
+    @classmethod
+    def all(cls, conv: Convolution, begin: int, end: int) -> list[_PhaseReach]:
+        """All phases that outputs ``begin .. end - 1`` have."""
+        found = []
+        for phase in conv.geometry.phases():
+            m = ceil_div(begin - phase.first, conv.stride)
+            outputs = slice(m * conv.stride + phase.first - begin, end - begin, conv.stride)
+            count = len(range(end - begin)[outputs])
+            first = last = m
+            if phase.taps:
+                first, last = m + phase.offsets[-1], m + count + phase.offsets[0]
+            if count:
+                found.append(cls(outputs, count, phase.taps[::-1], first, last))
+        return found
+
+    @staticmethod
+    def span(phases: Iterable[_PhaseReach]) -> tuple[int, int]:
+        """The inputs that any of them reads."""
+        touched = [phase for phase in phases if phase.taps]
+        first = min((phase.first for phase in touched), default=0)
+        return first, max((phase.last for phase in touched), default=first)
 
 
 def _scatter(
