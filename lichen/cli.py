@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -93,6 +94,8 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point: 0 only on success, 2 for unusable arguments or input, 128 + n after signal n."""
     streams.guard()
+    # modules make many objects and no garbage, which the collector would look for all the time
+    gc.set_threshold(100_000, 20, 20)
     try:
         # what a command gives to Context.exit comes back here, it isn't raised
         status = cli.main(args=argv, prog_name="lichen", standalone_mode=False)

@@ -20,7 +20,11 @@ class Model(BaseModel):
     """A description that is checked when it is made, and never changes."""
 
     model_config = ConfigDict(
-        arbitrary_types_allowed=True, extra="forbid", frozen=True, strict=False
+        arbitrary_types_allowed=True,
+        extra="forbid",
+        frozen=True,
+        strict=False,
+        defer_build=True,  # what is part of something else is looked at as a part of it alone
     )
 
 
