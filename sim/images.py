@@ -44,6 +44,7 @@ if Image.MAX_IMAGE_PIXELS is not None:
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, PIXELS_MAX)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF_XMP = 700
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """Chunks of a PNG that hold text or a profile."""
 
@@ -231,11 +232,29 @@ def image_format(path: str | Path) -> str:
     return found
 
 
+def _metadata_options(kind: str, exif: bytes | None, xmp: bytes | None) -> dict[str, Any]:
+    """What Pillow takes to write EXIF and an XMP packet in a format."""
+    if kind == "TIFF" and xmp:
+        # of which they are tags; its own option for tags would put those of EXIF aside
+        tags = Image.Exif()
+        if exif:
+            tags.load(exif)
+        tags[_TIFF_XMP] = xmp
+        return {"exif": tags}
+    options: dict[str, Any] = {"exif": exif} if exif else {}
+    if kind == "PNG" and xmp:
+        texts = PngImagePlugin.PngInfo()
+        texts.add_itxt("XML:com.adobe.xmp", xmp)
+        return options | {"pnginfo": texts}
+    return options | ({"xmp": xmp} if xmp else {})
+
+
 def write_image(path: str | Path, image: npt.NDArray[np.uint8] | Image.Image) -> None:
     """Write (height, width, 3), or a PIL image, in the format of the name's extension, atomically.
 
-    A PIL image keeps its ICC profile. Raises UserError when the format is unknown or cannot hold
-    such an image, and when the file cannot be written.
+    A PIL image keeps its ICC profile, EXIF and XMP where the format has room for them. Raises
+    UserError when the format is unknown or cannot hold such an image, and when the file cannot be
+    written.
     """
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     kind = image_format(path)
@@ -246,6 +265,7 @@ def write_image(path: str | Path, image: npt.NDArray[np.uint8] | Image.Image) ->
         options["compress_type"] = zlib.Z_RLE
     if profile := picture.info.get("icc_profile"):
         options["icc_profile"] = profile
+    options |= _metadata_options(kind, picture.info.get("exif"), picture.info.get("xmp"))
     buffer = io.BytesIO()
     try:
         picture.save(buffer, format=kind, **options)

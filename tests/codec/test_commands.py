@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lichen import models
 from lichen.cli import main
@@ -113,6 +114,29 @@ def test_alpha_grey_and_profile_survive(here, photo):
         assert back.mode == "L"
     run("encode", "a.png", "-o", "x.lic", "--no-check")
     assert run("decode", "x.lic", "-o", "a.jpg") == 2
+
+
+def test_metadata_are_kept_unless_stripped(here):
+    with Image.open("x.png") as picture:
+        exif = picture.getexif()
+        exif[0x010F] = "Maker"
+        texts = PngInfo()
+        texts.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta/>")
+        picture.save("tagged.png", exif=exif, pnginfo=texts)
+    sizes = {}
+    for name, options in (("kept", []), ("stripped", ["--strip"])):
+        assert run("encode", "tagged.png", "-o", f"{name}.lic", "--json", "x.json", *options) == 0
+        report = json.loads(Path("x.json").read_text())
+        sizes[name] = report["bytes"], report["bpp"]
+        for suffix in ("png", "jpg", "tif", "avif"):
+            assert run("decode", f"{name}.lic", "-o", f"{name}.{suffix}") == 0
+            with Image.open(f"{name}.{suffix}") as back:
+                kept = back.getexif().get(0x010F), (back.info.get("xmp") or b"").strip(b"\0")
+            assert kept == (("Maker", b"<x:xmpmeta/>") if name == "kept" else (None, b""))
+    # a photograph's rate is that of its pixels
+    assert sizes["kept"][0] > sizes["stripped"][0] and sizes["kept"][1] == sizes["stripped"][1]
+    assert run("encode", "x.png", "-o", "plain.lic") == 0
+    assert Path("plain.lic").read_bytes() == Path("stripped.lic").read_bytes()
 
 
 def test_damaged_files(here, monkeypatch, capsys):

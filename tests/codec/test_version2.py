@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 from lichen.codec import version2
 from lichen.codec.container import Container, ContainerError, Kind, inspect
+from lichen.codec.context import ContextCoder
 from lichen.codec.layout import Layout
 from lichen.codec.metadata import is_srgb, srgb_profile
 from lichen.codec.picture import Picture
@@ -20,6 +21,7 @@ from lichen.codec.region import Region
 from lichen.codec.version2 import part_bytes, segment_bytes, varint
 from lichen.errors import UserError
 from lichen.network.random import random_contexts
+from lichen.sim import golden
 from lichen.sim.golden import analysis, reconstruct
 from tests.codec.cases import KINDS, make_network, pattern
 from tests.codec.test_damage import mutate
@@ -340,6 +342,52 @@ def test_regions_take_what_they_depend_on_and_no_more(monkeypatch):
     part = container.decode(bytes(bad), salvage=True, region=Region((480, 496)))
     assert part.lost == ()
     assert part.damaged is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_work_for_a_region_is_in_proportion_to_it(kind, monkeypatch):
+    """Symbols that are decoded and products that are made, counted and not timed."""
+    network = random_contexts(4, make_network(kind))
+    layout = Layout(columns=8, rows=4, places=8)
+    container = Container(network, threads=1, layout=layout)
+    height, width = 1280, 768
+    data = container.encode(pattern(height, width))
+    done = {"symbols": 0, "products": 0}
+    known, run = ContextCoder.decode, golden._run_rows
+
+    def decode(coder, stream, symbols, indices, window, limits=None):
+        done["symbols"] += window.size * coder.channels
+        known(coder, stream, symbols, indices, window, limits)
+
+    def run_rows(stage, source, band, begin, end):
+        columns = stage.convolution.output_size(band.rows.shape[1])
+        done["products"] += stage.convolution.macs(end - begin, columns)
+        return run(stage, source, band, begin, end)
+
+    monkeypatch.setattr(ContextCoder, "decode", decode)
+    monkeypatch.setattr(golden, "_run_rows", run_rows)
+
+    def work(region: Region | None) -> dict[str, int]:
+        done.update(symbols=0, products=0)
+        container.decode(data, region=region)
+        return dict(done)
+
+    whole = work(None)
+    assert whole["symbols"] == sum(part.symbols.size for part in container.latents(data).segments)
+    # a group and what the transforms reach beyond, twice beside a hyperprior, whose own rows of z
+    # come in groups of four, too
+    margin = 16 * (layout.rows + 8) if kind == "factorized" else 64 * (layout.rows + 8)
+    for rows in (64, 160, 480):
+        for top in (0, 37, height - rows):
+            found = work(Region((top, top + rows)))
+            for what, count in found.items():
+                assert count <= whole[what] * min(1, (rows + margin) / height), (what, rows, top)
+    strip = 16 * (layout.columns + 8)
+    if kind == "factorized":
+        found = work(Region((400, 464), (300, 364)))
+        share = (64 + margin) / height * (64 + strip) / width
+        assert all(count <= whole[what] * share for what, count in found.items())
+        assert found["symbols"] * 12 < whole["symbols"]
 
 
 def test_srgb_is_a_flag(tiny_like):
