@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out, connect
 
 from lichen.boards.core.loader import Loader
 from lichen.hw.device.load import ADDRESS_BITS as LOAD_ADDRESS_BITS
-from lichen.hw.engine.window import SIZE_BITS
+from lichen.hw.engine.row_buffer import SIZE_BITS
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.arithmetic import ceil_div
 from lichen.network.stage import Format

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 
-from amaranth.hdl import Module, Shape, Signal, ValueLike, signed, unsigned
+from amaranth.hdl import Const, Module, Shape, Signal, Value, ValueLike, signed, unsigned
 from amaranth.lib import data, wiring
 
 from lichen.hw.device.device import Device, Resources
@@ -34,6 +34,16 @@ def delays(m: Module, value: ValueLike, cycles: int, name: str) -> list[ValueLik
 def delayed(m: Module, value: ValueLike, cycles: int, name: str) -> ValueLike:
     """``value`` as it was ``cycles`` clock cycles ago (reset to 0)."""
     return delays(m, value, cycles, name)[-1]
+
+
+def last_of(count: int, index: Value) -> Value:
+    """Whether the value after ``index`` is the last one of ``0 .. count - 1``, for a register that
+    says so of a counter: initially ``count == 1``.
+
+    That one is to be driven even if it never changes: a condition that is constant makes Verilog
+    that Icarus Verilog 11 does not read.
+    """
+    return Const(1) if count == 1 else index == count - 2
 
 
 def lanes_of(shape: object, count: int) -> data.ArrayLayout:

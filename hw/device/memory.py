@@ -505,7 +505,7 @@ class CreditFifo(Gateware):
         write, read = memory.write_port(), memory.read_port(domain="comb")
         level = Signal(range(self.depth + 1))
         credits = Signal(range(self.depth + 1), init=self.depth)
-        valid = Signal()
+        valid, credit = Signal(), Signal(init=1)
         pop = Signal()
         pushed = Signal.like(write.addr)
         popped = Signal.like(read.addr)
@@ -517,15 +517,15 @@ class CreditFifo(Gateware):
             self.o.payload.eq(read.data),
             self.o.valid.eq(valid),
             pop.eq(valid & self.o.ready),
-            self.credit.eq(credits != 0),
+            self.credit.eq(credit),
             self.empty.eq(credits == self.depth),
         ]
-        next_level = Signal.like(level)
-        m.d.comb += next_level.eq(level + self.push - pop)
+        # Whether there is anything is found a cycle ahead, without the adders.
         m.d.sync += [
-            level.eq(next_level),
-            valid.eq(next_level != 0),
+            level.eq(level + self.push - pop),
+            valid.eq((level > 1) | ((level == 1) & ~pop) | self.push),
             credits.eq(credits - self.take + pop),
+            credit.eq((credits > 1) | ((credits == 1) & ~self.take) | pop),
             pushed.eq(pushed + self.push),
             popped.eq(popped + pop),
         ]

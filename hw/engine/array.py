@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Shape, Signal
+from amaranth.hdl import Cat, Module, Mux, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -176,12 +176,14 @@ class SystolicArray(Gateware):
                         m.d.sync += hop.eq(behind)
                         hops[c] = hop
             # The chain's own sums come first, the others follow without a gap.
-            left = Signal(range(self.chain_length + 1), name=f"left_{p}")
-            with m.If(load):
-                m.d.sync += left.eq(self.chain_length)
-            with m.Elif(left != 0):
-                m.d.sync += left.eq(left - 1)
-            m.d.comb += self.o_valid[p].eq(left != 0)
+            # Registers all the way, for the flag goes to every block of the drain's memory.
+            since = Signal(self.chain_length, name=f"since_{p}")  # the last `load`, one-hot
+            valid = Signal(name=f"valid_{p}")
+            m.d.sync += [
+                since.eq(Cat(load, since)),
+                valid.eq(load | (valid & ~since[-1])),
+            ]
+            m.d.comb += self.o_valid[p].eq(valid)
         return m
 
     def resources(self, device: Device) -> Resources:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from amaranth.hdl import Array, Const, Module, Mux, Shape, Signal, Value
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Shape, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
+from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of, last_of
 from lichen.hw.device.load import LoadSignature
 from lichen.hw.device.memory import FastRom, Ram, bit_information, ram_resources
 from lichen.hw.engine.array import SystolicArray, array_resources
@@ -139,16 +139,30 @@ class _Banks:
     Attributes
     ----------
     full : Signal
-        How many are.
-    counts : Array of Signal
-        Output pixels of each one's group up to the last valid one.
-    heads : Array of Signal, or None
-        Whether each holds the first group of a row, where that matters.
+        Whether any is.
+    count : Signal
+        Output pixels of the group in the bank read next, up to the last valid one.
+    head : Value
+        Whether that is the first group of a row, where that matters.
     """
 
     full: Signal
-    counts: Array
-    heads: Array | None
+    count: Signal
+    head: Value
+
+
+def _queue(m: Module, item: Value, *, push: Value, pop: Value, free: Value, places: int) -> Signal:
+    """The first item of a queue of which ``free`` of all ``places`` are: a register, with no
+    multiplexer behind it that all places go through."""
+    stored = [Signal(len(item), name=f"queued_{i}", reset_less=True) for i in range(places)]
+    for i, (here, behind) in enumerate(itertools.pairwise([*stored, Const(0, len(item))])):
+        # What is pushed comes behind what is left.
+        at, at_popped = free == places - i, free == places - i - 1
+        with m.If(pop):
+            m.d.sync += here.eq(Mux(push & at_popped, item, behind))
+        with m.Elif(push & at):
+            m.d.sync += here.eq(item)
+    return stored[0]
 
 
 class Core(Gateware):
@@ -369,64 +383,65 @@ class Core(Gateware):
     def _banks(self, m: Module, *, full_now: Signal, freed: Signal) -> _Banks:
         """Banks are taken at a group's start, full when written, free again when read."""
         feed, banks = self.feed, self.shape.banks
-        taken = Signal(range(banks))
-        counts = Array(
-            Signal(range(self.shape.group_pixels + 1), name=f"count_{b}") for b in range(banks)
-        )
         free = Signal(range(banks + 1), init=banks)
-        full = Signal(range(banks + 1))
+        full, any_full = Signal(range(banks + 1)), Signal()
         # The feeder's window is far away: its strobe is looked at a cycle late, and counted
         # meanwhile.
         started = delayed(m, feed.start, 1, "started")
         count = delayed(m, feed.count, 1, "count")
-        # Whether a bank is free is found a cycle ahead, since a start waits for nothing else.
-        next_free = Signal.like(free)
+        # Whether a bank is free is found a cycle ahead, since a start waits for nothing else;
+        # without an adder, for what frees one comes late.
         bank_free = Signal(init=1)
-        m.d.comb += [
-            next_free.eq(free - started + freed),
-            feed.bank_free.eq(bank_free),
-            self.empty.eq(free == banks),
+
+        def one_left(change: int) -> Value:
+            """Whether ``free + change`` are enough, should a group start now."""
+            return (free > 1 - change) | ((free == 1 - change) & ~feed.start)
+
+        m.d.comb += [feed.bank_free.eq(bank_free), self.empty.eq(free == banks)]
+        m.d.sync += [
+            bank_free.eq(
+                Mux(
+                    freed,
+                    Mux(started, one_left(0), one_left(1)),
+                    Mux(started, one_left(-1), one_left(0)),
+                )
+            ),
+            free.eq(free - started + freed),
+            full.eq(full + full_now - freed),
+            any_full.eq((full > 1) | ((full == 1) & ~freed) | full_now),
         ]
-        m.d.sync += bank_free.eq((next_free > 1) | ((next_free == 1) & ~feed.start))
-        with m.If(started):
-            m.d.sync += [
-                counts[taken].eq(count),
-                taken.eq(Mux(taken == banks - 1, 0, taken + 1)),
-            ]
-        m.d.sync += [free.eq(next_free), full.eq(full + full_now - freed)]
-        heads = None
+        queued: list[Value] = [count]
         if self.shape.phases.skip:
-            heads = Array(Signal(name=f"head_{b}") for b in range(banks))
-            first_group = delayed(m, feed.head, 1, "head")
-            with m.If(started):
-                m.d.sync += heads[taken].eq(first_group)
-        return _Banks(full, counts, heads)
+            queued.append(delayed(m, feed.head, 1, "head"))
+        first = _queue(m, Cat(*queued), push=started, pop=freed, free=free, places=banks)
+        return _Banks(
+            any_full, first[: len(count)], first[len(count)] if len(queued) > 1 else Const(0)
+        )
 
     def _drain(self, m: Module, banks: _Banks, freed: Signal) -> None:
         """Full banks are read pixel by pixel, beat by beat, as the consumer has credits."""
         shape, words = self.shape, self.shape.bank_words
         bank, base = Signal(range(shape.banks)), Signal(range(shape.drain_depth))
         pixel, beat = Signal(range(shape.pixels)), Signal(range(shape.beats))
-        last_beat, last_pixel, moves = Signal(), Signal(), Signal()
+        last_beat = Signal(init=shape.beats == 1)  # found a beat ahead
+        last_pixel, moves = Signal(), Signal()
         m.d.comb += [
-            self.o_issue.eq((banks.full != 0) & self.credit),
+            self.o_issue.eq(banks.full & self.credit),
             self.o_beat.eq(beat),
-            last_beat.eq(beat == shape.beats - 1),
             moves.eq(self.o_issue & last_beat),
             freed.eq(moves & last_pixel),
         ]
         with m.If(self.o_issue):
             m.d.sync += beat.eq(Mux(last_beat, 0, beat + 1))
+            m.d.sync += last_beat.eq(last_of(shape.beats, beat))
         within: Value = beat
         if shape.phases.columns == 1:
-            m.d.comb += last_pixel.eq(pixel + 1 == banks.counts[bank])
+            m.d.comb += last_pixel.eq(pixel + 1 == banks.count)
             with m.If(moves):
                 m.d.sync += pixel.eq(Mux(last_pixel, 0, pixel + 1))
         else:
-            head = Const(0) if banks.heads is None else banks.heads[bank]
-            end = banks.counts[bank]
             within = beat + self._column_phases(
-                m, moves=moves, end=end, head=head, pixel=pixel, last_pixel=last_pixel
+                m, moves=moves, banks=banks, pixel=pixel, last_pixel=last_pixel
             )
         with m.If(freed):
             m.d.sync += [
@@ -441,9 +456,9 @@ class Core(Gateware):
         m.d.comb += self.o.as_value().eq(out)
 
     def _column_phases(
-        self, m: Module, *, moves: Value, end: Value, head: Value, pixel: Signal, last_pixel: Signal
+        self, m: Module, *, moves: Value, banks: _Banks, pixel: Signal, last_pixel: Signal
     ) -> Value:
-        """Read banks whose positions have phases: ``end`` output pixels, less those skipped.
+        """Read banks whose positions have phases: so many output pixels, less those skipped.
 
         Returns the word, within a position's share of a bank, at which the present phase begins.
         """
@@ -452,11 +467,11 @@ class Core(Gateware):
         column, served = Signal(range(phases.columns)), Signal(range(self.shape.group_pixels))
         word = Signal(range(self.shape.bank_words))
         fresh = Signal(init=1)  # at the first pixel of a bank
-        skips = fresh & head
+        skips = fresh & banks.head
         column_now = Mux(skips, phases.skip, column)
         served_now = Mux(skips, phases.skip, served)
         word_now = Mux(skips, phases.skip * words, word)
-        m.d.comb += last_pixel.eq(served_now + 1 == end)
+        m.d.comb += last_pixel.eq(served_now + 1 == banks.count)
         with m.If(moves):
             m.d.sync += [
                 fresh.eq(last_pixel),

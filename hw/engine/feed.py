@@ -21,7 +21,7 @@ from amaranth.hdl import Array, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lichen.hw.device.gateware import delayed, lanes_of
+from lichen.hw.device.gateware import delayed, lanes_of, last_of
 
 FEED_LATENCY = 6
 """Cycles from a step to its operands and flags on the feed."""
@@ -215,7 +215,10 @@ class PhaseSequencer:
         Cycles between the ends of two passes, at least.
     feed : flow of a `FeedSignature`
     row : Value
-        Phase of the row of the next group.
+        Phase of the row of the next group, from a cycle before `ready` on: what follows from it
+        lies in registers when the group starts.
+
+    A group takes two cycles at least.
     """
 
     def __init__(
@@ -230,6 +233,7 @@ class PhaseSequencer:
     ):
         steps = phases.steps
         group_cycles = [sum(passes * max(n, least_pass) for n in row) for row in steps]
+        gaps = [[max(0, least_pass - n) for n in r] for r in steps]
         self.ready = Signal(name="seq_ready")
         self.start = Signal(name="seq_start")
         self.step = Signal(name="seq_step")
@@ -237,31 +241,42 @@ class PhaseSequencer:
         self.done = Signal(name="seq_done")
         self.row = Signal(range(max(2, phases.rows)), name="seq_row", reset_less=True)
         self.column = Signal(range(max(2, phases.columns)), name="seq_column", reset_less=True)
+        self.next_column = Signal.like(self.column, name="seq_next_column")  # of the next pass
 
         # Every signal has a bit at least: in Verilog one of none has two, and may run free.
         # A group takes the cycles it takes; what a start depends on lies ready in registers.
         self.free = free = Signal(init=1, name="seq_free")  # idle, or in a group's last cycle
+        active = Signal(name="seq_active")
         left = Signal(range(max(group_cycles) + 1), name="seq_cycles_left")
         ending = Signal(name="seq_ending")  # the next cycle is the last of a group
-        of_one_cycle = Signal(name="seq_of_one_cycle")
-        m.d.comb += [
-            self.start.eq(self.ready & feed.bank_free & free),
-            of_one_cycle.eq(_choose([[n == 1] for n in group_cycles], row, Const(0))),
-            ending.eq(Mux(self.start, of_one_cycle, left == 2)),
-        ]
+        m.d.comb += [self.start.eq(self.ready & feed.bank_free & free), ending.eq(left == 2)]
         m.d.sync += [free.eq((free & ~self.start) | ending), self.done.eq(ending)]
+        cycles = _by_row(m, group_cycles, row, "cycles")
         with m.If(self.start):
-            m.d.sync += left.eq(_choose([[n] for n in group_cycles], row, Const(0)))
-        with m.Elif(left != 0):
+            m.d.sync += left.eq(cycles)
+        with m.Elif(active):
             m.d.sync += left.eq(left - 1)
 
         # Within it, a pass waits first: what counts are the cycles between the ends of passes.
         index = Signal(range(max(2, *map(max, steps))), name="seq_index")  # steps after this one
         number = Signal(range(max(2, passes)), name="seq_pass")
-        last_pass = number == passes - 1
-        active, first_step = Signal(name="seq_active"), Signal(name="seq_first_step")
-        group_first, pass_done = Signal(name="seq_group_first"), Signal(name="seq_pass_done")
-        m.d.comb += pass_done.eq(self.step & self.last_step)
+        last_pass = Signal(init=passes == 1, name="seq_last_pass")
+        first_step, group_first = Signal(name="seq_first_step"), Signal(name="seq_group_first")
+        pass_done = Signal(name="seq_pass_done")
+        after = Signal.like(index, name="seq_steps_after")  # the first one of the next pass
+        gap = Signal(range(max(2, max(map(max, gaps)) + 1)), name="seq_gap")
+        next_gap = Signal.like(gap, name="seq_next_gap")
+        m.d.comb += [
+            pass_done.eq(self.step & self.last_step),
+            self.next_column.eq(self.column + last_pass),
+            after.eq(_choose([[n - 1 for n in r] for r in steps], self.row, self.next_column)),
+            next_gap.eq(_choose(gaps, self.row, self.next_column)),
+        ]
+        steps_after = _by_row(m, [r[0] - 1 for r in steps], row, "steps_after")
+        one_step = _by_row(m, [r[0] == 1 for r in steps], row, "one_step")
+        first_gap = _by_row(m, [r[0] for r in gaps], row, "gap")
+        with m.If(gap != 0):
+            m.d.sync += gap.eq(gap - 1)
         with m.If(self.step):
             m.d.sync += [
                 index.eq(index - 1),
@@ -269,28 +284,29 @@ class PhaseSequencer:
                 first_step.eq(0),
                 group_first.eq(0),
             ]
-        row_next = Mux(self.start, row, self.row)
-        column_next = Mux(self.start, 0, self.column + last_pass)[: len(self.column)]
-        after = Signal.like(index, name="seq_steps_after")  # the first one of the next pass
-        m.d.comb += after.eq(_choose([[n - 1 for n in r] for r in steps], row_next, column_next))
-        gaps = [[max(0, least_pass - n) for n in r] for r in steps]
-        gap = Signal(range(max(2, max(map(max, gaps)) + 1)), name="seq_gap")
-        m.d.comb += self.step.eq(active & (gap == 0))
-        with m.If(gap != 0):
-            m.d.sync += gap.eq(gap - 1)
-        with m.If(pass_done | self.start):
+        with m.If(pass_done):
             m.d.sync += [
                 *(index.eq(after), self.last_step.eq(after == 0), first_step.eq(1)),
-                gap.eq(_choose(gaps, row_next, column_next)),
+                *(gap.eq(next_gap), self.column.eq(self.next_column)),
             ]
-        with m.If(pass_done):
-            m.d.sync += number.eq(Mux(last_pass, 0, number + 1))
-            with m.If(last_pass):
-                m.d.sync += self.column.eq(column_next)
+            m.d.sync += [
+                number.eq(Mux(last_pass, 0, number + 1)),
+                last_pass.eq(last_of(passes, number)),
+            ]
         with m.If(self.start):
-            m.d.sync += [active.eq(1), group_first.eq(1), self.row.eq(row), self.column.eq(0)]
+            m.d.sync += [
+                *(active.eq(1), group_first.eq(1), first_step.eq(1)),
+                *(self.row.eq(row), self.column.eq(0)),
+                *(index.eq(steps_after), self.last_step.eq(one_step), gap.eq(first_gap)),
+            ]
         with m.Elif(self.done):
             m.d.sync += active.eq(0)
+        if not any(map(any, gaps)):
+            m.d.comb += self.step.eq(active)
+        else:  # a register as well: it goes to every enable of what walks through the taps
+            at_once = _by_row(m, [r[0] == 0 for r in gaps], row, "at_once")
+            waited = Mux(pass_done, next_gap == 0, active & (gap <= 1))
+            m.d.sync += self.step.eq(Mux(self.start, at_once, waited & ~self.done))
         m.d.comb += [
             feed.start.eq(self.start),
             feed.step.eq(self.step),
@@ -299,6 +315,15 @@ class PhaseSequencer:
             feed.first.eq(delayed(m, self.step & first_step, FEED_LATENCY, "first")),
             feed.last.eq(delayed(m, self.step & self.last_step, FEED_LATENCY, "last")),
         ]
+
+
+def _by_row(m: Module, table: Sequence[int], row: Value, name: str) -> Value:
+    """``table[row]`` of constants, in a register where it is not one itself."""
+    if len(set(table)) == 1:
+        return Const(table[0], range(max(2, table[0] + 1)))
+    chosen = Signal(range(max(2, max(table) + 1)), name=f"seq_start_{name}", reset_less=True)
+    m.d.sync += chosen.eq(_choose([[n] for n in table], row, Const(0)))
+    return chosen
 
 
 def _choose(table: Sequence[Sequence[int]], row: Value, column: Value) -> Value:

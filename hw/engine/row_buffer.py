@@ -18,7 +18,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
+from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of, last_of
 from lichen.hw.device.memory import Ram
 from lichen.hw.engine.feed import (
     FEED_LATENCY,
@@ -40,8 +40,9 @@ that has been released are over."""
 SIZE_LATENCY = 3
 """Cycles from a new size to the last register that follows from it; the output's size takes one."""
 
-COORDINATE = SIZE_BITS + 2
-"""Bits of padded coordinates, and of their sums with the kernel size."""
+HEIGHT_BITS = SIZE_BITS + 2
+"""Bits of padded rows, and of their sums with the kernel size. Columns have
+`WindowShape.column_bits`, for the widest input is known."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ class Pointers:
     finished: Signal
 
     @classmethod
-    def at(cls, origin: int) -> Pointers:
+    def at(cls, origin: int, column_bits: int) -> Pointers:
         """At the beginning of a frame."""
-        wx, wy = Signal(COORDINATE, init=origin), Signal(COORDINATE, init=origin)
+        wx, wy = Signal(column_bits, init=origin), Signal(HEIGHT_BITS, init=origin)
         written = Signal()
-        free_row, free_before = Signal(COORDINATE), Signal(COORDINATE)
+        free_row, free_before = Signal(HEIGHT_BITS), Signal(column_bits)
         finished = Signal()
         return cls(wx, wy, written, free_row, free_before, finished)
 
@@ -116,14 +117,15 @@ class Groups:
         wants beside.
     fresh : list of Signal
         What every frame begins with afresh.
-    column : Value
-        Phase of the column being read.
+    column, next_column : Value
+        Phase of the column being read, and by the next pass of the same group.
     """
 
     sequencer: Sequencer | PhaseSequencer
     next: data.View
     fresh: list[Signal]
     column: Value
+    next_column: Value
 
 
 @dataclass(frozen=True)
@@ -226,9 +228,9 @@ class RowBuffer(Gateware):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        frame, at = self._frame(m), Pointers.at(self.shape.origin)
-        over = Signal()  # between two frames: all begins afresh
-        m.d.comb += over.eq(at.written & at.finished)
+        frame, at = self._frame(m), Pointers.at(self.shape.origin, self.shape.column_bits)
+        over = Signal()  # between two frames: all begins afresh, a cycle later for it goes to all
+        m.d.sync += over.eq(at.written & at.finished & ~over)
         writing = self._write(m, frame, at)
         groups = self._groups(m, frame, at)
         self._read(m, frame, groups.sequencer, self._taps(m, groups))
@@ -253,9 +255,10 @@ class RowBuffer(Gateware):
         """Everything that depends on the frame size only."""
         origin, border = self.shape.origin, self.shape.border
         out_width, out_height = Signal(SIZE_BITS), Signal(SIZE_BITS)
-        right, bottom = Signal(COORDINATE), Signal(COORDINATE)
-        x_end, y_end, last_row = Signal(COORDINATE), Signal(COORDINATE), Signal(COORDINATE)
-        before_end = Signal(COORDINATE)
+        columns = self.shape.column_bits
+        right, bottom = Signal(columns), Signal(HEIGHT_BITS)
+        x_end, before_end = Signal(columns), Signal(columns)
+        y_end, last_row = Signal(HEIGHT_BITS), Signal(HEIGHT_BITS)
         m.d.comb += [self.out_width.eq(out_width), self.out_height.eq(out_height)]
         m.d.sync += [
             out_width.eq(self._made_of(self.width)),
@@ -273,9 +276,10 @@ class RowBuffer(Gateware):
         """The write side: beats into their places. Returns what every frame begins with afresh."""
         shape = self.shape
         beats, spread, pixels, row_bits = shape.beats, shape.spread, shape.pixels, shape.row_bits
-        accept, beat_last, sub_last, bank_last, x_last = (
-            Signal(name=n) for n in ("accept", "beat_last", "sub_last", "bank_last", "x_last")
+        accept, sub_last, bank_last, x_last = (
+            Signal(name=n) for n in ("accept", "sub_last", "bank_last", "x_last")
         )
+        beat_last = Signal(init=beats == 1)  # found a beat ahead
         position, sub = divmod(shape.origin, spread)
         first_word = position // pixels * shape.position_words
         w_beat = Signal(range(beats))
@@ -287,7 +291,7 @@ class RowBuffer(Gateware):
         # The row this one overwrites was last needed by output row `w_last_user`.
         last_user, user_sub = shape.last_user
         w_lead = Signal(range(shape.rows + 1), init=shape.rows)
-        w_last_user = Signal(COORDINATE, init=last_user)
+        w_last_user = Signal(HEIGHT_BITS, init=last_user)
         w_user_sub = Signal(range(shape.users_of), init=user_sub)
         # Whether the next beat may be written, found a cycle ahead: it holds for the pixel after
         # the present one as well, and a new row is looked at afresh.
@@ -305,7 +309,6 @@ class RowBuffer(Gateware):
         m.d.comb += [
             self.i.ready.eq(room),
             accept.eq(self.i.valid & self.i.ready),
-            beat_last.eq(w_beat == beats - 1),
             sub_last.eq(w_sub == spread - 1),
             bank_last.eq(w_bank == pixels - 1),
         ]
@@ -320,6 +323,7 @@ class RowBuffer(Gateware):
         with m.If(accept):
             m.d.sync += self.empty.eq(0)
             m.d.sync += [w_beat.eq(w_beat + 1), w_offset.eq(w_offset + 1)]
+            m.d.sync += beat_last.eq(last_of(beats, w_beat))
             with m.If(beat_last):
                 m.d.sync += [w_beat.eq(0), at.wx.eq(at.wx + 1), w_sub.eq(w_sub + 1)]
                 with m.If(sub_last):
@@ -343,7 +347,7 @@ class RowBuffer(Gateware):
                             m.d.sync += w_last_user.eq(w_last_user + shape.users)
         self._write_ports(m, accept, w_bank, w_row + w_offset)
         fresh = [w_beat, w_sub, w_bank, w_word, w_offset, w_row, w_lead, w_last_user, w_user_sub]
-        return [*fresh, room]
+        return [*fresh, beat_last, room]
 
     def _write_ports(self, m: Module, accept: Signal, target: Signal, address: Value) -> None:
         """The banks' write ports, `WRITE_DELAY` cycles and one behind a beat."""
@@ -390,7 +394,7 @@ class RowBuffer(Gateware):
             apart = p * shape.spread
             inside = Signal(name=f"inside_{p}", reset_less=True)
             # Never below 0 for a position that has an output.
-            limit = Signal(COORDINATE, name=f"limit_{p}", reset_less=True)
+            limit = Signal(shape.column_bits, name=f"limit_{p}", reset_less=True)
             m.d.sync += limit.eq(frame.right - apart)
             least = max(0, shape.border - apart)
             m.d.sync += inside.eq(inside_y & (reading.x >= least) & (reading.x < limit))

@@ -14,10 +14,10 @@ from __future__ import annotations
 from amaranth.hdl import Array, Const, Module, Mux, Shape, Signal, Value
 from amaranth.lib import data
 
+from lichen.hw.device.gateware import last_of
 from lichen.hw.engine.feed import PhaseSequencer
 from lichen.hw.engine.row_buffer import (
-    COORDINATE,
-    SIZE_BITS,
+    HEIGHT_BITS,
     Frame,
     Groups,
     Pointers,
@@ -42,10 +42,10 @@ class TransposedWindow(RowBuffer):
         # Of the position q of the group's first column and row, and of output row and phase.
         group = data.StructLayout(
             {
-                "row": COORDINATE,
+                "row": HEIGHT_BITS,
                 "phase": Shape.cast(range(max(2, stride))),  # a bit at least, for Verilog
-                "x": COORDINATE,
-                "y": COORDINATE,
+                "x": shape.column_bits,
+                "y": HEIGHT_BITS,
                 "base": shape.row_bits,  # ring address of row q
                 "offset": shape.row_bits,  # of column q in a row
             }
@@ -65,21 +65,25 @@ class TransposedWindow(RowBuffer):
             feed=self.feed,
             row=nxt.phase,
         )
-        width = SIZE_BITS + 3
-        left, left_valid = Signal(width), Signal()  # follows the frame size until a row starts
-        remaining = Signal(width)  # output pixels left in the row, those to skip included
+        # Output pixels left in the row, those to skip included; those of the frame's size until a
+        # row starts.
+        left, left_valid, remaining = Signal(shape.out_bits), Signal(), Signal(shape.out_bits)
         m.d.comb += remaining.eq(Mux(left_valid, left, frame.out_width + skip))
-        need_x = Signal(COORDINATE, init=first + pixels - 1)
-        need_y = Signal(COORDINATE, init=first)
+        need_x = Signal(shape.column_bits, init=first + pixels - 1)
+        need_y = Signal(HEIGHT_BITS, init=first)
         exhausted = Signal()  # the last group of the frame has started
         # Groups start `LEAST_GROUP` cycles apart, so all this may come some cycles late.
-        started = Signal()
+        # Any group, the last one of a row, and that of the last output row of a row of positions.
+        started, row_started, last_row_started = Signal(), Signal(), Signal()
         row_end, bottom_end = Signal(reset_less=True), Signal(reset_less=True)
         count, head = Signal.like(self.feed.count, reset_less=True), Signal(reset_less=True)
         most = pixels * stride
         few = remaining <= most
+        last_phase = nxt.phase == stride - 1
         m.d.sync += [
             started.eq(seq.start),
+            row_started.eq(seq.start & row_end),
+            last_row_started.eq(seq.start & row_end & last_phase),
             row_end.eq(few),
             bottom_end.eq(nxt.row == frame.last_row),
             count.eq(Mux(few, remaining, most)),
@@ -90,7 +94,6 @@ class TransposedWindow(RowBuffer):
         arrived = at.written | (at.wy > need_y) | ((at.wy == need_y) & (at.wx > need_x))
         m.d.sync += available.eq(~started & ~exhausted & arrived)
         m.d.comb += seq.ready.eq(available)
-        last_phase = nxt.phase == stride - 1
         last_base = shape.bank_words - shape.row_words
         with m.If(started):
             m.d.sync += [
@@ -100,21 +103,21 @@ class TransposedWindow(RowBuffer):
                 need_x.eq(need_x + pixels),
                 nxt.offset.eq(nxt.offset + shape.beats),
             ]
-            with m.If(row_end):
-                m.d.sync += [
-                    left_valid.eq(0),
-                    *(nxt[name].eq(value) for name, value in start_of_row.items()),
-                    need_x.eq(need_x.init),
-                    nxt.row.eq(nxt.row + 1),
-                    nxt.phase.eq(Mux(last_phase, 0, nxt.phase + 1)),
-                    exhausted.eq(bottom_end),
-                ]
-                with m.If(last_phase):
-                    m.d.sync += [
-                        nxt.y.eq(nxt.y + 1),
-                        need_y.eq(need_y + 1),
-                        nxt.base.eq(Mux(nxt.base == last_base, 0, nxt.base + shape.row_words)),
-                    ]
+        with m.If(row_started):
+            m.d.sync += [
+                left_valid.eq(0),
+                *(nxt[name].eq(value) for name, value in start_of_row.items()),
+                need_x.eq(need_x.init),
+                nxt.row.eq(nxt.row + 1),
+                nxt.phase.eq(Mux(last_phase, 0, nxt.phase + 1)),
+                exhausted.eq(bottom_end),
+            ]
+        with m.If(last_row_started):
+            m.d.sync += [
+                nxt.y.eq(nxt.y + 1),
+                need_y.eq(need_y + 1),
+                nxt.base.eq(Mux(nxt.base == last_base, 0, nxt.base + shape.row_words)),
+            ]
         unread = shape.border + shape.reach  # columns from which on none is free
         with m.If(seq.done):
             m.d.sync += [
@@ -123,47 +126,64 @@ class TransposedWindow(RowBuffer):
                 at.finished.eq(exhausted),
             ]
         fresh = [need_x, need_y, left_valid, exhausted, available, nxt.as_value()]
-        return Groups(seq, nxt, fresh, column=seq.column)
+        return Groups(seq, nxt, fresh, column=seq.column, next_column=seq.next_column)
 
     def _taps(self, m: Module, groups: Groups) -> Reading:
         """Which word and which tap every step reads: from column and row q backwards."""
         seq, nxt, shape, pixels = groups.sequencer, groups.next, self.shape, self.shape.pixels
         beats = shape.beats
         now = Signal(nxt.shape(), reset_less=True)
-        last_tap = Array(Const(max(0, n - 1), range(shape.reach)) for n in shape.taps)[
-            groups.column
-        ]
+        last_taps = Array(Const(max(0, n - 1), range(shape.reach)) for n in shape.taps)
+        last_tap = last_taps[groups.column]
         first_rotation = shape.first % pixels
         beat, tap = Signal(range(beats)), Signal(range(shape.reach))
         rotation = Signal(range(pixels), init=first_rotation)
         offset = Signal(shape.row_bits, reset_less=True)
         base = Signal(shape.row_bits, reset_less=True)
-        x, y = Signal(COORDINATE, reset_less=True), Signal(COORDINATE, reset_less=True)
+        x, y = Signal(shape.column_bits, reset_less=True), Signal(HEIGHT_BITS, reset_less=True)
+        # Whether they are the last ones, and the last step of a row of taps, found a step ahead.
+        last_beat, at_last_tap = Signal(init=beats == 1), Signal(reset_less=True)
+        row_done = at_last_tap if beats == 1 else Signal()
         last_base = shape.bank_words - shape.row_words
         with m.If(seq.step):
             m.d.sync += [beat.eq(beat + 1), offset.eq(offset + 1)]
-            with m.If(beat == beats - 1):
+            m.d.sync += last_beat.eq(last_of(beats, beat))
+            if beats > 1:
+                m.d.sync += row_done.eq((beat == beats - 2) & at_last_tap)
+            with m.If(last_beat):
                 m.d.sync += [
                     *(beat.eq(0), tap.eq(tap + 1), x.eq(x - 1), rotation.eq(rotation - 1)),
+                    *(last_beat.eq(beats == 1), at_last_tap.eq(tap + 1 == last_tap)),
                     offset.eq(offset - (beats - 1)),  # the same words of the bank before
                 ]
                 with m.If(rotation == 0):
                     m.d.sync += [rotation.eq(pixels - 1), offset.eq(offset - (2 * beats - 1))]
-                with m.If(tap == last_tap):
+                with m.If(row_done):
                     m.d.sync += [
-                        *(tap.eq(0), x.eq(now.x), rotation.eq(first_rotation)),
-                        *(offset.eq(now.offset), y.eq(y - 1)),
+                        *(tap.eq(0), at_last_tap.eq(last_tap == 0)),
+                        *(x.eq(now.x), rotation.eq(first_rotation), offset.eq(now.offset)),
+                        y.eq(y - 1),
                         # Not "the last or the one before": see `Window`.
                         base.eq(base + Mux(base == 0, last_base, -shape.row_words)),
                     ]
-            with m.If(seq.last_step):
-                m.d.sync += [
-                    *(beat.eq(0), tap.eq(0), x.eq(now.x), rotation.eq(first_rotation)),
-                    *(offset.eq(now.offset), y.eq(now.y), base.eq(now.base)),
-                ]
+                    with m.If(seq.last_step):
+                        m.d.sync += [
+                            *(y.eq(now.y), base.eq(now.base)),
+                            at_last_tap.eq(last_taps[groups.next_column] == 0),
+                        ]
+            if 0 in shape.taps:  # a phase without taps has a step, but no row of taps
+                with m.If(seq.last_step):
+                    m.d.sync += [
+                        *(beat.eq(0), last_beat.eq(beats == 1), tap.eq(0)),
+                        at_last_tap.eq(last_taps[groups.next_column] == 0),
+                        *(x.eq(now.x), rotation.eq(first_rotation), offset.eq(now.offset)),
+                        *(y.eq(now.y), base.eq(now.base)),
+                    ]
+                    if beats > 1:
+                        m.d.sync += row_done.eq(0)
         with m.If(seq.free):  # a start finds all of it there
             m.d.sync += [now.eq(nxt), offset.eq(nxt.offset), base.eq(nxt.base)]
-            m.d.sync += [x.eq(nxt.x), y.eq(nxt.y)]
+            m.d.sync += [x.eq(nxt.x), y.eq(nxt.y), at_last_tap.eq(last_taps[0] == 0)]
         return Reading(x, y, base, offset, rotation)
 
 

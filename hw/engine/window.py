@@ -6,11 +6,11 @@ from __future__ import annotations
 from amaranth.hdl import Const, Module, Mux, Signal, Value
 from amaranth.lib import data
 
+from lichen.hw.device.gateware import last_of
 from lichen.hw.engine.division import divide_by_stride
 from lichen.hw.engine.feed import Sequencer
 from lichen.hw.engine.row_buffer import (
-    COORDINATE,
-    SIZE_BITS,
+    HEIGHT_BITS,
     Frame,
     Groups,
     Pointers,
@@ -41,28 +41,29 @@ class Window(RowBuffer):
         slot0 = -pad % shape.rows * shape.row_words
         group = data.StructLayout(
             {
-                "row": COORDINATE,  # output row
-                "x": COORDINATE,  # padded column of its first tap
-                "y": COORDINATE,  # padded row of its first tap
+                "row": HEIGHT_BITS,  # output row
+                "x": shape.column_bits,  # padded column of its first tap
+                "y": HEIGHT_BITS,  # padded row of its first tap
                 "base": shape.row_bits,  # ring address of that row
                 "offset": shape.row_bits,  # within a row, the word of the first tap
             }
         )
         nxt = Signal(group, init={"base": slot0})
-        left = Signal(SIZE_BITS)  # pixels left in the row
+        left = Signal(shape.out_bits)  # pixels left in the row
         left_valid = Signal()  # `left` follows the frame size until a frame starts
-        remaining = Signal(SIZE_BITS)
+        remaining = Signal(shape.out_bits)
         m.d.comb += remaining.eq(Mux(left_valid, left, frame.out_width))
-        need_x = Signal(COORDINATE, init=(pixels - 1) * st + k - 1)
-        need_y = Signal(COORDINATE, init=k - 1)
+        need_x = Signal(shape.column_bits, init=(pixels - 1) * st + k - 1)
+        need_y = Signal(HEIGHT_BITS, init=k - 1)
         exhausted = Signal()  # the last group of the frame has started
         # Groups start `LEAST_GROUP` cycles apart, so all this may come some cycles late.
-        started = Signal()
+        started, row_started = Signal(), Signal()  # any group, and the last one of a row
         row_end, bottom_end = Signal(reset_less=True), Signal(reset_less=True)
         count = Signal.like(self.feed.count, reset_less=True)
         few = remaining <= pixels
         m.d.sync += [
             started.eq(seq.start),
+            row_started.eq(seq.start & row_end),
             row_end.eq(few),
             bottom_end.eq(nxt.row == frame.last_row),
             count.eq(Mux(few, remaining, pixels)),
@@ -88,18 +89,18 @@ class Window(RowBuffer):
                 need_x.eq(need_x + pixels * st),
                 nxt.offset.eq(nxt.offset + shape.position_words),
             ]
-            with m.If(row_end):
-                m.d.sync += [
-                    left_valid.eq(0),
-                    nxt.x.eq(0),
-                    need_x.eq(need_x.init),
-                    nxt.offset.eq(0),
-                    nxt.row.eq(nxt.row + 1),
-                    nxt.y.eq(nxt.y + st),
-                    need_y.eq(need_y + st),
-                    nxt.base.eq(next_base),
-                    exhausted.eq(bottom_end),
-                ]
+        with m.If(row_started):
+            m.d.sync += [
+                left_valid.eq(0),
+                nxt.x.eq(0),
+                need_x.eq(need_x.init),
+                nxt.offset.eq(0),
+                nxt.row.eq(nxt.row + 1),
+                nxt.y.eq(nxt.y + st),
+                need_y.eq(need_y + st),
+                nxt.base.eq(next_base),
+                exhausted.eq(bottom_end),
+            ]
         with m.If(seq.done):
             m.d.sync += [
                 at.free_row.eq(nxt.row),
@@ -107,7 +108,7 @@ class Window(RowBuffer):
                 at.finished.eq(exhausted),
             ]
         fresh = [need_x, need_y, left_valid, exhausted, available, nxt.as_value()]
-        return Groups(seq, nxt, fresh, column=Const(0))
+        return Groups(seq, nxt, fresh, column=Const(0), next_column=Const(0))
 
     def _taps(self, m: Module, groups: Groups) -> Reading:
         seq, nxt, shape = groups.sequencer, groups.next, self.shape
@@ -117,19 +118,25 @@ class Window(RowBuffer):
         sub, rotation = Signal(range(st)), Signal(range(pixels))
         offset = Signal(shape.row_bits, reset_less=True)
         base = Signal(shape.row_bits, reset_less=True)
-        x, y = Signal(COORDINATE, reset_less=True), Signal(COORDINATE, reset_less=True)
+        x, y = Signal(shape.column_bits, reset_less=True), Signal(HEIGHT_BITS, reset_less=True)
+        # Whether they are the last ones, found a step ahead.
+        last_beat, last_kx = Signal(init=shape.beats == 1), Signal(init=k == 1)
+        last_ky = Signal(init=k == 1)
         wrap = shape.row_words - shape.bank_words
         with m.If(seq.step):
             m.d.sync += [beat.eq(beat + 1), offset.eq(offset + 1)]
-            with m.If(beat == shape.beats - 1):
+            m.d.sync += last_beat.eq(last_of(shape.beats, beat))
+            with m.If(last_beat):
                 m.d.sync += [beat.eq(0), kx.eq(kx + 1), x.eq(x + 1), sub.eq(sub + 1)]
+                m.d.sync += last_kx.eq(last_of(k, kx))
                 with m.If(sub == st - 1):
                     m.d.sync += [sub.eq(0), rotation.eq(rotation + 1)]
                     with m.If(rotation == pixels - 1):
                         m.d.sync += rotation.eq(0)
                     with m.Else():  # the same words of the next bank
                         m.d.sync += offset.eq(offset - (shape.position_words - 1))
-                with m.If(kx == k - 1):
+                with m.If(last_kx):
+                    m.d.sync += last_ky.eq(last_of(k, ky))
                     m.d.sync += [
                         kx.eq(0),
                         sub.eq(0),
@@ -141,7 +148,7 @@ class Window(RowBuffer):
                         # Not "0 or the next": synthesis would make a reset of that, fed by itself.
                         base.eq(base + Mux(base == -wrap, wrap, shape.row_words)),
                     ]
-                    with m.If(ky == k - 1):
+                    with m.If(last_ky):
                         m.d.sync += [ky.eq(0), y.eq(now.y), base.eq(now.base)]
         with m.If(seq.free):  # a start finds all of it there
             m.d.sync += [now.eq(nxt), offset.eq(nxt.offset), base.eq(nxt.base)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from amaranth.hdl import Shape
-from amaranth.utils import ceil_log2
+from amaranth.utils import bits_for, ceil_log2
 
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.memory import ram_resources
@@ -146,6 +146,20 @@ class WindowShape:
     def row_bits(self) -> int:
         """Of an address in a bank."""
         return Shape.cast(range(self.bank_words)).width
+
+    @property
+    def column_bits(self) -> int:
+        """Of a padded column, its sums with the kernel size, and what a row's last group reads
+        beyond the image."""
+        geometry = self.geometry
+        beyond = 2 * (geometry.padding + geometry.kernel) + 2 * self.pixels * geometry.stride
+        return bits_for(self.max_width + beyond)
+
+    @property
+    def out_bits(self) -> int:
+        """Of a count of output pixels of a row, those to skip included."""
+        widest = self.geometry.output_size(self.max_width) + self.phases.skip
+        return bits_for(max(1, widest))
 
     # Who needs what -----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from lichen.hw.engine.pixel_buffer import PixelBuffer
 from lichen.hw.engine.row_buffer import SIZE_LATENCY
 from lichen.hw.engine.transposed_window import TransposedWindow
 from lichen.hw.engine.window import Window
+from lichen.hw.engine.window_shape import WindowShape
 from lichen.network.arithmetic import ceil_div
 from lichen.network.geometry import Geometry
 from tests.hw.streams import SEED, Agent, Pauses, SizedSource, lanes, simulate, unlanes
@@ -329,6 +331,15 @@ traffic = pytest.mark.parametrize(
     "pauses", [(0.0, 0.0), (0.3, 0.8), (0.3, 0.0)], ids=["full rate", "pauses", "starved"]
 )
 
+
+def widest(shape: Callable[[int], WindowShape]) -> int:
+    """The widest input, a few columns at least, of windows whose columns have as many bits."""
+    width = 4
+    while shape(width + 1).column_bits == shape(width).column_bits:
+        width += 1
+    return width
+
+
 WINDOWS = {
     "3x3, two passes": Shape(3, 2, 2, passes=2, kernel=3, padding=1),
     "5x5 s2, three pixels": Shape(2, 2, 3, kernel=5, stride=2, padding=2),
@@ -343,6 +354,14 @@ SIZES = [(WIDEST, 7), (5, 4), (5, 4), (4, 9), (WIDEST, 3)]
 
 
 class TestWindow:
+    @pytest.mark.parametrize("name", WINDOWS)
+    def test_the_widest_columns_of_so_many_bits(self, name: str) -> None:
+        """Columns have as few bits as the widest input needs."""
+        shape = WINDOWS[name]
+        width = widest(lambda width: window(shape, width).shape)
+        sizes = [(width, shape.kernel), (shape.kernel, shape.kernel), (width, shape.kernel + 1)]
+        run(window(shape, width), shape, frames_of(shape, sizes))
+
     @pytest.mark.parametrize("name", WINDOWS)
     @traffic
     def test_operands(self, name: str, pauses: tuple[float, float]) -> None:

@@ -17,7 +17,7 @@ from lichen.hw.engine.window_shape import WindowShape
 from lichen.network.arithmetic import ceil_div
 from lichen.network.geometry import Geometry
 from tests.hw.streams import SEED, Agent, SizedSource, lanes, simulate
-from tests.hw.test_feeders import BITS, FeedWatch, Framed, Step
+from tests.hw.test_feeders import BITS, FeedWatch, Framed, Step, widest
 
 NAME = "TransposedWindow"
 
@@ -202,6 +202,13 @@ class TestTransposedWindow:
     @pytest.mark.parametrize("busy", [False, True], ids=["full rate", "pauses"])
     def test_operands(self, name: str, busy: bool) -> None:
         run(SHAPES[name], SIZES, *((0.3, 0.8) if busy else (0.0, 0.0)))
+
+    @pytest.mark.parametrize("name", SHAPES)
+    def test_the_widest_columns_of_so_many_bits(self, name: str) -> None:
+        """Columns have as few bits as the widest input needs."""
+        shape = SHAPES[name]
+        width = widest(lambda width: window(shape, width).shape)
+        run(shape, [(width, shape.reach), (2, 2), (width, 2)])
 
     @pytest.mark.parametrize("name", ["5x5 s2", "4x4 s2, cropped inside a phase"])
     def test_as_few_rows_as_a_kernel_reads_suffice(self, name: str) -> None:
