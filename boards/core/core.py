@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 from amaranth.lib import wiring
 
@@ -117,10 +118,21 @@ class Core:
         """How long the reset must last."""
         return self.pipeline.restart_cycles + RESET_MARGIN
 
+    @property
+    def _above(self) -> list[str]:
+        """Path from the top to the instance that holds the units."""
+        return ["pipeline"] if self.bus == "axi" or self.design.loads else []
+
     def stage_instances(self) -> dict[str, list[str]]:
         """Path from the top to the instance whose ``o`` is a stage's output, by stages' names."""
-        above = ["pipeline"] if self.bus == "axi" or self.design.loads else []
-        return {kind.stage.name: [*above, kind.name] for kind in self.pipeline.kinds}
+        return {kind.stage.name: [*self._above, kind.name] for kind in self.pipeline.kinds}
+
+    def queues(self) -> list[dict[str, Any]]:
+        """Every unit's output queue: the path to its instance, and how many beats it holds."""
+        return [
+            {"name": name, "path": [*self._above, name, "fifo"], "depth": unit.fifo.depth}
+            for name, unit in zip(self.pipeline.names, self.pipeline.units, strict=True)
+        ]
 
     def container(self, form: Format) -> int:
         """Bits that a channel of a stream takes in a beat."""

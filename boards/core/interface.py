@@ -66,6 +66,7 @@ def interface(core: Core, frames: list[GoldenFrame], board: Board | None) -> dic
         "registers": _registers(core),
         **_loading(core),
         "stages": stages(core),
+        "queues": core.queues(),
         "ports": ports(core),
         "cycles": {"width": width, "height": height, "cycles": design.cycles_per_frame},
         "golden": [

@@ -128,8 +128,8 @@ def test_simulate_runs_a_folders_bench(tmp_path, capsys) -> None:
 
     status, report, err = simulate()
     assert (status, report["top"], report["simulator"]) == (0, "net5", "icarus")
-    assert (report["passed"], report["failed"], report["problem"]) == (5, {}, None)
-    assert err == "ok: 5 tests of net5 passed on icarus\n"
+    assert (report["passed"], report["failed"], report["problem"]) == (6, {}, None)
+    assert err == "ok: 6 tests of net5 passed on icarus\n"
     change(folder / "net5_conv2_core_rom.v", rf"\[17\] = {NUMBER};", flipped)
     status, report, err = simulate()
     assert status == 1 and "test_core.frames_one_by_one" in report["failed"]
@@ -195,6 +195,22 @@ def test_a_queue_without_places_is_told_as_a_hang(tmp_path) -> None:
     assert re.search(sentence, first_failure(output))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_queue_of_another_depth_is_found(tmp_path, more) -> None:
+    """One place too few, and one more than its memory has: frames need neither."""
+    folder = make(tmp_path / "core")
+    queues = json.loads((folder / "interface.json").read_text())["queues"]
+    depth = next(queue["depth"] for queue in queues if queue["name"] == "conv1")
+    credits = rf"credits (=|<=|==) {NUMBER};"
+    new = f"{depth.bit_length()}'d{depth + more}"
+    change(folder / "net5_conv1_fifo.v", credits, lambda m: m[0].replace(m["number"], new), 3)
+    status, output = run_bench(folder, "icarus")
+    assert status != 0
+    held = f"the output queue of conv1 holds {depth + more} beats of {depth}"
+    assert f"AssertionError: {held}" in output, output[-3000:]
+
+
 def test_two_cores_of_different_networks_lint_in_one_design(tmp_path) -> None:
     one, other = (make(tmp_path / f"core{seed}", seed=seed) for seed in (5, 6))
     (tmp_path / "both.v").write_text(both(one, other))
@@ -205,9 +221,7 @@ def test_two_cores_of_different_networks_lint_in_one_design(tmp_path) -> None:
 def test_requirements_alone_are_enough(tmp_path) -> None:
     """`tiny`, in a fresh environment that knows nothing of Lichen, on both simulators."""
     folder = tmp_path / "core"
-    assert (
-        lichen("generate", "tiny", "--board", "ulx3s-85f", "--multipliers", "40", "-o", folder) == 0
-    )
+    assert lichen("generate", "tiny", "--board", "ulx3s-85f", "-o", folder) == 0
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     requirements = folder / "test" / "requirements.txt"

@@ -40,18 +40,25 @@ class Bench:
         self.patience = max(frame["cycles"] for frame in INTERFACE["golden"]) + 1000
         cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
         self.connect(idle or never(), backpressure or never())
+        self.stuck = self.hang  # says what is wrong when nothing moves
         self.formats: dict[str, Format] = {}
         self.taps: list[Monitor] = []
         for stage in INTERFACE["stages"]:
-            place = dut
-            for name in stage["path"]:
-                place = getattr(place, name)
+            place = self._below(stage["path"])
             self.taps.append(
                 Monitor(stage["name"], place.o__payload, place.o__valid, place.o__ready)
             )
             self.formats[stage["name"]] = stream_format(stage)
+        self.queues = {q["name"]: (self._below(q["path"]), q["depth"]) for q in INTERFACE["queues"]}
         self.streams = [self.input, *self.taps, self.output]
         cocotb.start_soon(self._watch())
+
+    def _below(self, path: Sequence[str]) -> Any:
+        """An instance inside the core."""
+        place = self.dut
+        for name in path:
+            place = getattr(place, name)
+        return place
 
     def connect(self, idle: Iterator[bool], backpressure: Iterator[bool]) -> None:
         """Drive the core's ports; sets ``input`` and ``output``, monitors of its two streams."""
@@ -77,7 +84,7 @@ class Bench:
                 if stream.look(self.cycle):
                     self.moved = self.cycle
             if self.expecting and self.cycle - self.moved > self.patience:
-                raise AssertionError(self.hang())
+                raise AssertionError(self.stuck())
 
     async def reset(self) -> None:
         """Hold the reset as long as the core wants: what is on its way drains meanwhile."""
@@ -140,6 +147,14 @@ class Bench:
         wanted = [frame.stages[self.taps[-1].name] for frame in frames]
         problem = difference("o", wanted, self.output.beats, form)
         assert not problem, problem
+
+    def shortfall(self) -> str:
+        """Which queue is not exactly full, or nothing."""
+        for name, (queue, depth) in self.queues.items():
+            level = int(queue.level.value)
+            if level != depth:
+                return f"the output queue of {name} holds {level} beats of {depth}"
+        return ""
 
     def hang(self) -> str:
         """Which stage is stuck, and what all streams do."""

@@ -20,6 +20,19 @@ def never() -> Iterator[bool]:
         yield False
 
 
+class Gate:
+    """Pauses for as long as it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = True
+
+    def __iter__(self) -> Gate:
+        return self
+
+    def __next__(self) -> bool:
+        return self.closed
+
+
 def sometimes(seed: int, probability: float = 0.4, longest: int = 8) -> Iterator[bool]:
     """Pauses of random lengths at random moments."""
     rng = random.Random(seed)

@@ -6,9 +6,9 @@ from typing import Any
 
 import cocotb
 from cocotb.triggers import RisingEdge
-from golden import INTERFACE, frames
+from golden import INTERFACE, frames, stream_format
 from port import Bench
-from streams import sometimes
+from streams import Gate, sometimes
 
 
 @cocotb.test()
@@ -61,6 +61,36 @@ async def reset_in_mid_frame(dut: Any) -> None:
     await bench.reset()
     await bench.send(other)
     await bench.check([other])
+
+
+@cocotb.test()
+async def every_queue_fills_to_its_depth(dut: Any) -> None:
+    """While nothing is taken, frames go in until all queues are full; nothing is lost."""
+    gate = Gate()
+    bench = Bench(dut, backpressure=gate)
+    await bench.reset()
+    bench.stuck = lambda: f"{bench.shortfall()} when nothing moves"
+    frame = frames()[0]
+    beats = len(stream_format(INTERFACE["streams"]["i"]).pack(frame.tensor))
+    sent = 0
+
+    async def feed() -> None:
+        nonlocal sent
+        while gate.closed:
+            sent += 1
+            await bench.send(frame)
+            while len(bench.input.beats) < sent * beats:
+                await RisingEdge(dut.clk)
+
+    feeding = cocotb.start_soon(feed())
+    while bench.shortfall():
+        await RisingEdge(dut.clk)
+    for _ in range(100):  # one that holds more would go on
+        await RisingEdge(dut.clk)
+    assert not bench.shortfall(), f"{bench.shortfall()} and takes more"
+    gate.closed = False
+    await feeding
+    await bench.check([frame] * sent)
 
 
 @cocotb.test()

