@@ -1,10 +1,11 @@
 """The commands, whole files in a process that is running, and the entropy coder alone.
 
-All of it codes the shipped photograph (768x512) with one network, in turns, so that other load on
-the machine meets all alike; each figure is the best of its rounds. With --fp32 CompressAI's FP32
-parent codes the same image beside it.
+All of it codes the shipped photograph (768x512), in turns, so that other load on the machine meets
+all alike; figures are the median and the best of the rounds. With --fp32 CompressAI's FP32 parents
+code the same image beside it.
 
-    python benchmarks/codec_speed.py small-q3 --json -
+    python benchmarks/codec_speed.py small-q3 small-opt-q3 small-hyper-q3 \\
+        --json docs/notes/codec_speed.json
 
 Commands' caches are warm, and compiled Python is. Their processor time is that of all threads;
 `import numpy` alone, in the same rounds, says what the machine is like. `one thread` is all of
@@ -25,8 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -34,18 +36,19 @@ import click
 from lichen import models
 from lichen.codec.container import Container
 from lichen.files import write_atomically
+from lichen.network.identity import static_digest
 from lichen.sim import golden
 from lichen.sim.images import read_image
 
 COMMANDS = ("encode", "encode --no-check", "decode")
 
 
-class Best:
-    """The least wall and processor seconds of each task."""
+class Times:
+    """Wall and processor seconds of each task, a value a round."""
 
     def __init__(self) -> None:
-        self.wall: dict[str, float] = {}
-        self.cpu: dict[str, float] = {}
+        self.wall: dict[str, list[float]] = {}
+        self.processor: dict[str, list[float]] = {}
 
     def measure(self, name: str, run: Callable[[], object], children: bool = False) -> None:
         who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
@@ -53,8 +56,16 @@ class Best:
         run()
         wall, after = time.perf_counter() - begin, resource.getrusage(who)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        self.wall[name] = min(wall, self.wall.get(name, wall))
-        self.cpu[name] = min(cpu, self.cpu.get(name, cpu))
+        self.wall.setdefault(name, []).append(wall)
+        self.processor.setdefault(name, []).append(cpu)
+
+
+def summary(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Median and best of each task."""
+    return {
+        task: {"median": round(median(found), 4), "best": round(min(found), 4)}
+        for task, found in values.items()
+    }
 
 
 def started(arguments: list[str]) -> Callable[[], object]:
@@ -114,14 +125,8 @@ def float_tasks(name: str, threads: int) -> dict[str, Callable[[], object]]:
     }
 
 
-@click.command()
-@click.argument("name", default="small-q3")
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1))
-@click.option("--fp32", is_flag=True, help="Beside the FP32 parent; needs the quant extra.")
-@click.option("--threads", default=0, help="torch's threads (0: its own choice).")
-@click.option("--json", "json_file", metavar="FILE", help="Write the result ('-': stdout).")
-def main(name: str, rounds: int, fp32: bool, threads: int, json_file: str | None) -> None:
-    """Time a shipped network."""
+def measure(name: str, rounds: int, fp32: bool, threads: int) -> dict[str, Any]:
+    """The times of one network."""
     image = read_image(models.photograph())
     container = Container(models.load_network(name))
     alone = Container(container.network, threads=1)
@@ -140,34 +145,84 @@ def main(name: str, rounds: int, fp32: bool, threads: int, json_file: str | None
     }
     if fp32:
         inside |= float_tasks(name, threads)
-    best = Best()
+    times, load = Times(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         outside = commands(name, Path(folder))
         outside["encode"]()  # warms caches, and leaves a file to decode
         outside["decode"]()
         for _ in range(rounds):
             for task, run in outside.items():
-                best.measure(task, run, children=True)
+                times.measure(task, run, children=True)
             for task, run in (inside | entropy).items():
-                best.measure(task, run)
-    rates = {task: symbols / best.cpu[task] for task in entropy}
-    result: dict[str, Any] = {
-        "network": name, "width": image.shape[1], "height": image.shape[0], "rounds": rounds,
-        "processors": os.cpu_count(), "load": os.getloadavg()[0], "symbols": symbols,
-        "bytes": len(data),
-        "seconds": {task: round(value, 4) for task, value in best.wall.items()},
-        "processor_seconds": {task: round(value, 4) for task, value in best.cpu.items()},
+                times.measure(task, run)
+    processor = summary(times.processor)
+    numpy = processor["import numpy"]["median"]
+    return {
+        "network": name, "width": image.shape[1], "height": image.shape[0], "symbols": symbols,
+        "bytes": len(data), "load": [round(load, 2), round(os.getloadavg()[0], 2)],
+        "seconds": summary(times.wall), "processor_seconds": processor,
         "commands_to_import_numpy": {
-            task: round(best.cpu[task] / best.cpu["import numpy"], 2) for task in COMMANDS
+            task: round(processor[task]["median"] / numpy, 2) for task in COMMANDS
         },
-        "entropy_symbols_per_second_one_thread": {k: round(v) for k, v in rates.items()},
+        "entropy_symbols_per_second_one_thread": {
+            task: round(symbols / processor[task]["best"]) for task in entropy
+        },
     }  # fmt: skip
-    click.echo(f"{'':28} {'wall':>9} {'processor':>10}", err=json_file == "-")
-    for task, wall in best.wall.items():
-        rate = f"{rates[task] / 1e6:8.1f} Msymbols/s" if task in rates else ""
-        text = f"{task:28} {1000 * wall:6.0f} ms {1000 * best.cpu[task]:7.0f} ms {rate}"
-        click.echo(text, err=json_file == "-")
-    text = json.dumps(result, indent=2) + "\n"
+
+
+def table(report: dict[str, Any]) -> str:
+    """The commands' times, in Markdown."""
+    titles = [f"{kind}, {what}" for what in COMMANDS for kind in ("wall", "processor")]
+    lines = ["| network | " + " | ".join([*titles, "`import numpy`"]) + " |",
+             "|---" * (len(titles) + 2) + "|"]  # fmt: skip
+    for one in report["networks"]:
+        cells = [
+            f"{found[task]['median']:.2f} ({found[task]['best']:.2f})"
+            for task in COMMANDS
+            for found in (one["seconds"], one["processor_seconds"])
+        ]
+        cells.append(f"{one['processor_seconds']['import numpy']['median']:.2f}")
+        lines.append(f"| {one['network']} | " + " | ".join(cells) + " |")
+    loads = [load for one in report["networks"] for load in one["load"]]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Seconds, median (best) of {report['rounds']} rounds; processor time is that of all "
+            f"threads. {report['processors']} processors, of which other work kept "
+            f"{min(loads):.1f} to {max(loads):.1f} busy.",
+        ]
+    )
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1)
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1))
+@click.option("--fp32", is_flag=True, help="Beside the FP32 parents; needs the quant extra.")
+@click.option("--threads", default=0, help="torch's threads (0: its own choice).")
+@click.option("--json", "json_file", metavar="FILE", help="Write the result ('-': stdout).")
+def main(
+    names: tuple[str, ...], rounds: int, fp32: bool, threads: int, json_file: str | None
+) -> None:
+    """Time shipped networks."""
+    names = names or (models.DEFAULT,)
+    command = f"python benchmarks/codec_speed.py {' '.join(names)} --rounds {rounds}"
+    report: dict[str, Any] = {
+        "command": command + " --fp32" * fp32, "rounds": rounds, "processors": os.cpu_count(),
+        "digests": {name: static_digest(models.load_network(name)) for name in names},
+        "networks": [],
+    }  # fmt: skip
+    for name in names:
+        found = measure(name, rounds, fp32, threads)
+        report["networks"].append(found)
+        click.echo(f"{name:28} {'wall':>9} {'processor':>10}", err=json_file == "-")
+        rates = found["entropy_symbols_per_second_one_thread"]
+        for task, wall in found["seconds"].items():
+            rate = f"{rates[task] / 1e6:8.1f} Msymbols/s" if task in rates else ""
+            cpu = found["processor_seconds"][task]["median"]
+            text = f"{task:28} {1000 * wall['median']:6.0f} ms {1000 * cpu:7.0f} ms {rate}"
+            click.echo(text, err=json_file == "-")
+    text = json.dumps(report, indent=1) + "\n"
     if json_file == "-":
         click.echo(text, nl=False)
     elif json_file:

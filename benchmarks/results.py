@@ -276,6 +276,13 @@ def containers() -> str:
     return benchmark.table(read("containers")["rows"])
 
 
+def speed() -> str:
+    """The commands' times."""
+    import codec_speed as benchmark
+
+    return f"{benchmark.table(read('codec_speed'))} From {source('codec_speed')}."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "rates": rates,
     "versions": versions,
@@ -283,6 +290,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "integers": integers,
     "builds": builds,
     "containers": containers,
+    "speed": speed,
 }
 """What may stand between marks."""
 

@@ -46,8 +46,8 @@ from lichen.sim.images import pad_image
 Tensor = npt.NDArray[np.integer]
 Symbols = npt.NDArray[np.int32]
 
-STRIP_BYTES = 1 << 20
-"""Size of an im2col strip: it should stay in the cache until it has been multiplied."""
+STRIP_BYTES = 1 << 22
+"""Size of an im2col strip: one that stays in a cache, and is one of few, as BLAS packs weights."""
 
 BAND_BYTES = 1 << 25
 """Size that a band of rows may reach in any stage; small images are one band."""

@@ -26,7 +26,7 @@ import numpy as np
 from safetensors.numpy import save as save_tensors
 
 from lichen.boards import board as boards
-from lichen.codec.container import Container, ContainerError
+from lichen.codec.container import Container, ContainerError, check_network
 from lichen.errors import UserError
 from lichen.hw.plan import planner
 from lichen.network.description import PHOTO, Activation, Network
@@ -346,7 +346,8 @@ def damaged_file(rng: Rng) -> bytes:
 def use(network: Network, rng: Rng, *, plan: bool) -> None:
     """Do with a network whatever one does; any exception but the one for users is a fault.
 
-    A network that codes no pictures, and a transform that is not generated, may say so.
+    A network that codes no pictures, a decoding half among them, and a transform that is not
+    generated, may say so.
     """
     network.macs(*PHOTO), network.bops(*PHOTO), network.frames(*PHOTO), dumps(network)
     assert network.title.isprintable()
@@ -360,6 +361,7 @@ def use(network: Network, rng: Rng, *, plan: bool) -> None:
             except UserError as error:
                 assert "\n" not in str(error)
     try:
+        check_network(network)
         container = Container(network, threads=1, version=None if rng.random() < 0.6 else 1)
     except UserError as error:
         assert "so it codes no images" in str(error)
