@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TextIO
 
@@ -204,8 +205,8 @@ def run(
     """Run a program in ``folder`` and write what it prints to ``log``.
 
     ``note`` turns the end of the log so far into a word for the progress line. Raises
-    ToolFailedError, with the last error of the log, when the program fails. The program does not
-    outlive this call.
+    ToolFailedError, with the last error of the log and of the one that the program itself writes
+    (option ``-l``), when the program fails. The program does not outlive this call.
     """
     name = Path(command[0]).name
     caches.prepare()
@@ -218,7 +219,11 @@ def run(
             raise ToolFailedError(f"{name} cannot be run: {error.strerror}.") from None
     if status == 0:
         return
-    text = log.read_text(errors="replace", encoding="utf-8")
+    # Yosys from PyPI prints nothing any more once it has run ABC; its own log has the reason.
+    logs = [log, *(folder / name for option, name in pairwise(command) if option == "-l")]
+    text = "\n".join(
+        path.read_text(errors="replace", encoding="utf-8") for path in logs if path.exists()
+    )
     if status < 0 or status == 137:
         reason = f"it was killed by signal {-status if status < 0 else 9}"
         if status in (-9, 137):

@@ -149,7 +149,8 @@ def build_unit(
             tool_versions=tool_versions(toolchain),
         )
         write_json(work / REPORT, report.to_json())
-        (work / "top.json").unlink(missing_ok=True)
+        for name in ("top.json", "top.rpt"):
+            (work / name).unlink(missing_ok=True)
     return report
 
 

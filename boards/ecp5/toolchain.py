@@ -153,9 +153,10 @@ class ECP5Toolchain:
         return ecp5.Target()
 
     def unit_commands(self, board: Board, aim: Aim) -> list[tuple[Tool, list[str]]]:
-        script = "read_verilog top.v; synth_ecp5 -top top -json top.json"
+        read = "; ".join(["read_verilog top.v", *HIDE_NAMES.splitlines()])
+        script = f"{read}; synth_ecp5 -top top -json top.json"
         return [
-            (YOSYS, ["-q", "-p", script]),
+            (YOSYS, ["-q", "-l", "top.rpt", "-p", script]),
             (
                 NEXTPNR_ECP5,
                 [

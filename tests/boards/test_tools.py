@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lichen.boards.board import ULX3S_85F
 from lichen.boards.build import tools
+from lichen.boards.build.toolchain import Aim
 from lichen.boards.build.tools import OPENFPGALOADER, YOSYS, Progress
 from lichen.boards.ecp5.toolchain import ECPPACK, NEXTPNR_ECP5
 from lichen.errors import UserError
@@ -111,6 +113,26 @@ def test_versions(tmp_path, monkeypatch, printed, version):
 )
 def test_last_error(log, error):
     assert tools.last_error(log) == error
+
+
+def test_the_reason_is_looked_for_in_the_own_log_of_a_program(tmp_path):
+    """Yosys from PyPI prints nothing any more once it has run ABC."""
+    program = tmp_path / "yosys"
+    program.write_text("#!/bin/sh\necho Running ABC\necho ERROR: an assertion > $2\nexit 1\n")
+    program.chmod(0o755)
+    command = [str(program), "-l", "top.rpt"]
+    with pytest.raises(tools.ToolFailedError, match="yosys failed: an assertion; see"):
+        tools.run(command, folder=tmp_path, log=tmp_path / "log", progress=Progress())
+
+
+def test_a_units_names_do_not_meet_those_of_synthesis():
+    """Amaranth's "$1" are hidden, as those of a whole design are."""
+    toolchain = ULX3S_85F.makers.toolchain
+    aim = Aim(seed=1, placer=toolchain.placers[0], clock_hz=1e8)
+    (tool, arguments), _ = toolchain.unit_commands(ULX3S_85F, aim)
+    script = arguments[arguments.index("-p") + 1]
+    assert tool is YOSYS
+    assert script.index("rename -hide") < script.index("synth_ecp5")
 
 
 def test_progress_off_a_terminal():
