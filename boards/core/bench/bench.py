@@ -7,7 +7,7 @@ from typing import Any
 
 import cocotb
 from cocotb.clock import Clock
-from cocotb.triggers import FallingEdge, RisingEdge
+from cocotb.triggers import Event, FallingEdge, RisingEdge
 from golden import FOLDER, INTERFACE, Format, Frame, difference, stream_format
 from streams import Monitor, never
 
@@ -35,7 +35,7 @@ class Bench:
         self.cycle = 0
         self.moved = 0  # when a beat last moved anywhere
         self.expecting = False  # whether beats have to move
-        self.filling = False  # whether no beat can move
+        self.filled: Event | None = None  # while the core is filled, no beat can move
         # A core in which nothing moves for as long as the longest frame takes hangs.
         self.patience = max(frame["cycles"] for frame in INTERFACE["golden"]) + 1000
         cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
@@ -78,7 +78,8 @@ class Bench:
         while True:
             await FallingEdge(self.dut.clk)
             self.cycle += 1
-            if self.filling:
+            if self.filled is not None:
+                await self.filled.wait()
                 continue
             for stream in self.streams:
                 if stream.look(self.cycle):
@@ -95,7 +96,7 @@ class Bench:
         self.expecting = False
         for stream in self.streams:
             stream.forget()
-        if "load" in INTERFACE and not HELD[0]:
+        if "load" in INTERFACE and HELD[0] != "own":
             await self.fill("own")
 
     async def fill(self, network: str) -> None:
@@ -103,11 +104,12 @@ class Bench:
         text = (FOLDER / f"{network}.hex").read_text(encoding="utf-8")
         lines = text.splitlines()
         wanted = next(line.split()[-1] for line in lines if line.startswith("// crc "))
-        self.filling = True
+        self.filled = Event()
         HELD[0] = network
         await self.clear_crc()
         await self.put([line for line in lines if not line.startswith("//")])
-        self.filling = False
+        self.filled.set()
+        self.filled = None
         crc = await self.crc()
         assert crc == int(wanted, 16), f"the core took {network} with CRC {crc:08x}, not {wanted}"
 

@@ -41,4 +41,3 @@ async def other_networks_take_over(dut: Any) -> None:
             await bench.check([frame])
             taken = bench.output.cycles[-1] - bench.input.cycles[0] + 1
             assert taken == frame.cycles, f"{network}, {frame.name}: {taken} cycles"
-    await bench.fill("own")

@@ -9,7 +9,7 @@ import bench
 import cocotb
 from cocotb.triggers import FallingEdge, RisingEdge
 from golden import INTERFACE, Frame, stream_format
-from streams import Monitor, Sink, Source, never
+from streams import Monitor, Sink, Source
 
 
 class Bench(bench.Bench):
@@ -23,9 +23,7 @@ class Bench(bench.Bench):
         self.output = Monitor("o", dut.o__payload, dut.o__valid, dut.o__ready)
         cocotb.start_soon(Sink(dut.clk, dut.o__ready, backpressure).run())
         if "load" in INTERFACE:
-            self.words = Source(
-                dut.clk, dut.load__payload, dut.load__valid, dut.load__ready, never()
-            )
+            dut.load__valid.value = 0
             dut.load_clear.value = 0
 
     async def drive(self, frame: Frame) -> None:
@@ -39,8 +37,12 @@ class Bench(bench.Bench):
         await self.source.send(beats, beside)
 
     async def put(self, lines: Sequence[str]) -> None:
-        """Words for the stream `load`."""
-        await self.words.send([int(line, 16) for line in lines])
+        """Words for the stream `load`, each as soon as the one before is taken: its ready falls."""
+        for line in lines:
+            self.dut.load__payload.value = int(line, 16)
+            self.dut.load__valid.value = 1
+            await FallingEdge(self.dut.load__ready)
+        self.dut.load__valid.value = 0
 
     async def _taken(self) -> None:
         """Wait until the last word is in."""
