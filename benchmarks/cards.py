@@ -167,8 +167,9 @@ def card(name: str, checkpoint: Checkpoint, points: dict[str, dict[str, float]])
         *(f"| run {i} | {_run(run)} |" for i, run in enumerate(runs, 1)),
         *([] if slim is None else _slimming(slim)),
         "",
-        "Measured from really coded bytes, symbols on the integer grid, 8-bit pixels, means "
-        "over Kodak's 24 images (`benchmarks/rd.py`):\n",
+        "Measured from really coded bytes (of integers whole files with contexts, of FP32 streams "
+        "without), symbols on\nthe integer grid, 8-bit pixels, means over Kodak's 24 images "
+        "(`benchmarks/rd.py`):\n",
         "| network | bpp | PSNR | MS-SSIM |",
         "|---|---|---|---|",
     ]

@@ -7,6 +7,12 @@ measures every shipped network (with --fp32 also its parent), JPEG, WebP and AVI
 images, all from bytes really coded, and writes a plot and tables. Where the folder is called
 kodak, CompressAI's published curves join them. The JSON file grows point by point, and points
 in it whose network has not changed since are not measured again. With --redraw nothing is.
+
+    python benchmarks/rd.py --containers docs/notes/containers.json --json docs/notes/rd.json \\
+        --plot docs/notes/rd.png --table docs/notes/rd.md
+
+measures nothing either, but counts the files of version 2 that `benchmarks/containers.py` wrote of
+the same networks and images: what a version changes is bytes alone.
 """
 
 from __future__ import annotations
@@ -17,7 +23,8 @@ import lichen  # noqa: F401
 # isort: split
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
@@ -53,6 +60,15 @@ from lichen.files import write_atomically
 from lichen.sim.images import list_images
 
 COMMAND = "python benchmarks/rd.py --images {set} --fp32 --json docs/notes/rd.json"
+RECOUNT = (
+    "python benchmarks/rd.py --containers docs/notes/containers.json --json docs/notes/rd.json"
+)
+INTEGERS, FP32 = ", integers", ", FP32"
+"""What the curves of a family are called after its name."""
+
+BESIDE_STREAMS = 256
+"""Bytes that a file of version 1 has beside its streams, at most: earlier reports count those."""
+
 PUBLISHED = ("bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")
 FORMATS = {"JPEG": ("#9a9a9a", "x"), "WebP": ("#777777", "+"), "AVIF": ("#444444", "1")}
 
@@ -71,9 +87,7 @@ def open_codecs(names: list[str], fp32: bool) -> list[tuple[str, list[Codec]]]:
     for stem, group in groupby(sorted(names, key=lambda name: (family(name), name)), family):
         members = list(group)
         networks = [models.load_network(name) for name in members]
-        first = networks[0]
-        title = f"{stem} (integer; {first.architecture}, N = {first.n}, M = {first.m})"
-        curves.append((title, [NetworkCodec(network) for network in networks]))
+        curves.append((f"{stem}{INTEGERS}", [NetworkCodec(network) for network in networks]))
         if fp32:
             from lichen.quant.float.architectures import build_model
             from lichen.quant.float.checkpoint import load_checkpoint
@@ -84,7 +98,7 @@ def open_codecs(names: list[str], fp32: bool) -> list[tuple[str, list[Codec]]]:
                 FloatCodec(build_model(*load_checkpoint(name)[:4]), name) for name in parents
             ]
             if real:
-                curves.append((f"{stem} (FP32 parent)", real))
+                curves.append((f"{stem}{FP32}", real))
     for kind, known in PILLOW_FORMATS.items():
         curves.append((known.title, [PillowCodec(kind, quality) for quality in known.curve]))
     return curves
@@ -132,6 +146,63 @@ def measure(
     return report
 
 
+def recount(report: dict[str, Any], containers: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with files of version 2 in place of what integer networks coded.
+
+    Raises UserError for networks or images that are not those that the report measured.
+    """
+    files = containers["files"].get(report["set"], {})
+    curves = []
+    for curve in report["curves"]:
+        points = [Evaluation.from_json(point) for point in curve["points"]]
+        stem, title = family(points[0].name).removesuffix(models.PARENT_SUFFIX), curve["name"]
+        if points[0].name.endswith(models.PARENT_SUFFIX):
+            title = f"{stem}{FP32}"
+        elif title not in FORMATS:
+            title = f"{stem}{INTEGERS}"
+            for point in points:
+                known = containers["digests"].get(point.name, [])
+                if point.name not in files or report["digests"][point.name] not in known:
+                    raise UserError(f"the files are not those of the {point.name} measured.")
+            points = [_recounted(point, files[point.name]) for point in points]
+        curves.append(to_json(points, title))
+    return report | {"command": RECOUNT, "curves": curves}
+
+
+def _recounted(point: Evaluation, rows: list[dict[str, Any]]) -> Evaluation:
+    """A point with the bytes of files of version 2."""
+    by_name = {row["image"]: row for row in rows}
+    images = []
+    for image in point.images:
+        row = by_name.get(image.name, {"version_1": 0})
+        beside = row["version_1"] - image.bytes
+        again = 8 * row.get("version_2", 0) / (image.width * image.height) == image.bpp
+        if not again and not 0 <= beside <= BESIDE_STREAMS:
+            raise UserError(f"the file of {image.name} is not of what {point.name} measured.")
+        pixels = row["pixels"]
+        streams = row["version_2"] - row["beside"]
+        images.append(
+            replace(
+                image,
+                bytes=row["version_2"],
+                bpp=8 * row["version_2"] / pixels,
+                bpp_streams=8 * streams / pixels,
+            )
+        )
+    return Evaluation(point.name, "integer, .lic version 2", images)
+
+
+def families(curves: list[Curve]) -> str:
+    """What the families of curves are."""
+    found = {}
+    for curve in curves:
+        name = curve.points[0].removesuffix(models.PARENT_SUFFIX)
+        if models.shipped_network(name) is not None:
+            net = models.load_network(name)
+            found[family(name)] = f"{net.architecture}, N = {net.n}, M = {net.m}"
+    return "; ".join(f"`{name}`: {what}" for name, what in found.items())
+
+
 def ours(curves: list[Curve]) -> list[Curve]:
     """The networks among the curves."""
     return [curve for curve in curves if curve.name not in FORMATS]
@@ -145,7 +216,7 @@ def styles(curves: list[Curve], published: list[Curve]) -> list[Style]:
             shade, marker = FORMATS[curve.name]
             found.append(Style(shade, marker, "--", 1.1))
             continue
-        parent = curve.name.endswith("(FP32 parent)")
+        parent = curve.name.endswith(FP32)
         color += not parent
         marker = "osD^v"[color % 5]
         width, line = (1.2, "--") if parent else (2.0, "-")
@@ -167,17 +238,21 @@ def tables(report: dict[str, Any], curves: list[Curve], published: list[Curve]) 
         "# Rate and distortion\n",
         f"Means over the {report['images']} images of `{report['set']}`: bits of bytes really "
         "coded over the pixels of each image, RGB PSNR and MS-SSIM of the decoded 8-bit images. "
-        "Networks in integers, decoded by the golden model. "
+        "Networks in integers, decoded by the golden model: whole files. FP32 networks: streams. "
+        f"{families(own)}. "
         f"{'; '.join(descriptions)}. Made by `benchmarks/rd.py`.\n",
     ]
     if published:
         text.append(
             "Curves marked (CompressAI) are the means CompressAI publishes for its models.\n"
         )
-    parents = [curve for curve in own if curve.name.endswith("(FP32 parent)")]
-    anchors = [*parents, *formats, *published]
-    text += ["## BD-rate\n", "Rate needed for the same quality; negative is better.\n"]
-    text.append(bd_rate_table(own, anchors, PSNR))
+    text += [
+        "## BD-rate\n",
+        "Rate needed for the same quality; negative is better. Integers in files of version 2 "
+        "choose tables by context, which FP32 networks do not have: what integers cost is in "
+        "[quantization.md](quantization.md).\n",
+    ]
+    text.append(bd_rate_table(own, [*formats, *published], PSNR))
     if all(MS_SSIM in curve.metrics for curve in [*own, *formats]):
         text.append(bd_rate_table(own, formats, MS_SSIM))
     text += ["## Points\n", points_table([*own, *formats])]
@@ -191,6 +266,7 @@ def tables(report: dict[str, Any], curves: list[Curve], published: list[Curve]) 
 @click.option("--plot", "plot_file", metavar="FILE", help="Plot to write (.png, .svg, .pdf).")
 @click.option("--table", metavar="FILE", help="Markdown to write.")
 @click.option("--json", "json_file", metavar="FILE", help="Measurements to write or add to.")
+@click.option("--containers", metavar="FILE", help="Report whose files of version 2 count.")
 @click.option("--redraw", is_flag=True, help="Measure nothing; take what --json holds.")
 def command(
     names: tuple[str, ...],
@@ -199,13 +275,20 @@ def command(
     plot_file: str | None,
     table: str | None,
     json_file: str | None,
+    containers: str | None,
     redraw: bool,
 ) -> None:
     """Measure the shipped networks (or those named), draw and tabulate them."""
-    if redraw:
+    if redraw or containers is not None:
         if json_file is None:
-            raise click.UsageError("--redraw reads what an earlier run wrote; name it with --json.")
+            raise click.UsageError("this reads what an earlier run wrote; name it with --json.")
         report = json.loads(Path(json_file).read_text(encoding="utf-8"))
+        if containers is not None:
+            try:
+                report = recount(report, json.loads(Path(containers).read_text(encoding="utf-8")))
+            except UserError as error:
+                raise click.UsageError(str(error)) from None
+            write_atomically(json_file, (json.dumps(report, indent=1) + "\n").encode())
     elif images is None:
         raise click.UsageError("Missing option '--images'.")
     else:

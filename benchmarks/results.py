@@ -153,16 +153,14 @@ def rates() -> str:
     formats = {name: curves[name] for name in ("JPEG", "WebP", "AVIF")}
     published = references()["bmshj2018-factorized"]
     lines = [
-        "| BD-rate against | " + " | ".join(formats) + f" | {published.name} | FP32 parents |",
-        "|---" * (len(formats) + 3) + "|",
+        "| BD-rate against | " + " | ".join(formats) + f" | {published.name} |",
+        "|---" * (len(formats) + 2) + "|",
     ]
     for name, curve in curves.items():
         if name in formats or len(curve.bpp) < 2:
             continue
-        stem, _, rest = name.partition(" (")
-        parent = curves.get(f"{stem} (FP32 parent)")
-        kind = "FP32" if curve is parent else f"{rest.partition(';')[0].rstrip(')')}s"
-        cells = [_rate(curve, anchor) for anchor in (*formats.values(), published, parent)]
+        stem, _, kind = name.partition(", ")
+        cells = [_rate(curve, anchor) for anchor in (*formats.values(), published)]
         lines.append(f"| `{stem}`, {kind} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"On {report['images']} images of Kodak: {source('rd')}."])
 

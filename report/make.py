@@ -155,13 +155,13 @@ def _intervals(families: Sequence[str]) -> list[str]:
     for curve in known["curves"]:
         bpp, quality = (np.array([p[key] for p in curve["points"]]) for key in ("bpp", "psnr"))
         curves.append(ImageCurves(curve["name"], images, bpp, quality))
-    own = [c for c in curves if c.name.partition(" (")[0] in families and len(c.bpp) > 1]
-    others = [c for c in curves if " (" not in c.name]
-    others += [c for c in own if c.name.endswith("(FP32 parent)")]
+    own = [c for c in curves if c.name.partition(", ")[0] in families and len(c.bpp) > 1]
+    # no FP32 networks, which have no contexts
+    others = [c for c in curves if ", " not in c.name]
     everything = np.arange(len(images))
     rows = []
     for curve in own:
-        cells: list[object] = [curve.name.partition(";")[0].rstrip(")") + ")"]
+        cells: list[object] = [curve.name]
         for anchor in others:
             try:
                 rate = bd_rate(curve.curve(everything), anchor.curve(everything)).percent
