@@ -64,8 +64,12 @@ DECODER_FOLDING = Folding(max_width=WIDEST, stages=[FOLDING.stages[0], LAST])
 TRANSFORMS = (("g_a", ENCODER, FOLDING), ("g_s", DECODER, DECODER_FOLDING))
 
 
+WATCHDOG_S = 0.02
+"""A hundredth of a real board's: what hangs is told in seconds of simulation, not in minutes."""
+
+
 def make_top(board: Board = QUARTER) -> UARTTop:
-    """What its bitstream would hold, for the clock of its oscillator."""
+    """What its bitstream would hold, for the clock of its oscillator, but for `WATCHDOG_S`."""
     return UARTTop(
         ports=[
             TransformPort(
@@ -79,6 +83,7 @@ def make_top(board: Board = QUARTER) -> UARTTop:
         oscillator_hz=board.oscillator_hz,
         baud=board.uart.baud,
         digest=DIGEST,
+        timeout=round(WATCHDOG_S * board.oscillator_hz),
     )
 
 

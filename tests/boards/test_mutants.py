@@ -33,8 +33,11 @@ PINS, LINK = "tests/boards/test_pins.py::test_", "tests/boards/test_link.py::tes
 FRAMES = PINS + "frames_of_any_size_go_through"
 KILLED = PINS + "a_frame_after_a_host_was_killed_in_mid_frame"
 LOST = PINS + "a_frame_after_the_clock_was_lost_in_mid_frame"
-THROUGH, MENDED = LINK + "frames_go_through", LINK + "what_the_line_does"
-RENEWED = LINK + "a_new_session_in_mid_frame"
+THROUGH, MENDED = (
+    LINK + "frames_go_through",
+    LINK + "what_the_line_does_to_a_packet_in_sequence_is_mended",
+)
+RENEWED = LINK + "a_new_session_in_mid_frame_leaves_nothing_of_the_old"
 TOP, DEVICE, LINE = "boards/top.py", "boards/link/device.py", "boards/link/line.py"
 PORT, INTAKE = "boards/port/port.py", "boards/link/intake.py"
 RECEIVER, OUTLET = "boards/link/receiver.py", "boards/link/outlet.py"
@@ -42,11 +45,11 @@ RECEIVER, OUTLET = "boards/link/receiver.py", "boards/link/outlet.py"
 MUTANTS = {
     "width wired to height": Mutant(
         file=TOP, old="port.width.eq(end.width)", new="port.width.eq(end.height)",
-        test=FRAMES, words="a frame of (16, 12)",
+        test=FRAMES, words="the transform gives no output any more",
     ),
     "height wired to width": Mutant(
         file=TOP, old="port.height.eq(end.height)", new="port.height.eq(end.width)",
-        test=FRAMES, words="a frame of (16, 12)",
+        test=FRAMES, words="the transform gives no output any more",
     ),
     "reset open to sessions": Mutant(
         file=TOP, old="port.reset.eq(end.reset | self.hold)", new="port.reset.eq(self.hold)",
@@ -67,7 +70,7 @@ MUTANTS = {
     "a byte's loss left open": Mutant(
         file=LINE, old="lost.eq(receiver.framing | receiver.overrun | receiver.break_)",
         new="lost.eq(0)",
-        test="tests/boards/test_line.py::test_lost", words="assert",
+        test="tests/boards/test_line.py::test_lost_bytes_are_told", words="assert",
     ),
     "a column too many": Mutant(
         file=DEVICE, old="column_last.eq(width - 1)", new="column_last.eq(width)",
@@ -75,11 +78,11 @@ MUTANTS = {
     ),
     "a row too few": Mutant(
         file=DEVICE, old="row_last.eq(height - 1)", new="row_last.eq(height - 2)",
-        test=THROUGH, words="it never came",
+        test=THROUGH, words="packets came in an order that makes no sense",
     ),
     "checksums not looked at": Mutant(
         file=RECEIVER, old="& (register == protocol.CRC_RESIDUE)", new="",
-        test=MENDED, words="Error",
+        test=MENDED, words="packets came in an order that makes no sense",
     ),
     "sessions not looked at": Mutant(
         file=RECEIVER, old="seed = ~Mux(Cat(*known).any(), 0, self.session)",
@@ -88,15 +91,15 @@ MUTANTS = {
     ),
     "numbers not looked at": Mutant(
         file=INTAKE, old="self.arrived & (distance == 0) & stored", new="self.arrived & stored",
-        test=MENDED, words="Error",
+        test=MENDED, words="packets that were never sent",
     ),
     "packets kept over a session": Mutant(
         file=DEVICE, old="ResetInserter(flush)(self._intake)", new="self._intake",
-        test=RENEWED, words="Error",
+        test=RENEWED, words="packets came in an order that makes no sense",
     ),
     "output kept over a session": Mutant(
         file=DEVICE, old="ResetInserter(flush)(self._outlet)", new="self._outlet",
-        test=RENEWED, words="Error",
+        test=RENEWED, words="it never came",
     ),
     "half a value kept over a session": Mutant(
         file=PORT, old="ResetInserter(restart)(self._packer)", new="self._packer",
@@ -104,7 +107,7 @@ MUTANTS = {
     ),
     "half an output kept over a session": Mutant(
         file=PORT, old="ResetInserter(restart)(self._serializer)", new="self._serializer",
-        test=RENEWED, words="Error",
+        test=RENEWED, words="more output than the frame has",
     ),
     "acknowledgements not looked at": Mutant(
         file=OUTLET, old="sender.acked.eq(acked)", new="sender.acked.eq(0)",
@@ -137,6 +140,8 @@ def mutate(mutant: Mutant, folder: Path) -> None:
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
 def test_a_mutant_is_one_change(mutant: Mutant) -> None:
     assert (ROOT / mutant.file).read_text().count(mutant.old) == 1
+    file, name = mutant.test.split("::")
+    assert f"def {name}(" in (ROOT / file).read_text()
 
 
 @pytest.mark.slow
