@@ -312,6 +312,10 @@ def test_what_the_line_does_to_a_packet_in_sequence_is_mended(kind, which, chang
         await host.open(ctx)
         setattr(host, side, lose(which, kind, CHANGES[change]))
         await host.check(ctx, photo(2, 40))
+        if kind.islower():  # sent again from there on, not what had been acknowledged
+            packets = [p for p in host.heard if isinstance(p, packet.Packet)]
+            packets = [p for p in packets if p.kind in (Kind.OUTPUT, Kind.DONE)]
+            assert [p.number for p in packets if p.number < which] == list(range(which))
 
     host.run(testbench)
 

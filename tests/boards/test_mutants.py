@@ -111,7 +111,7 @@ MUTANTS = {
     ),
     "acknowledgements not looked at": Mutant(
         file=OUTLET, old="sender.acked.eq(acked)", new="sender.acked.eq(0)",
-        test=MENDED, words="Error",
+        test=MENDED, words="p.number < which",
     ),
     "zeros for signs": Mutant(
         file="boards/port/serializer.py", old="value.eq(self.i.payload[i])",
