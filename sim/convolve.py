@@ -289,11 +289,10 @@ def _scatter(
     q_begin, q_end = (begin + p) // s, (end - 1 + p) // s + 1
     q_columns = (out_width - 1 + p) // s + 1
     columns = before + q_columns
-    # its first row is row q_begin - before of the input
-    padded = band.window(q_begin - before, -before, before + q_end - q_begin, columns, dtype)
 
     def sums(q0: int, q1: int, o0: int, o1: int) -> npt.NDArray:
-        rows = padded[q0 - q_begin : q1 - q_begin + before].reshape(-1, channels)
+        window = band.window(q0 - before, -before, before + q1 - q0, columns, dtype)
+        rows = window.reshape(-1, channels)
         planes = (taps @ rows.T).reshape(kernel, kernel, outputs, q1 - q0 + before, columns)
         total: npt.NDArray[Any] = np.zeros((outputs, (q1 - q0) * s, q_columns * s), dtype=dtype)
         for ky in range(kernel):
@@ -306,7 +305,7 @@ def _scatter(
         part = total[:, first : first + o1 - o0, p : p + out_width]
         return np.ascontiguousarray(part.transpose(1, 2, 0)).reshape(-1, outputs)
 
-    step = max(1, strip_bytes // (columns * len(taps) * padded.itemsize))
+    step = max(1, strip_bytes // (columns * len(taps) * taps.itemsize))
     for q0 in range(q_begin, q_end, step):
         q1 = min(q_end, q0 + step)
         o0, o1 = max(begin, q0 * s - p), min(end, q1 * s - p)

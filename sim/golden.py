@@ -46,7 +46,7 @@ from lichen.sim.images import pad_image
 Tensor = npt.NDArray[np.integer]
 Symbols = npt.NDArray[np.int32]
 
-STRIP_BYTES = 1 << 22
+STRIP_BYTES = 1 << 21
 """Size of an im2col strip: one that stays in a cache, and is one of few, as BLAS packs weights."""
 
 BAND_BYTES = 1 << 25
