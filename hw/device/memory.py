@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -200,7 +201,7 @@ class Ram(Gateware):
     ) -> Value:
         """One memory, bits ``place`` of a piece's words; what it reads follows ``address``."""
         if not piece.block and self.latency > BLOCK_LATENCY:
-            return self._logic(m, f"piece_{name}", place, piece, init, address)
+            return self._logic(m, device, f"piece_{name}", place, piece, init, address)
         bits = place[1] - place[0]
         write = self._write(piece, place)
         if piece.block and device.cells is not None:
@@ -221,14 +222,7 @@ class Ram(Gateware):
             depth=piece.words,
             init=init,
             # Users keep colliding accesses apart: no logic to make them behave.
-            attrs={
-                "ram_style": "block"
-                if piece.block
-                else "distributed"
-                if write is not None
-                else "logic",
-                "no_rw_check": 1,
-            },
+            attrs={**self._style(device, piece, write), "no_rw_check": 1},
         )
         m.submodules[f"piece_{name}"] = memory
         read = memory.read_port(domain="sync" if piece.block else "comb")
@@ -238,6 +232,13 @@ class Ram(Gateware):
         if write is not None:
             _connect(m, memory, write)
         return delayed(m, read.data, 1, f"read_{name}")
+
+    @staticmethod
+    def _style(device: Device, piece: Piece, write: BlockWrite | None) -> dict[str, Any]:
+        """What synthesis is to make of a memory."""
+        if piece.block:
+            return {"ram_style": "block"}
+        return {"ram_style": "logic"} if write is None else small_style(device)
 
     def _write(self, piece: Piece, place: tuple[int, int]) -> BlockWrite | None:
         """What writes bits ``place`` of a piece's words, if anything does."""
@@ -261,6 +262,7 @@ class Ram(Gateware):
     def _logic(
         self,
         m: Module,
+        device: Device,
         name: str,
         place: tuple[int, int],
         piece: Piece,
@@ -276,7 +278,7 @@ class Ram(Gateware):
                 shape=unsigned(place[1] - place[0]),
                 depth=min(piece.words - start, LOGIC_DEPTH),
                 init=words[start : start + LOGIC_DEPTH],
-                attrs={"ram_style": "logic" if write is None else "distributed"},
+                attrs=self._style(device, piece, write),
             )
             m.submodules[f"{name}_{start}"] = memory
             read = memory.read_port(domain="comb")
@@ -304,6 +306,12 @@ class Ram(Gateware):
         return ram_resources(
             device, self.depth, self.width, writable=self.writable, loads=self.loads
         )
+
+
+def small_style(device: Device) -> dict[str, Any]:
+    """For a writable memory in lookup tables. Not every family has such: where it is unknown,
+    synthesis makes what there is."""
+    return {} if device.cells is None else {"ram_style": "distributed"}
 
 
 def _connect(m: Module, memory: Memory, by: BlockWrite) -> None:
@@ -500,7 +508,10 @@ class CreditFifo(Gateware):
         m = Module()
         width = Shape.cast(self.shape).width
         m.submodules.memory = memory = Memory(
-            shape=unsigned(width), depth=self.depth, init=[], attrs={"ram_style": "distributed"}
+            shape=unsigned(width),
+            depth=self.depth,
+            init=[],
+            attrs=small_style(device_of(platform)),
         )
         write, read = memory.write_port(), memory.read_port(domain="comb")
         level = Signal(range(self.depth + 1))
