@@ -79,6 +79,26 @@ def test_a_core_takes_three_networks(tmp_path, target, bus, simulator) -> None:
     assert "1 passed" in text
 
 
+@pytest.mark.slow
+def test_one_core_is_small_q2_and_then_small_q3(tmp_path, monkeypatch) -> None:
+    """As they ship, in Verilator: every stage bit for bit, in as many cycles."""
+    folder = tmp_path / "family"
+    plan = ["--target", "portable", "--max-width", "64", "--multipliers", "128"]
+    assert lichen("generate", "small-q2", *plan, "--weights", "load", "-o", folder) == 0
+    out = tmp_path / "q3.hex"
+    assert lichen("weights", "small-q3", "--core", folder, "-o", out, "--bench") == 0
+    (folder / "test" / "mirrored.hex").unlink()
+    # the smallest frame is enough: seconds each, where all of them take minutes
+    path = folder / "interface.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps({**description, "golden": description["golden"][:1]}))
+    monkeypatch.setenv("COCOTB_TEST_FILTER", "frames_one_by_one|other_networks")
+    status, text = run_bench(folder, "verilator", timeout=3600)
+    assert status == 0, text
+    results = (folder / "test" / "build" / "verilator" / "results.xml").read_text()
+    assert results.count("<testcase ") == 2 and "<failure" not in results
+
+
 def test_the_file_is_what_goes_in(tmp_path, capsys) -> None:
     """Words in the order of the map, and their checksum; the same for AXI as register writes."""
     folder = make(tmp_path / "core")

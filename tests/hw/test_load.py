@@ -17,6 +17,7 @@ from lichen.hw.engine.requantize import SHIFT_SPAN, Requantize, ShiftRanges
 from lichen.hw.plan import planner
 from lichen.hw.stage.loaded import StageTemplate, filled, loadable, templates
 from lichen.hw.stage.pipeline import Pipeline
+from lichen.models import load_network
 from lichen.network.arithmetic import ROOT_TABLES, NormKind, normalize, requantize
 from lichen.network.description import Activation, Format, Normalization, Requantizer, Transform
 from lichen.network.random import StageShape, random_transform
@@ -291,6 +292,20 @@ def test_what_does_not_fit_is_said() -> None:
     for other, sentence in cases:
         with pytest.raises(ValueError, match=sentence):
             filled(other, fixed)
+
+
+@pytest.mark.parametrize(("family", "widest"), [("small", "q2"), ("small-opt", "q2")])
+def test_a_family_that_ships_fits_one_core(family, widest) -> None:
+    for name in ("g_a", "g_s"):
+        fixed = templates(load_network(f"{family}-{widest}").transform(name))
+        channels = [template.out_channels for template in fixed]
+        for quality in ("q1", "q2", "q3", "q4"):
+            own = load_network(f"{family}-{quality}").transform(name)
+            if all(s.out_channels <= c for s, c in zip(own.stages, channels, strict=True)):
+                held = filled(own, fixed)
+                assert [stage.out_channels for stage in held.stages] == channels
+            else:
+                assert (family, name, quality) == ("small-opt", "g_s", "q1")
 
 
 def test_templates_go_through_json() -> None:
