@@ -150,10 +150,11 @@ class Link(Gateware):
         m.d.comb += [
             self.busy.eq((phase == _Phase.INPUT) | (phase == _Phase.DRAIN)),
             self.failed.eq(phase == _Phase.HALT),
-            self.open.eq(state.session != protocol.ENDED),
             silent.eq((phase == _Phase.ABORT) | (phase == _Phase.RESET)),
             flush.eq(phase == _Phase.RESET),
         ]
+        # A cycle late: 32 bits on the way to all that asks were the slowest path of a whole design.
+        m.d.sync += self.open.eq(state.session != protocol.ENDED)
         m.submodules.receiver = receiver = self._receiver
         m.submodules.control = ResetInserter(flush)(self._control)
         m.submodules.intake = ResetInserter(flush)(self._intake)
