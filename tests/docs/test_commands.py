@@ -50,6 +50,7 @@ WHERE = {
     "docs/manual/codec.md": {"lichen ": QUICK},
     "docs/manual/core.md": {
         "lichen generate": SLOW,
+        "lichen plan": SLOW,
         "pip install": "tests/boards/test_core.py::test_requirements_alone_are_enough",
     },
     "docs/manual/commands.md": {"lichen encode": QUICK},
