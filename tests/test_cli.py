@@ -75,6 +75,17 @@ def test_the_shell_completes_commands_options_networks_and_boards():
     assert completions("plan tiny", "--max") == ["--max-width"]
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_whatever_takes_a_network_or_a_board_offers_them(name):
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    for parameter in command.params:
+        for kind, offer in (("net", "tiny"), ("board_name", "ulx3s-85f")):
+            if parameter.name == kind:
+                found = parameter.shell_complete(click.Context(command), offer[:3])
+                assert offer in [item.value for item in found], f"{name} {kind}"
+
+
 def test_completing_commands_imports_none():
     """A Tab key that takes a second is not pressed twice."""
     script = (

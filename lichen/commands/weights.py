@@ -12,7 +12,7 @@ from lichen.commands._command import Command
 
 
 @click.command(cls=Command)
-@click.argument("net", metavar="NET")
+@_options.net
 @click.option(
     "--core", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path),
     help="Folder that `lichen generate --weights load` has made.",
