@@ -127,9 +127,9 @@ def faults() -> list[str]:
 # Tables ---------------------------------------------------------------------------------------
 
 
-def source(name: str) -> str:
-    """A sentence below a table: report and command."""
-    path = reports()[name].relative_to(ROOT).as_posix()
+def source(name: str, page: Path = ROOT) -> str:
+    """A sentence below a table in a page of that folder: report and command."""
+    path = reports()[name].relative_to(page).as_posix()
     return f"[{path}]({path}), by `{read(name)['command']}`"
 
 
@@ -278,7 +278,7 @@ def speed() -> str:
     """The commands' times."""
     import codec_speed as benchmark
 
-    return f"{benchmark.table(read('codec_speed'))} From {source('codec_speed')}."
+    return f"{benchmark.table(read('codec_speed'))} From {source('codec_speed', NOTES)}."
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

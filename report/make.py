@@ -386,7 +386,11 @@ def _units(subject: Subject) -> list[str]:
     if not build.get("units"):
         return [table(heads, rows)]
     heads += ["multipliers", "block RAMs", "LUTs", "flip-flops"]
-    words = "Planned for each unit, and counted in the netlist; place and route adds a few LUTs."
+    added = int(build.get("lut", 0)) - sum(used["lut"] for used in (build["units"]).values())
+    words = (
+        "Planned for each unit, and counted in the netlist after synthesis. Place and route adds "
+        f"LUTs, here {added:,}, most of them where carry chains begin and end; plans count them."
+    )
     return [table(heads, rows), paragraph(words)]
 
 

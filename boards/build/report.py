@@ -48,7 +48,8 @@ class Used:
     Attributes
     ----------
     dsp, bram, lut, ff : int
-        Primitives. Place and route adds a few lookup tables of its own.
+        Primitives. Place and route adds lookup tables of its own, a fifth or so, the most of them
+        where carry chains begin and end.
     """
 
     dsp: int

@@ -400,7 +400,7 @@ def test_a_real_bitstream(tmp_path):
     assert nextpnr["fmax"]["$glbnet$clk"]["constraint"] == pytest.approx(55, abs=0.1)
     planned = report.planned["lut"]
     assert abs(report.lut - planned) <= 0.1 * planned
-    # Everything is somebody's; place and route adds a few tables.
+    # Everything is somebody's, but for the lookup tables that place and route adds.
     for kind in ("dsp", "bram", "ff"):
         assert sum(used[kind] for used in report.units.values()) == getattr(report, kind)
     first = (tmp_path / "out" / "top.bit").read_bytes()

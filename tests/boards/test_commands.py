@@ -350,7 +350,7 @@ def test_boards_lists_them_all(capsys):
     assert rows["ulx3s-85f"]["budget"] == {"dsp": 156, "bram": 208, "lut": 83640}
     assert rows["ulx3s-85f"]["links"] == [{"kind": "uart", "baud": 3_000_000}]
     assert rows["ulx3s-85f"]["builds"] == [
-        "small-opt-q3 g_s, 15 columns (85.89 MHz)",  # of latents
+        "small-opt-q3 g_s, 15 columns (78.62 MHz)",  # of latents
         "small-opt-q3 g_a, 768 columns (103.72 MHz)",  # the planner's folding
         "small-opt-q3 g_a, 768 columns (93.44 MHz)",  # by hand
         "small-w6-q3 g_a, 288 columns (90.38 MHz)",
