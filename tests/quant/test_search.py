@@ -438,14 +438,16 @@ def test_bits_are_given_back_where_that_is_free(tiny) -> None:
         if entry["step"] == "raise":
             assert entry["rd"] < before["rd"] and entry["cost"] == before["cost"]
     # until bits are taken away, which may lose again what was won
-    losses = [e["rd"] for e in itertools.takewhile(lambda e: e["step"] != "lower", run.state.log)]
+    takes = ("lower", "exchange")
+    losses = [e["rd"] for e in itertools.takewhile(lambda e: e["step"] not in takes, run.state.log)]
     assert min(losses) == losses[-1]
 
 
 def test_bits_are_bought_where_something_is_to_be_won(tiny, images) -> None:
-    """From 4-bit weights: the loss falls until as much is won as was asked for."""
-    coarse = replace(OPTIONS.quantization, widths=Widths(weight=4))
-    options = replace(OPTIONS, quantization=coarse, kinds=("weight",), max_loss=-0.02, least=3)
+    """From 5-bit weights: the loss falls until as much is won as was asked for."""
+    # With 4, a bit less may win a tenth by luck, on some processors.
+    coarse = replace(OPTIONS.quantization, widths=Widths(weight=5))
+    options = replace(OPTIONS, quantization=coarse, kinds=("weight",), max_loss=-0.02, least=4)
     run = Search(tiny, images, options, BopsCost)
     while run.loss(run.state.now) > options.max_loss and run.state.ended is None:
         run.step()
