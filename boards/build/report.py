@@ -41,6 +41,10 @@ class Counts:
     bram: int
 
 
+REST = "link"
+"""What belongs to no unit: the link, what is around it, and the pipelines' own control."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Used:
     """What a unit takes after synthesis.

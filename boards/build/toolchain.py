@@ -97,8 +97,8 @@ class Toolchain(Protocol):
     def count_units(self, folder: Path) -> dict[str, Used]:
         """What each unit takes in the netlist in a build's folder, by ``TRANSFORM.UNIT``.
 
-        What belongs to none comes last, as ``link``. Raises OutputError when the netlist is not
-        what synthesis used to write.
+        What belongs to none comes last, as `lichen.boards.build.report.REST`. Raises OutputError
+        when the netlist is not what synthesis used to write.
         """
 
     def read_placement(self, path: Path, clock: str) -> Placed:

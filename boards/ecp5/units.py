@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lichen.boards.build.report import Used
+from lichen.boards.build.report import REST, Used
 from lichen.boards.ecp5.floorplan.netlist import FLIP_FLOPS, LOGIC_AREA, MEMORIES, MULTIPLIERS
-
-REST = "link"
-"""What belongs to no unit: the link, what is around it, and the pipelines' own control."""
 
 PIPELINE = "pipeline"
 """Under this name a transform's port holds its units: ``link.g_a.pipeline.conv1.core...``"""

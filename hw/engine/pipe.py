@@ -73,16 +73,20 @@ class Pipe:
         else:
             self.register(**{name: (self[name] + (1 << (amount - 1))) >> amount})
 
-    def shift_round_by(self, name: str, amount: str, most: int) -> None:
-        """Round-shift by a value of ``0 .. most``; two stages, ``amount`` is dropped."""
-        # Shift by one less than wanted, keep one fraction bit, round on that:
-        # floor((floor(2 v / 2**s) + 1) / 2) equals floor((v + 2**(s-1)) / 2**s) for s >= 0.
-        value, by = self[name], self[amount]
+    def _doubled(self, name: str) -> Signal:
+        """Twice a value, for shifts by one less than wanted that keep one fraction bit to round on:
+        floor((floor(2 v / 2**s) + 1) / 2) equals floor((v + 2**(s-1)) / 2**s) for s >= 0."""
+        value = self[name]
         doubled = Signal(
             Shape(value.shape().width + 1, signed=value.shape().signed),
             name=f"{self.name}_{name}_doubled_{self.latency}",
         )
         self.m.d.comb += doubled.eq(value << 1)
+        return doubled
+
+    def shift_round_by(self, name: str, amount: str, most: int) -> None:
+        """Round-shift by a value of ``0 .. most``; two stages, ``amount`` is dropped."""
+        doubled, by = self._doubled(name), self[amount]
         self.drop(amount)
         by_narrow = by[: max(1, most.bit_length())]
         self.register(**{name: doubled >> by_narrow})
@@ -90,15 +94,10 @@ class Pipe:
 
     def shift_round_from(self, name: str, least: int, more: Value, cycles: int) -> None:
         """Round-shift by ``least + more``, in one stage or two."""
-        # As in `shift_round_by`; ``least`` costs nothing.
-        value = self[name]
-        doubled = Signal(
-            Shape(value.shape().width + 1, signed=value.shape().signed),
-            name=f"{self.name}_{name}_doubled_{self.latency}",
-        )
-        self.m.d.comb += doubled.eq(value << 1)
+        # ``least`` costs nothing.
+        doubled = self._doubled(name)
         low = doubled[least:]
-        shifted = (low.as_signed() if value.shape().signed else low) >> more
+        shifted = (low.as_signed() if doubled.shape().signed else low) >> more
         if cycles == 2:
             self.register(**{name: shifted})
             shifted = self[name]

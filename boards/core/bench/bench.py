@@ -74,6 +74,21 @@ class Bench:
         self.expecting = True
         await self.drive(frame)
 
+    def forget(self) -> None:
+        """Whatever the monitors have seen so far is over."""
+        for stream in self.streams:
+            stream.forget()
+
+    async def alone(self, frame: Frame) -> int:
+        """Send one frame and check it.
+
+        Returns the cycles from the first beat of its input to the last of its output.
+        """
+        self.forget()
+        await self.send(frame)
+        await self.check([frame])
+        return self.output.cycles[-1] - self.input.cycles[0] + 1
+
     async def _watch(self) -> None:
         while True:
             await FallingEdge(self.dut.clk)
@@ -94,8 +109,7 @@ class Bench:
             await RisingEdge(self.dut.clk)
         self.dut.rst.value = 0
         self.expecting = False
-        for stream in self.streams:
-            stream.forget()
+        self.forget()
         if "load" in INTERFACE and HELD[0] != "own":
             await self.fill("own")
 
