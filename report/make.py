@@ -6,12 +6,14 @@ import base64
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lichen import models
 from lichen.boards.board import Board
+from lichen.boards.build.report import REST
 from lichen.codec.bootstrap import ImageCurves, interval
 from lichen.codec.container import Container
 from lichen.codec.evaluate import family
@@ -367,31 +369,43 @@ def _units(subject: Subject) -> list[str]:
     Builds of earlier versions counted the whole only.
     """
     build = subject.build or {}
-    planned, made = _planned_units(subject), build.get("units") or {}
+    planned, counted = _planned_units(subject), _counted_units(build)
     if not planned:
         return []
     whole = build.get("planned") or {}
     named = {kind: sum(row[kind] for row in planned.values()) for kind in KINDS[:3]}
-    planned["link"] = {kind: whole.get(kind, total) - total for kind, total in named.items()}
-    # A transform's own control is a unit in the netlist, and part of the rest in a plan.
-    rest = {name: used for name, used in made.items() if name not in planned or name == "link"}
-    made = {**made, "link": {kind: sum(u[kind] for u in rest.values()) for kind in KINDS}}
+    planned[REST] = {kind: whole.get(kind, total) - total for kind, total in named.items()}
     heads = ["unit", *(f"{name} planned" for name in ("multipliers", "block RAMs", "LUTs"))]
-    rows: list[list[object]] = []
-    for name, row in planned.items():
-        shown = "link and rest" if name == "link" else name
-        rows.append([shown, *(row[kind] for kind in KINDS[:3])])
-        if build.get("units"):
-            rows[-1] += [made[name][kind] if name in made else None for kind in KINDS]
-    if not build.get("units"):
+    rows: list[list[object]] = [
+        ["link and rest" if name == REST else name, *(row[kind] for kind in KINDS[:3])]
+        for name, row in planned.items()
+    ]
+    if not counted:
         return [table(heads, rows)]
+    # A transform's own control is a unit in the netlist, and part of the rest in a plan.
+    others = [used for name, used in counted.items() if name not in planned or name == REST]
+    made = {**counted, REST: {kind: sum(used[kind] for used in others) for kind in KINDS}}
+    for name, row in zip(planned, rows, strict=True):
+        row += [made[name][kind] if name in made else None for kind in KINDS]
     heads += ["multipliers", "block RAMs", "LUTs", "flip-flops"]
-    added = int(build.get("lut", 0)) - sum(used["lut"] for used in (build["units"]).values())
+    added = build.get("lut", 0) - sum(used["lut"] for used in counted.values())
     words = (
         "Planned for each unit, and counted in the netlist after synthesis. Place and route adds "
         f"LUTs, here {added:,}, most of them where carry chains begin and end; plans count them."
     )
     return [table(heads, rows), paragraph(words)]
+
+
+def _counted_units(build: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """What synthesis made of each unit; nothing where the report does not say so, or not in this
+    way."""
+    try:
+        return {
+            name: {kind: int(used[kind]) for kind in KINDS}
+            for name, used in (build.get("units") or {}).items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def _planned_units(subject: Subject) -> dict[str, dict[str, int]]:

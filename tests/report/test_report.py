@@ -153,6 +153,13 @@ def test_planned_and_counted_units_stand_side_by_side():
     assert "netlist" in words
 
 
+@pytest.mark.parametrize("units", ["many", [1], {"g_a.conv1": 3}, {"g_a.conv1": {"dsp": 1}}])
+def test_units_in_another_form_are_left_out(units):
+    (build,) = find([str(BUILD)])
+    (html,) = make_module._units(replace(build, build={**build.build, "units": units}))
+    assert "planned" in html
+
+
 def test_rates_carry_intervals(monkeypatch):
     monkeypatch.setattr(make_module, "DRAWS", 40)
     (html,) = make_module._intervals(["small-opt"])
