@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -96,6 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     streams.guard()
     # modules make many objects and no garbage, which the collector would look for all the time
     gc.set_threshold(100_000, 20, 20)
+    # which at the end would go through all of them, several times, to free what the system frees
+    atexit.register(gc.freeze)
     try:
         # what a command gives to Context.exit comes back here, it isn't raised
         status = cli.main(args=argv, prog_name="lichen", standalone_mode=False)

@@ -41,6 +41,17 @@ def test_user_errors_are_one_sentence_and_status_2(capsys):
         assert "Traceback" not in capsys.readouterr().err
 
 
+def test_the_end_looks_for_no_garbage():
+    """It took an eighth of the time that decoding a photograph takes."""
+    # what is registered first runs last
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+        "from lichen.cli import main; main(['--version'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.endswith("\nTrue\n")
+
+
 def test_interruption_is_no_traceback(capsys, monkeypatch):
     def interrupted(**_):
         raise click.exceptions.Abort
