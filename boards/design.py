@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from lichen.boards.link.rate import tensor_seconds
 from lichen.boards.port.port import TransformPort
 from lichen.boards.record import Board, Clock
-from lichen.boards.top import UARTTop
+from lichen.boards.top import Top
 from lichen.errors import UserError
 from lichen.hw.device.device import Resources
 from lichen.hw.plan import planner
@@ -205,7 +205,7 @@ class Design:
         """How many 768x512 images a second the board's link has time for; None as of
         `cycles_per_frame`."""
         form = self.port().format
-        seconds = tensor_seconds(self.transform, form, *self.frame, board.uart.baud)
+        seconds = tensor_seconds(self.transform, form, *self.frame, board.link)
         return None if seconds is None else 1 / seconds
 
     def describe(self) -> dict[str, Any]:
@@ -257,13 +257,13 @@ class Bitstream:
         """What the pipelines take."""
         return Resources.total(design.pipeline().resources(board.family) for design in self.designs)
 
-    def top(self, board: Board, pll: Clock) -> UARTTop:
-        """The pipelines behind the board's serial line."""
-        return UARTTop(
+    def top(self, board: Board, pll: Clock) -> Top:
+        """The pipelines behind the board's link."""
+        return Top(
             ports=[design.port() for design in self.designs],
+            link=board.link,
             clock_hz=pll.output_hz,
             oscillator_hz=board.oscillator_hz,
-            baud=board.uart.baud,
             digest=bytes.fromhex(self.designs[0].digest),
         )
 

@@ -22,8 +22,14 @@ from lichen.sim import verilator
 PYTHON = (3, 11)
 """The oldest that runs Lichen."""
 
-QUANT = ("torch", "torchvision", "compressai", "pytorch-optimizer", "scipy")
-"""Distributions of the extra that trains and quantizes."""
+EXTRAS = {
+    "quant": (
+        "train, quantize, slim and search",
+        ("torch", "torchvision", "compressai", "pytorch-optimizer", "scipy"),
+    ),
+    "usb": ("build --link usb", ("luna-usb",)),
+}
+"""What extras are for, and their distributions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +80,7 @@ def examine() -> list[Finding]:
         _program("iverilog", "iverilog", "simulate --simulator icarus", optional=True),
         *(_tool(name) for name in all_tools()),
         _cache(),
-        *(_distribution(name, None, optional=True) for name in QUANT),
+        *(_distribution(name, None, extra) for extra in EXTRAS for name in EXTRAS[extra][1]),
     ]
 
 
@@ -101,9 +107,10 @@ def _requirements() -> list[tuple[str, str | None]]:
     return found
 
 
-def _distribution(name: str, pin: str | None, *, optional: bool = False) -> Finding:
-    what = "train, quantize, slim and search" if optional else "everything"
-    mend = "pip install 'lichen[quant]'" if optional else "pip install --force-reinstall lichen"
+def _distribution(name: str, pin: str | None, extra: str | None = None) -> Finding:
+    optional = extra is not None
+    what = "everything" if extra is None else EXTRAS[extra][0]
+    mend = "pip install " + (f"'lichen[{extra}]'" if extra else "--force-reinstall lichen")
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

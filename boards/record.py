@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from lichen.errors import UserError
 from lichen.hw.device.device import Device, Resources
@@ -51,9 +51,46 @@ class Family(Protocol):
         """Devices by what they say they are over JTAG."""
 
 
+class HostLink(Protocol):
+    """A way between a board and its host."""
+
+    kind: ClassVar[str]
+    """What ``--link`` takes."""
+    wires: ClassVar[tuple[str, ...]]
+    """Members of `line` that lead to pins."""
+    heartbeat_s: ClassVar[float | None]
+    """See `lichen.boards.link.device.Link`."""
+
+    @property
+    def slots(self) -> int:
+        """Packets in sequence that there is room for, each way."""
+
+    @property
+    def lut(self) -> int:
+        """Lookup tables set aside for it. It takes no multiplier."""
+
+    @property
+    def bram(self) -> int:
+        """Block RAMs that it takes."""
+
+    @property
+    def line_hz(self) -> int:
+        """Bits a second."""
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+
+    def seconds(self, frames: Iterable[tuple[int, int]]) -> float:
+        """How long it takes for frames of so many bytes of input and output."""
+
+    def line(self, oscillator_hz: int) -> Any:
+        """Its gateware: streams ``i`` and ``o`` of bytes, ``bad``, ``ratio``, ``hold``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UART:
-    """The serial link to the host.
+    """The serial link to the host: a `HostLink`.
 
     Attributes
     ----------
@@ -68,6 +105,76 @@ class UART:
     baud: int
     lut: int = 2000
     bram: int = 2
+
+    kind: ClassVar[str] = "uart"
+    wires: ClassVar[tuple[str, ...]] = ("rx", "tx")
+    heartbeat_s: ClassVar[float | None] = None
+
+    @property
+    def slots(self) -> int:
+        return 8
+
+    @property
+    def line_hz(self) -> int:
+        return self.baud
+
+    @property
+    def title(self) -> str:
+        return f"the serial line at {self.baud / 1e6:g} Mbaud"
+
+    def seconds(self, frames: Iterable[tuple[int, int]]) -> float:
+        from lichen.boards.link.rate import frame_seconds
+
+        return frame_seconds(frames, self.baud)
+
+    def line(self, oscillator_hz: int) -> Any:
+        from lichen.boards.link.line import SerialLine
+
+        return SerialLine(oscillator_hz=oscillator_hz, baud=self.baud)
+
+
+@dataclass(frozen=True, kw_only=True)
+class USB:
+    """A USB device of the FPGA's own: a `HostLink` through LUNA.
+
+    Attributes
+    ----------
+    speed : str
+        ``full``, on the FPGA's own pins; ``high``, through a transceiver with ULPI.
+    slots : int
+        Packets in sequence that there is room for, each way: as many as are on their way while a
+        host takes its turn.
+    lut, bram : int
+        As of `UART`.
+    """
+
+    speed: str
+    slots: int
+    lut: int
+    bram: int
+
+    kind: ClassVar[str] = "usb"
+    wires: ClassVar[tuple[str, ...]] = ("pads",)
+    # A few of a host's turns, each of a frame of 1 ms or so: what is on its way is not lost.
+    heartbeat_s: ClassVar[float | None] = 4e-3
+
+    @property
+    def line_hz(self) -> int:
+        return {"full": 12_000_000, "high": 480_000_000}[self.speed]
+
+    @property
+    def title(self) -> str:
+        return f"{self.speed}-speed USB"
+
+    def seconds(self, frames: Iterable[tuple[int, int]]) -> float:
+        from lichen.boards.link.rate import FULL_SPEED, HIGH_SPEED
+
+        return {"full": FULL_SPEED, "high": HIGH_SPEED}[self.speed].seconds(frames)
+
+    def line(self, oscillator_hz: int) -> Any:
+        from lichen.boards.link.usb import USBLine
+
+        return USBLine(speed=self.speed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +231,10 @@ class Board:
     entry : str
         ``module:function`` that makes the Amaranth platform of a device and the top level
         around a host link; imported only when a bitstream is built.
+    usb : USB or None
+        USB of the FPGA's own, if there is.
+    link_kind : str
+        Of the link that designs are made for: one of `links`.
     """
 
     name: str
@@ -141,6 +252,26 @@ class Board:
     programmer: Programmer
     entry: str
     bram_share: float = 0.97
+    usb: USB | None = None
+    link_kind: str = "uart"
+
+    @property
+    def links(self) -> dict[str, HostLink]:
+        """By kind."""
+        found: tuple[HostLink | None, ...] = (self.uart, self.usb)
+        return {link.kind: link for link in found if link is not None}
+
+    @property
+    def link(self) -> HostLink:
+        """The one that designs are made for."""
+        return self.links[self.link_kind]
+
+    def with_link(self, kind: str) -> Board:
+        """The board with another link; UserError where it has no such link."""
+        if kind not in self.links:
+            known = ", ".join(self.links)
+            raise UserError(f"the {self.title} has no link {kind!r}; it has {known}.")
+        return replace(self, link_kind=kind)
 
     @property
     def roomy_budget(self) -> Resources:
@@ -152,8 +283,8 @@ class Board:
     def pipeline_budget(self) -> Resources:
         """What a design may plan with, less what the host link takes at most."""
         have = self.budget
-        lut = int(have.lut * self.lut_share) - self.uart.lut
-        return replace(have, lut=lut, bram=have.bram - self.uart.bram)
+        lut = int(have.lut * self.lut_share) - self.link.lut
+        return replace(have, lut=lut, bram=have.bram - self.link.bram)
 
     @property
     def makers(self) -> Family:
@@ -187,4 +318,4 @@ class Board:
         module, _, function = self.entry.partition(":")
         make: Callable[..., tuple[Platform, object]]
         make = getattr(importlib.import_module(module), function)
-        return make(device=self.device, link=link, pll=pll)
+        return make(device=self.device, link=link, host=self.link, pll=pll)

@@ -1,5 +1,5 @@
 # amaranth: UnusedElaboratable=no
-"""Pipelines behind a serial line: what a bitstream holds, whatever the board.
+"""Pipelines behind a link: what a bitstream holds, whatever the board.
 
 Between the link and the pipelines there is one port for each transform
 (`lichen.boards.port.port.PortSignature`): bytes in, bytes out, the size of the input, a reset.
@@ -16,8 +16,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link.device import Link
-from lichen.boards.link.line import SerialLine
 from lichen.boards.port.port import TransformPort
+from lichen.boards.record import HostLink
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware
 
@@ -25,19 +25,19 @@ TIMEOUT_SECONDS = 2
 """How long a transform that could move may stand still while a frame is in flight."""
 
 
-class UARTTop(Gateware):
-    """Serial line, link and pipelines; see `lichen.boards.link.protocol`.
+class Top(Gateware):
+    """Line, link and pipelines; see `lichen.boards.link.protocol`.
 
     Parameters
     ----------
     ports : sequence of TransformPort
         One or more; frames name them by their place.
+    link : HostLink
+        What leads to the host.
     clock_hz : float
         Frequency of the ``sync`` domain.
     oscillator_hz : int
         Frequency of the domain ``line``.
-    baud : int
-        Symbols per second of the serial line.
     digest : bytes
         SHA-256 of the network file.
     timeout : int or None
@@ -45,8 +45,10 @@ class UARTTop(Gateware):
 
     Members
     -------
-    rx : In(1)
-    tx : Out(1)
+    rx : In(1), tx : Out(1)
+        Of a serial line; or
+    pads
+        of USB, see `lichen.boards.link.usb.PADS`.
     hold : In(1)
         Everything stays in its initial state.
     lamps : Out(3)
@@ -58,27 +60,28 @@ class UARTTop(Gateware):
         self,
         *,
         ports: Sequence[TransformPort],
+        link: HostLink,
         clock_hz: float,
         oscillator_hz: int,
-        baud: int,
         digest: bytes,
         timeout: int | None = None,
     ):
         self.ports = tuple(ports)
-        self._line = SerialLine(oscillator_hz=oscillator_hz, baud=baud)
+        self._wires = link.wires
+        self._line = link.line(oscillator_hz)
         self._link = Link(
             formats=[port.format for port in self.ports],
             timeout=round(clock_hz * TIMEOUT_SECONDS) if timeout is None else timeout,
             digest=digest,
             oscillator_hz=oscillator_hz,
-            line_hz=baud,
+            line_hz=link.line_hz,
             clock_hz=clock_hz,
+            heartbeat_s=link.heartbeat_s,
+            input_slots=link.slots,
+            output_slots=link.slots,
         )
-        super().__init__(
-            wiring.Signature(
-                {"rx": In(1, init=1), "tx": Out(1, init=1), "hold": In(1), "lamps": Out(3)}
-            )
-        )
+        outside = {name: self._line.signature.members[name] for name in self._wires}
+        super().__init__(wiring.Signature({**outside, "hold": In(1), "lamps": Out(3)}))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -86,13 +89,18 @@ class UARTTop(Gateware):
         m.submodules.line = line
         m.submodules.link = ResetInserter(self.hold)(link)
         m.d.comb += [
-            line.rx.eq(self.rx),
             line.hold.eq(self.hold),
-            self.tx.eq(line.tx),
             self.lamps.eq(link.busy | (link.failed << 1) | (link.open << 2)),
             link.bad.eq(line.bad),
             link.ratio.eq(line.ratio),
         ]
+        for name in self._wires:
+            own, its = getattr(self, name), getattr(line, name)
+            member = self.signature.members[name]
+            if member.is_signature:
+                wiring.connect(m, wiring.flipped(own), its)
+            else:
+                m.d.comb += its.eq(own) if member.flow == In else own.eq(its)
         wiring.connect(m, line.o, link.rx)
         wiring.connect(m, link.tx, line.i)
         for port, end in zip(self.ports, link.ports, strict=True):

@@ -10,7 +10,7 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ class Achieved:
         Placed.
     folding : str
         `fingerprint` of what was folded how.
+    link : str
+        What led to the host: ``uart`` or ``usb``.
     """
 
     design: str
@@ -49,6 +51,7 @@ class Achieved:
     bram: int
     lut: int
     folding: str
+    link: str = "uart"
 
     @classmethod
     def of_report(cls, report: dict[str, Any], board: Board) -> Achieved:
@@ -67,6 +70,7 @@ class Achieved:
                 # a plan is of the pipelines alone; links of before took none
                 bram=report["planned"]["bram"] - report.get("link", {"bram": 0})["bram"],
             ),
+            link=report.get("link_kind", "uart"),
             **{metric: report[metric] for metric in METRICS},
         )
 
@@ -136,8 +140,30 @@ def expected_clock(
     That of the slowest build of the same design, by `fingerprint`, where there is one. Else that
     of the emptiest build of the device that was at least as full. Where none was as full, that of
     the fullest one, for lack of a better; where there is none at all, the board's default.
+    Builds with another link than the board's count where there are none with it, and then nothing
+    is called built.
     """
-    builds = [build for build in records() if build.device == part(board)]
+    every = [build for build in records() if build.device == part(board)]
+    builds = [build for build in every if build.link == board.link.kind]
+    if every and not builds:
+        other = _expected(board, resources, every, foldings, cycles_per_frame)
+        speeds = [build.fmax_mhz for build in every]
+        return replace(
+            other,
+            source=f"not built over {board.link.title}; over another link {other.source}",
+            interval_mhz=other.interval_mhz or (min(speeds), max(speeds)),
+        )
+    return _expected(board, resources, builds, foldings, cycles_per_frame)
+
+
+def _expected(
+    board: Board,
+    resources: Any,
+    builds: Sequence[Achieved],
+    foldings: Sequence[Folding],
+    cycles_per_frame: int | None,
+) -> Clock:
+    """`expected_clock`, going by these builds."""
     if not builds:
         return Clock(
             limit_mhz=board.clock_mhz,

@@ -21,7 +21,7 @@ from lichen.boards.build.toolchain import CLOCK_NET, Aim, Places, Toolchain
 from lichen.boards.build.tools import Progress, ToolFailedError, run
 from lichen.boards.design import FRAME, binds, check_fits
 from lichen.boards.record import Board, Clock
-from lichen.boards.top import UARTTop
+from lichen.boards.top import Top
 from lichen.errors import UserError
 from lichen.files import write_json
 from lichen.processes import concurrently
@@ -57,7 +57,9 @@ class Report:
     fmax_mhz : float
         Highest frequency nextpnr vouches for.
     timing_met : bool
-        ``fmax_mhz >= clock_mhz``.
+        ``fmax_mhz >= clock_mhz``, and no other clock is slow.
+    slow_clocks : list of str
+        Nets of other clocks, USB's or the oscillator's, that do not reach their frequency.
     cycles_per_frame : int or None
         Of a frame of the size ``frame``; None if unknown.
     frame : dict
@@ -75,8 +77,10 @@ class Report:
         are equal to the placed ones, ``lut`` is an estimate.
     link : dict
         ``bram`` and ``lut`` of these that are the host link's.
+    link_kind : str
+        ``uart`` or ``usb``.
     baud : int
-        Of the serial line.
+        Bits a second of the link.
     seed : int
         nextpnr's, of the placement that was kept.
     seeds : dict
@@ -103,6 +107,7 @@ class Report:
     clock_mhz: float
     fmax_mhz: float
     timing_met: bool
+    slow_clocks: list[str]
     cycles_per_frame: int | None
     frame: dict[str, int]
     fps: float | None
@@ -114,6 +119,7 @@ class Report:
     ff: int
     planned: dict[str, int]
     link: dict[str, int]
+    link_kind: str
     baud: int
     seed: int
     seeds: dict[str, float]
@@ -134,6 +140,11 @@ class Report:
         """By how much timing is missed, as a sentence; None if it is met."""
         if self.timing_met:
             return None
+        if self.slow_clocks:
+            return (
+                f"timing is missed: {' and '.join(self.slow_clocks)} does not reach its "
+                "frequency; the bitstream is there, but may not work."
+            )
         percent = 100 * (1 - self.fmax_mhz / self.clock_mhz)
         return (
             f"timing is missed: {self.fmax_mhz:.1f} MHz of the {self.clock_mhz:g} MHz wanted, "
@@ -143,7 +154,7 @@ class Report:
 
 def build(
     *,
-    top: UARTTop,
+    top: Top,
     board: Board,
     pll: Clock,
     folder: Path,
@@ -164,7 +175,7 @@ def build(
 
     Parameters
     ----------
-    top : UARTTop
+    top : Top
         Not elaborated before.
     board : Board
     pll : Clock
@@ -251,7 +262,7 @@ def build(
 class _Run:
     """A build on its way; fields are `build`'s, ``target`` its ``pll``."""
 
-    top: UARTTop
+    top: Top
     board: Board
     target: Clock
     folder: Path
@@ -403,7 +414,8 @@ class _Run:
             target_mhz=self.target.output_mhz,
             clock_mhz=clock_mhz,
             fmax_mhz=placed.fmax_mhz,
-            timing_met=placed.fmax_mhz >= clock_mhz,
+            timing_met=placed.fmax_mhz >= clock_mhz and not placed.slow,
+            slow_clocks=list(placed.slow),
             cycles_per_frame=cycles_per_frame,
             frame={"width": frame[0], "height": frame[1]},
             fps=fps,
@@ -415,7 +427,8 @@ class _Run:
             ff=placed.ff,
             planned={"dsp": planned.dsp, "bram": planned.bram, "lut": planned.lut},
             link={"bram": link.bram, "lut": link.lut},
-            baud=board.uart.baud,
+            link_kind=board.link.kind,
+            baud=board.link.line_hz,
             seed=max(achieved, key=lambda seed: achieved[seed]),
             seeds={str(seed): fmax for seed, fmax in achieved.items()},
             placer=self.aim.placer,

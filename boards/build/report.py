@@ -72,6 +72,8 @@ class Placed:
         Highest frequency of the system clock that nextpnr vouches for.
     dsp, bram, lut, ff : int
         Primitives in use.
+    slow : tuple of str
+        Nets of other clocks that do not reach the frequency they have.
     """
 
     fmax_mhz: float
@@ -79,6 +81,7 @@ class Placed:
     bram: int
     lut: int
     ff: int
+    slow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +131,12 @@ def read_placement(path: Path, clock: str, primitives: Primitives) -> Placed:
             bram=used[primitives.bram[0]],
             lut=used[primitives.lut[0]],
             ff=used[primitives.ff[0]],
+            slow=tuple(
+                name.removeprefix("$glbnet$")
+                for name, entry in report["fmax"].items()
+                if name.removeprefix("$glbnet$") != clock
+                and entry["achieved"] < entry.get("constraint", 0)
+            ),
         )
     except (ValueError, KeyError) as error:
         raise OutputError(f"{path} is not the report of nextpnr expected ({error})") from None

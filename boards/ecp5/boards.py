@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lichen.boards.record import UART, Board, Programmer
+from lichen.boards.record import UART, USB, Board, Programmer
 from lichen.hw.device.device import Resources
 from lichen.hw.device.ecp5 import ECP5
+
+FULL_SPEED = USB(speed="full", slots=16, lut=5000, bram=4)
+HIGH_SPEED = USB(speed="high", slots=64, lut=5000, bram=19)
 
 BUDGETS = {
     "12F": Resources(dsp=28, bram=32, lut=12_000),
@@ -48,6 +51,7 @@ BOARDS = (
         package="CABGA381",
         speed="6",
         baud=3_000_000,  # the most that an FT231X makes
+        usb=FULL_SPEED,
         oscillator_hz=25_000_000,
         clock_mhz=50.0,
         programmer=Programmer(board="ulx3s", usb="ULX3S (its US1 connector)"),
@@ -61,6 +65,7 @@ BOARDS = (
         package="CSFBGA285",
         speed="8",
         baud=1_000_000,  # whatever adapter there is
+        usb=FULL_SPEED,
         oscillator_hz=48_000_000,
         clock_mhz=48.0,
         programmer=Programmer(
@@ -78,6 +83,7 @@ BOARDS = (
         package="CABGA554",
         speed="8",
         baud=3_000_000,  # a quarter of what an FT2232H makes, and as much as every system allows
+        usb=HIGH_SPEED,
         oscillator_hz=100_000_000,
         clock_mhz=50.0,
         programmer=Programmer(board="ecpix5", usb="ECPIX-5 (its micro USB connector)"),

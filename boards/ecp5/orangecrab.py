@@ -14,7 +14,8 @@ from amaranth_boards.orangecrab_r0_2 import (
 from amaranth_boards.resources import UARTResource
 
 from lichen.boards.ecp5.pll import PLL
-from lichen.boards.ecp5.serial import Lamp, SerialTop, WithVerilog
+from lichen.boards.ecp5.top import BoardTop, Lamp, WithVerilog
+from lichen.boards.record import HostLink
 
 PLATFORMS = {
     platform.device: platform
@@ -39,7 +40,9 @@ class _Plain:
         return LatticeECP5Platform.command_templates.fget(self)
 
 
-def make(*, device: str, link: Any, pll: PLL) -> tuple[LatticeECP5Platform, SerialTop]:
+def make(
+    *, device: str, link: Any, host: HostLink, pll: PLL
+) -> tuple[LatticeECP5Platform, BoardTop]:
     """The platform and the top level of an OrangeCrab with that device.
 
     Of its light green, red and blue are the lamps.
@@ -47,4 +50,4 @@ def make(*, device: str, link: Any, pll: PLL) -> tuple[LatticeECP5Platform, Seri
     platform = type("Platform", (WithVerilog, _Plain, PLATFORMS[device]), {})()
     platform.add_resources([LINE])
     lamps = [Lamp("rgb_led", 0, part) for part in "grb"]
-    return platform, SerialTop(link=link, pll=pll, lamps=lamps)
+    return platform, BoardTop(link=link, host=host, pll=pll, lamps=lamps)

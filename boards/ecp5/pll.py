@@ -14,6 +14,7 @@ import itertools
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 from amaranth.hdl import ClockDomain, Const, Instance, Module, Signal
 from amaranth.lib.cdc import FFSynchronizer
@@ -180,7 +181,8 @@ def retune(config: str, before: PLL, after: PLL) -> str:
     sections = config.split("\n\n")
     for i, section in enumerate(sections):
         lines = section.splitlines()
-        if "enum: MODE EHXPLLL" not in lines:
+        # That of USB has one output more, and keeps its clocks.
+        if "enum: MODE EHXPLLL" not in lines or "enum: CLKOS2_ENABLE ENABLED" in lines:
             continue
         found += 1
         for line, changed in zip(old, new, strict=True):
@@ -201,8 +203,51 @@ def drive_clock(m: Module, *, pll: PLL, clock_in: Signal, domain: ClockDomain) -
     that hand a reset on register by register. The PLL stands in ``m`` itself: so the net keeps the
     name of the domain's clock through synthesis, which the timing constraint needs.
     """
-    locked, feedback = Signal(), Signal()
-    m.submodules.pll = Instance(
+    locked = Signal()
+    m.submodules.pll = _cell(pll, clock_in=clock_in, clock=domain.clk, locked=locked)
+    hold = Signal(init=1)
+    m.submodules.locked = FFSynchronizer(~locked, hold, o_domain=domain.name, init=1)
+    return hold
+
+
+USB_HZ = 48_000_000
+"""Four samples a bit at full speed."""
+
+USB_TOLERANCE = 2500e-6
+"""USB 2.0, 7.1.11: of a device's rate at full speed, its oscillator's error among it."""
+
+
+def drive_usb_clocks(
+    m: Module, *, clock_in: Signal, clock_in_hz: int, fast: ClockDomain, slow: ClockDomain
+) -> Signal:
+    """Drive USB's clocks at full speed: ``fast`` of `USB_HZ`, or nearly so, and a quarter of it.
+
+    Returned is a signal that is high while they are there, of no clock domain.
+    """
+    pll = PLL.choose(input_hz=clock_in_hz, output_hz=USB_HZ)
+    locked = Signal()
+    m.submodules.usb_pll = _cell(
+        pll, clock_in=clock_in, clock=fast.clk, locked=locked, quarter=slow.clk
+    )
+    return locked
+
+
+def _cell(
+    pll: PLL, *, clock_in: Signal, clock: Signal, locked: Signal, quarter: Signal | None = None
+) -> Instance:
+    """The EHXPLLL; ``quarter`` is a clock of a fourth of the frequency, in phase."""
+    feedback = Signal()
+    more: dict[str, Any] = {}
+    if quarter is not None:
+        more = {
+            "a_FREQUENCY_PIN_CLKOS2": f"{pll.output_hz / 4e6:g}",
+            "p_CLKOS2_ENABLE": "ENABLED",
+            "p_CLKOS2_DIV": 4 * pll.output_div,
+            "p_CLKOS2_CPHASE": pll.parameters()["CLKOP_CPHASE"],
+            "p_CLKOS2_FPHASE": 0,
+            "o_CLKOS2": quarter,
+        }
+    return Instance(
         "EHXPLLL",
         a_FREQUENCY_PIN_CLKI=f"{pll.input_hz / 1e6:g}",
         a_FREQUENCY_PIN_CLKOP=f"{pll.output_hz / 1e6:g}",
@@ -238,10 +283,8 @@ def drive_clock(m: Module, *, pll: PLL, clock_in: Signal, domain: ClockDomain) -
         i_PHASELOADREG=Const(1, 1),
         i_PLLWAKESYNC=Const(0, 1),
         i_ENCLKOP=Const(0, 1),
-        o_CLKOP=domain.clk,
+        o_CLKOP=clock,
         o_CLKOS=feedback,
         o_LOCK=locked,
+        **more,
     )
-    hold = Signal(init=1)
-    m.submodules.locked = FFSynchronizer(~locked, hold, o_domain=domain.name, init=1)
-    return hold

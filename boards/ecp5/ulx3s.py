@@ -16,7 +16,8 @@ from amaranth_boards.ulx3s import (
 )
 
 from lichen.boards.ecp5.pll import PLL
-from lichen.boards.ecp5.serial import Lamp, SerialTop, WithVerilog, request
+from lichen.boards.ecp5.top import BoardTop, Lamp, WithVerilog, request
+from lichen.boards.record import HostLink
 
 PLATFORMS = {
     platform.device: platform
@@ -29,7 +30,7 @@ PLATFORMS = {
 }
 
 
-class ULX3STop(SerialTop):
+class ULX3STop(BoardTop):
     """The serial line of the FT231X; LEDs 0 to 2 are the lamps."""
 
     def elaborate(self, platform: LatticeECP5Platform) -> Module:
@@ -40,8 +41,10 @@ class ULX3STop(SerialTop):
         return m
 
 
-def make(*, device: str, link: Any, pll: PLL) -> tuple[LatticeECP5Platform, ULX3STop]:
+def make(
+    *, device: str, link: Any, host: HostLink, pll: PLL
+) -> tuple[LatticeECP5Platform, ULX3STop]:
     """The platform and the top level of a ULX3S with that device."""
     platform = type("Platform", (WithVerilog, PLATFORMS[device]), {})
     lamps = [Lamp("led", i) for i in range(3)]
-    return platform(), ULX3STop(link=link, pll=pll, lamps=lamps)
+    return platform(), ULX3STop(link=link, host=host, pll=pll, lamps=lamps)

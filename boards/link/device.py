@@ -74,7 +74,10 @@ class Link(Gateware):
     oscillator_hz, line_hz : int
         Of the line's clock, and bits a second of the line.
     clock_hz : float
-        Of the ``sync`` domain: how many cycles there are in `protocol.HEARTBEAT_BYTES`.
+        Of the ``sync`` domain.
+    heartbeat_s : float or None
+        Seconds between two states that are sent unasked; None for those that the line takes for
+        `protocol.HEARTBEAT_BYTES`.
     input_slots, output_slots : int
         Packets in sequence that there is room for, powers of two from 2 to 64.
 
@@ -102,6 +105,7 @@ class Link(Gateware):
         oscillator_hz: int,
         line_hz: int,
         clock_hz: float,
+        heartbeat_s: float | None = None,
         input_slots: int = 8,
         output_slots: int = 8,
     ):
@@ -111,8 +115,9 @@ class Link(Gateware):
         if not isinstance(digest, bytes) or len(digest) != protocol.DIGEST_BYTES:
             raise ValueError(f"digest must be {protocol.DIGEST_BYTES} bytes, not {digest!r}")
         self.formats, self.timeout = tuple(formats), timeout
-        bits = 10 * protocol.HEARTBEAT_BYTES  # a byte has a start and a stop bit
-        self.heartbeat = round(bits * clock_hz / line_hz)
+        if heartbeat_s is None:  # a byte has a start and a stop bit
+            heartbeat_s = 10 * protocol.HEARTBEAT_BYTES / line_hz
+        self.heartbeat = round(heartbeat_s * clock_hz)
         capabilities = protocol.CAPABILITIES.pack(
             version=protocol.VERSION,
             transforms=len(formats),

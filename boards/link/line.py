@@ -10,28 +10,24 @@ from amaranth.hdl import DomainRenamer, Module, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
 
 from lichen.boards.link.crossing import Crossing
-from lichen.boards.link.protocol import RATIO_CYCLES
+from lichen.boards.link.ratio import DOMAIN, Ratio
 from lichen.boards.link.uart import Receiver, Transmitter
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware
-
-DOMAIN = "line"
-"""The clock domain of the oscillator."""
 
 HEARD = data.StructLayout({"byte": 8, "whole": 1, "bad": 1})
 """A byte, that a byte was lost, or both."""
 
 
 class SerialLine(Gateware):
-    """Receiver and transmitter in a clock domain of their own.
+    """Receiver and transmitter in the clock domain of the oscillator, `DOMAIN`.
 
     Parameters
     ----------
     oscillator_hz : float
-        Frequency of the domain `DOMAIN`.
+        Its frequency.
     baud : int
         Symbols per second.
 
@@ -48,7 +44,7 @@ class SerialLine(Gateware):
     bad : Out(1)
         A pulse: a byte was lost before the one that comes next.
     ratio : Out(16)
-        Cycles in `protocol.RATIO_CYCLES` of the oscillator.
+        See `Ratio`.
     """
 
     def __init__(self, *, oscillator_hz: float, baud: int):
@@ -56,6 +52,7 @@ class SerialLine(Gateware):
         self._transmitter = Transmitter(clock_hz=oscillator_hz, baud=baud)
         self._heard = Crossing(shape=HEARD, source=DOMAIN, target="sync")
         self._said = Crossing(shape=8, source="sync", target=DOMAIN)
+        self._ratio = Ratio()
         byte = stream.Signature(8)
         ports = {"rx": In(1, init=1), "tx": Out(1, init=1), "hold": In(1)}
         ports |= {"i": In(byte), "o": Out(byte), "bad": Out(1), "ratio": Out(16)}
@@ -90,17 +87,10 @@ class SerialLine(Gateware):
             self.bad.eq(heard.o.valid & heard.o.payload.bad),
         ]
         m.d[DOMAIN] += pending.eq((lost | pending & ~heard.i.ready) & ~hold)
-
-        elapsed = Signal(exact_log2(RATIO_CYCLES) + 1)
-        gate, before = Signal(), Signal()
-        m.d[DOMAIN] += elapsed.eq(elapsed + 1)
-        m.submodules.gate = FFSynchronizer(elapsed[-1], gate)
-        own = Signal(16)
-        m.d.sync += [before.eq(gate), own.eq(own + 1)]
-        with m.If(gate != before):
-            m.d.sync += [self.ratio.eq(own), own.eq(1)]
+        m.submodules.ratio = ratio = self._ratio
+        m.d.comb += self.ratio.eq(ratio.ratio)
         return m
 
     def resources(self, device: Device) -> Resources:
-        parts = (self._receiver, self._transmitter, self._heard, self._said)
-        return Resources.total(part.resources(device) for part in parts) + Resources(lut=45)
+        parts = (self._receiver, self._transmitter, self._heard, self._said, self._ratio)
+        return Resources.total(part.resources(device) for part in parts) + Resources(lut=10)

@@ -22,7 +22,7 @@ from pathlib import Path
 from lichen import processes
 from lichen.boards.link.uart import CYCLES_PER_BIT_MIN
 from lichen.boards.record import Board
-from lichen.boards.top import UARTTop
+from lichen.boards.top import Top
 from lichen.errors import UserError
 from lichen.hw.device.ecp5 import cell_models
 from lichen.sim.verilator import build_program
@@ -46,7 +46,7 @@ def with_baud(board: Board, baud: int | None) -> Board:
     return replace(board, uart=replace(board.uart, baud=baud))
 
 
-def verilog(board: Board, top: UARTTop) -> str:
+def verilog(board: Board, top: Top) -> str:
     """Verilog of the board as the module `TOP`, with models of all cells.
 
     Its system clock is the oscillator's, so ``top`` must be one for that clock.
@@ -54,19 +54,45 @@ def verilog(board: Board, top: UARTTop) -> str:
     platform, elaboratable = board.platform(top, board.pll(board.oscillator_hz / 1e6))
     text = platform.prepare(elaboratable, "top", emit_src=False).files["top.v"]
     text = text.decode() if isinstance(text, bytes) else text
+    kind = _Kind.of(board)
     text, count = re.subn(r"\bEHXPLLL #\(.*?\) pll \(", "EHXPLLL pll (", text, flags=re.DOTALL)
-    if count != 1:
-        raise ValueError(f"the board has {count} PLLs instead of one")
-    wrapper = f"""
-module {TOP} (input clk, input locked, input rx, output tx);
-  top board (
-    .{platform.default_clk}_0__io(clk), .uart_0__rx__io(rx), .uart_0__tx__io(tx)
-  );
-endmodule
-"""
+    text, usb = re.subn(r"\bEHXPLLL #\(.*?\) usb_pll \(", "USBPLL usb_pll (", text, flags=re.DOTALL)
+    if (count, usb) != (1, kind.usb_plls):
+        raise ValueError(f"the board has {count} and {usb} PLLs instead of 1 and {kind.usb_plls}")
+    wrapper = _support(kind.wrapper).replace("OSCILLATOR", f"{platform.default_clk}_0__io")
     # Two states know no open input.
     cells = re.sub(r"^.*1'bz.*$", "", "\n".join(cell_models().values()), flags=re.MULTILINE)
     return "\n".join([wrapper, text, _support("models.v"), cells])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """How a link is simulated.
+
+    Attributes
+    ----------
+    wrapper : str
+        The file of Verilog with the module `TOP`.
+    main : str
+        The file of C++ with the host's end.
+    defines : str
+        What stands before it.
+    usb_plls : int
+    """
+
+    wrapper: str
+    main: str
+    defines: str = ""
+    usb_plls: int = 0
+
+    @staticmethod
+    def of(board: Board) -> _Kind:
+        """That of the board's link."""
+        if board.link.kind == "uart":
+            return _Kind(wrapper="uart.v", main="main.cpp")
+        if board.usb is not None and board.usb.speed == "full":
+            return _Kind(wrapper="usb.v", main="usb.cpp", usb_plls=1)
+        return _Kind(wrapper="ulpi.v", main="usb.cpp", defines="#define HIGH_SPEED\n")
 
 
 @cache
@@ -74,16 +100,17 @@ def _support(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def build(board: Board, top: UARTTop, cache: Path | None = None) -> Path:
+def build(board: Board, top: Top, cache: Path | None = None) -> Path:
     """The program of a board, or the one in the cache.
 
     Raises UserError when a tool is missing or fails.
     """
+    kind = _Kind.of(board)
     try:
         return build_program(
             top=TOP,
             verilog=verilog(board, top),
-            main=_support("main.cpp"),
+            main=kind.defines + _support("terminal.h") + _support(kind.main),
             name="board_main",
             cache=cache,
         )
@@ -117,8 +144,10 @@ def running(program: Path, board: Board) -> Iterator[SimulatedBoard]:
     try:
         tty.setraw(terminal)  # nothing is echoed before a host sets it up
         os.set_blocking(own, False)
-        cycles_per_bit = board.oscillator_hz / board.uart.baud
-        command = [str(program), str(own), repr(cycles_per_bit)]
+        told = board.oscillator_hz  # the host at USB knows its own rate
+        if board.link.kind == "uart":
+            told = told / board.uart.baud  # cycles of a bit
+        command = [str(program), str(own), repr(told)]
         with processes.running(command, pass_fds=(own,)) as process:
             yield SimulatedBoard(os.ttyname(terminal), process)
     finally:

@@ -5,32 +5,18 @@
 // DESCRIPTOR is the terminal's other end. SIGUSR1 takes the PLL's lock away for a while, as a
 // brown-out does. The program ends when whoever has started it does.
 
-#include <poll.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cstdint>
 #include <cstdlib>
 #include <deque>
 #include <memory>
-#include <vector>
 
 #include "Vlichen_board.h"
 #include "verilated.h"
 
 namespace {
 
-constexpr uint64_t kLockCycles = 2000;  // of the PLL after power-up, and of a brown-out
 constexpr uint64_t kAskCycles = 64;     // between two looks at the terminal
 constexpr double kIdleBits = 20000;     // states come four times as often
-constexpr size_t kQueue = 1 << 14;      // bytes that wait for a host to read
-constexpr int kNapMs = 20;
-
-volatile sig_atomic_t brown_out = 0;
-
-void on_signal(int) { brown_out = 1; }
 
 // The board's receiver, from bytes.
 class Sender {
@@ -38,7 +24,7 @@ class Sender {
     explicit Sender(double cycles_per_bit) : bit_(cycles_per_bit) {}
 
     bool idle() const { return bits_ == 0 && queue_.empty(); }
-    void push(uint8_t byte) { queue_.push_back(byte); }
+    void push_back(uint8_t byte) { queue_.push_back(byte); }
     bool wants() const { return queue_.size() < 64; }
 
     // The level of the line in the next cycle.
@@ -108,18 +94,15 @@ class Receiver {
 
 int main(int argc, char** argv) {
     if (argc != 3) return 2;
-    const int terminal = std::atoi(argv[1]);
+    Terminal terminal(std::atoi(argv[1]));
     const double cycles_per_bit = std::atof(argv[2]);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    signal(SIGUSR1, on_signal);
-    signal(SIGHUP, SIG_IGN);
+    live_with_parent();
 
     VerilatedContext* const context = Verilated::threadContextp();
     context->commandArgs(argc, argv);
     auto top = std::make_unique<Vlichen_board>(context, "");
     Sender sender(cycles_per_bit);
     Receiver receiver(cycles_per_bit);
-    std::vector<uint8_t> out;
     uint64_t cycle = 0, lock_at = kLockCycles, spoke = 0;
     const uint64_t idle_cycles = uint64_t(kIdleBits * cycles_per_bit);
 
@@ -139,26 +122,17 @@ int main(int argc, char** argv) {
         top->eval();
         ++cycle;
         if (receiver.step(top->tx)) {
-            if (out.size() < kQueue) out.push_back(receiver.byte);
+            terminal.put(receiver.byte);
             spoke = cycle;
         }
         if (cycle % kAskCycles) continue;
-        if (!out.empty()) {
-            const ssize_t done = write(terminal, out.data(), out.size());
-            if (done > 0) out.erase(out.begin(), out.begin() + done);
-            else if (errno != EAGAIN && errno != EINTR) break;
-        }
+        if (!terminal.flush()) break;
         if (!sender.wants()) continue;
-        uint8_t heard[256];
-        const ssize_t count = read(terminal, heard, sizeof heard);
-        for (ssize_t i = 0; i < count; ++i) sender.push(heard[i]);
-        if (count > 0) spoke = cycle;
-        if (count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR)) break;
+        if (!terminal.fetch(sender, 256)) break;
+        if (!sender.idle()) spoke = cycle;
         // Nobody speaks, so no session is open: time may stand still until somebody does.
-        if (sender.idle() && receiver.idle() && cycle > lock_at && cycle - spoke > idle_cycles) {
-            pollfd wait{terminal, short(POLLIN | (out.empty() ? 0 : POLLOUT)), 0};
-            poll(&wait, 1, kNapMs);
-        }
+        if (sender.idle() && receiver.idle() && cycle > lock_at && cycle - spoke > idle_cycles)
+            terminal.nap();
     }
     top->final();
     return 0;

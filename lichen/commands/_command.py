@@ -22,7 +22,8 @@ RESULTS = ("output", "latents", *EXTRA_RESULTS)
 GROUPS: dict[str, tuple[str, ...]] = {
     "Results": (*RESULTS, "tensorboard", "name", "half", "evaluate", "waves", "quiet"),
     "Gateware": (
-        "board_name", "transform_name", "max_width", "multipliers", "folding_file", "clock",
+        "board_name", "link_kind", "transform_name", "max_width", "multipliers", "folding_file",
+        "clock",
     ),
     "Bits": (
         "weight_bits", "activation_bits", "gamma_bits", "u_bits", "gdn_input_bits", "latent_bits",

@@ -41,6 +41,11 @@ transforms = click.option(
     help="Which transform: g_a or h_a of the encoder, g_s or h_s of the decoder; g_a,g_s puts "
     "several side by side.",
 )  # fmt: skip
+link = click.option(
+    "--link", "link_kind", type=click.Choice(["uart", "usb"]), default="uart", show_default=True,
+    help="What leads to the host: the board's serial line, or USB of the FPGA's own, which takes "
+    "the extra lichen[usb].",
+)  # fmt: skip
 max_width = click.option(
     "--max-width", type=click.IntRange(1, 65535), metavar="PIXELS",
     help="Widest frame, in pixels of the image whatever the transform reads; wider images go "

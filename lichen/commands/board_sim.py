@@ -9,23 +9,26 @@ import click
 
 from lichen.commands import _options
 from lichen.commands._command import Command
+from lichen.errors import UserError
 
 
 @click.command(cls=Command)
 @_options.net
 @_options.board
+@_options.link
 @_options.transforms
 @_options.max_width
 @_options.multipliers
 @_options.folding
 @click.option(
     "--speed", type=int, metavar="BAUD",
-    help="Rate of the simulated line, at most a quarter of the board's oscillator "
+    help="Rate of the simulated serial line, at most a quarter of the board's oscillator "
     "[default: the board's own].",
 )  # fmt: skip
 def command(
     net: str,
     board_name: str,
+    link_kind: str,
     transform_name: str,
     max_width: int | None,
     multipliers: int | None,
@@ -37,8 +40,9 @@ def command(
     NET is a network file or the name of a shipped network. The board is complete: what a bitstream
     holds, in Verilator, with models in the place of its pads and its PLL, whose clock is the
     oscillator's. Its serial line is a pseudo-terminal, whose name is printed when it is ready;
-    encode and decode take it for --engine. Few multipliers (--multipliers) make for a program that
-    is built sooner.
+    encode and decode take it for --engine. With --link usb there is a host controller behind the
+    terminal, and what it drives are the pins of USB. Few multipliers (--multipliers) make for a
+    program that is built sooner.
 
     A thousand times slower than a board, it goes faster with a faster line (--speed). SIGUSR1 takes
     the PLL's lock away for a moment.
@@ -48,7 +52,9 @@ def command(
     from lichen.boards.simulated import board as simulated
     from lichen.models import load_network
 
-    board = simulated.with_baud(boards.find(board_name), speed)
+    if speed is not None and link_kind != "uart":
+        raise UserError("--speed is that of a serial line; USB has but its own.")
+    board = simulated.with_baud(boards.find(board_name), speed).with_link(link_kind)
     names = _options.names_of(transform_name)
     designs = _options.designs_of(
         load_network(net), names, board, max_width, multipliers, folding_file

@@ -28,19 +28,23 @@ def command(json_file: str | None) -> None:
     rows = [_describe(board) for board in BOARDS.values()]
     if json_file != "-":
         click.echo(
-            f"{'name':15} {'device':15} {'DSP':>4} {'BRAM':>5} {'LUT':>6}  {'link':18} "
+            f"{'name':15} {'device':15} {'DSP':>4} {'BRAM':>5} {'LUT':>6}  {'links':28} "
             "builds on record"
         )
         for row in rows:
             have = row["budget"]
-            links = ", ".join(
-                f"{link['kind']} {link['baud'] / 1e6:g} Mbaud" for link in row["links"]
-            )
+            links = ", ".join(_told(link) for link in row["links"])
             click.echo(
                 f"{row['name']:15} {row['device']:15} {have['dsp']:>4} {have['bram']:>5} "
-                f"{have['lut']:>6}  {links:18} {'; '.join(row['builds']) or 'none'}"
+                f"{have['lut']:>6}  {links:28} {'; '.join(row['builds']) or 'none'}"
             )
     _options.report(rows, json_file, f"{len(rows)} boards")
+
+
+def _told(link: dict[str, Any]) -> str:
+    if link["kind"] == "usb":
+        return f"usb {link['speed']} speed"
+    return f"{link['kind']} {link['baud'] / 1e6:g} Mbaud"
 
 
 def _describe(board: Board) -> dict[str, Any]:
@@ -53,7 +57,10 @@ def _describe(board: Board) -> dict[str, Any]:
         "device": device,
         "package": board.package,
         "budget": asdict(board.budget),
-        "links": [{"kind": "uart", "baud": board.uart.baud}],
+        "links": [
+            {"kind": "uart", "baud": board.uart.baud},
+            *([] if board.usb is None else [{"kind": "usb", "speed": board.usb.speed}]),
+        ],
         "builds": [
             f"{build.design} ({build.fmax_mhz:g} MHz)"
             for build in achieved.records()

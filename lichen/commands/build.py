@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     "-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path),
     help="Folder to write; an earlier build there is replaced.",
 )  # fmt: skip
+@_options.link
 @_options.transforms
 @_options.max_width
 @_options.multipliers
@@ -84,6 +85,7 @@ def command(
     net: str,
     board_name: str,
     output: Path,
+    link_kind: str,
     transform_name: str,
     max_width: int | None,
     multipliers: int | None,
@@ -124,7 +126,7 @@ def command(
     from lichen.boards.design import Bitstream
     from lichen.models import load_network
 
-    board = boards.find(board_name)
+    board = boards.find(board_name).with_link(link_kind)
     if plot_file is not None:
         _check_plot(plot_file, without=no_floorplan or unit is not None)
     asked = None if clock is None else board.pll(clock)

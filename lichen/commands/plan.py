@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @_options.net
 @_options.board
+@_options.link
 @click.option(
     "--transform", "transform_name", metavar="NAME[,NAME...]",
     help="Which transform; of several, g_a,g_s, that they share the board [default: all there are, "
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 def command(
     net: str,
     board_name: str,
+    link_kind: str,
     transform_name: str | None,
     max_width: int | None,
     multipliers: int | None,
@@ -70,7 +72,7 @@ def command(
     from lichen.network.description import LATENTS
     from lichen.network.flow import ORDER
 
-    board = boards.find(board_name)
+    board = boards.find(board_name).with_link(link_kind)
     if plot_file is not None:
         from lichen.hw.plan.occupancy import check_kind
 
@@ -156,6 +158,7 @@ def _report(
         "transform": design.transform_name,
         "board": board.name,
         **described,
+        "link": board.link.kind,
         "fps_link": fps_link,
         "binds": binds(described["fps"], fps_link),
         "clock_source": clock.source,
@@ -223,7 +226,7 @@ def _link(report: dict[str, Any], board: Board) -> str:
     rate = report["fps_link"]
     told = "too narrow a build" if rate is None else f"{rate:.2f} frames/s"
     slow = ", slower than the engine" if report["binds"] == "link" else ""
-    return f"{told} over the serial line at {board.uart.baud / 1e6:g} Mbaud{slow}; USB is not built"
+    return f"{told} over {board.link.title}{slow}"
 
 
 def _interval(clock: Clock) -> str:

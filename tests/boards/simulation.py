@@ -16,7 +16,7 @@ from lichen.boards.host.session import Frame
 from lichen.boards.port.port import TransformPort
 from lichen.boards.record import Board
 from lichen.boards.simulated import board as simulated
-from lichen.boards.top import UARTTop
+from lichen.boards.top import Top
 from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.description import IMAGE_FORMAT, Activation, Transform
@@ -68,9 +68,9 @@ WATCHDOG_S = 0.02
 """A hundredth of a real board's: what hangs is told in seconds of simulation, not in minutes."""
 
 
-def make_top(board: Board = QUARTER) -> UARTTop:
+def make_top(board: Board = QUARTER) -> Top:
     """What its bitstream would hold, for the clock of its oscillator, but for `WATCHDOG_S`."""
-    return UARTTop(
+    return Top(
         ports=[
             TransformPort(
                 name=name,
@@ -81,7 +81,7 @@ def make_top(board: Board = QUARTER) -> UARTTop:
         ],
         clock_hz=board.oscillator_hz,
         oscillator_hz=board.oscillator_hz,
-        baud=board.uart.baud,
+        link=board.link,
         digest=DIGEST,
         timeout=round(WATCHDOG_S * board.oscillator_hz),
     )

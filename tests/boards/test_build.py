@@ -18,7 +18,7 @@ from lichen.boards.build.tools import Tool
 from lichen.boards.design import check_fits
 from lichen.boards.ecp5.floorplan.place import Effort
 from lichen.boards.port.port import TransformPort
-from lichen.boards.top import UARTTop
+from lichen.boards.top import Top
 from lichen.errors import UserError
 from lichen.hw.device.device import Resources
 from lichen.hw.device.ecp5 import ECP5
@@ -30,12 +30,12 @@ from .standin import Standin
 PLL = ULX3S_85F.pll()
 
 
-def make_top(pipeline: Standin | None = None) -> UARTTop:
-    return UARTTop(
+def make_top(pipeline: Standin | None = None) -> Top:
+    return Top(
         ports=[TransformPort(name="g_a", pipeline=pipeline or Standin(), max_width=64)],
         clock_hz=PLL.output_hz,
         oscillator_hz=ULX3S_85F.oscillator_hz,
-        baud=ULX3S_85F.uart.baud,
+        link=ULX3S_85F.link,
         digest=bytes(32),
     )
 

@@ -45,6 +45,7 @@ WHERE = {
     },
     "docs/onnx.md": {"lichen export": QUICK},
     "docs/manual/boards.md": {
+        "lichen plan": SLOW,
         "lichen ": "tests/boards/test_engine.py::test_a_photograph_through_a_simulated_board",
     },
     "docs/manual/codec.md": {"lichen ": QUICK},
