@@ -348,7 +348,8 @@ def test_boards_lists_them_all(capsys):
     rows = {row["name"]: row for row in json.loads(out)}
     assert list(rows) == list(boards.BOARDS)
     assert rows["ulx3s-85f"]["budget"] == {"dsp": 156, "bram": 208, "lut": 83640}
-    assert rows["ulx3s-85f"]["links"] == [{"kind": "uart", "baud": 3_000_000}]
+    usb = {"kind": "usb", "speed": "full"}
+    assert rows["ulx3s-85f"]["links"] == [{"kind": "uart", "baud": 3_000_000}, usb]
     assert rows["ulx3s-85f"]["builds"] == [
         "small-opt-q3 g_s, 15 columns (78.62 MHz)",  # of latents
         "small-opt-q3 g_a, 768 columns (103.72 MHz)",  # the planner's folding

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ import pytest
 
 from lichen.boards.board import BOARDS, ULX3S_85F, find
 from lichen.boards.build import achieved
+from lichen.boards.build.report import read_placement
 from lichen.boards.design import Bitstream, Design, fold
 from lichen.boards.ecp5 import pll as plls
 from lichen.boards.ecp5.pll import PLL, retune
+from lichen.boards.ecp5.toolchain import PRIMITIVES
 from lichen.boards.host import connection
 from lichen.boards.host.connection import Connection
 from lichen.boards.host.engine import from_bytes, to_bytes
@@ -27,6 +30,7 @@ from lichen.boards.port.port import TransformPort
 from lichen.boards.record import Board
 from lichen.boards.simulated import board as simulated
 from lichen.boards.top import Top
+from lichen.cli import main
 from lichen.errors import UserError
 from lichen.hw.device.device import Resources
 from lichen.hw.device.ecp5 import ECP5
@@ -134,6 +138,37 @@ def test_plans_over_usb_call_nothing_built():
     assert clock.interval_mhz is not None
     over_uart = achieved.expected_clock(ULX3S_85F, Resources(dsp=10, bram=10, lut=1000))
     assert over_uart.limit_mhz == clock.limit_mhz
+
+
+def test_a_plan_over_usb(capsys):
+    plans = {}
+    small = ("--transform", "g_a", "--multipliers", "24", "--max-width", "64", "--json", "-")
+    for link in ("uart", "usb"):
+        main(["plan", "tiny", "--board", "ulx3s-85f", "--link", link, *small])
+        plans[link] = json.loads(capsys.readouterr().out)
+        assert plans[link]["link"] == link
+    # 12 Mbit/s, shared, in place of 3 and the other way for itself.
+    assert 2 < plans["usb"]["fps_link"] / plans["uart"]["fps_link"] < 4
+    assert plans["usb"]["clock_source"].startswith("not built over full-speed USB; ")
+
+
+def test_a_serial_lines_rate_is_not_usbs(capsys):
+    with pytest.raises(SystemExit):
+        main(["board-sim", "tiny", "--board", "ulx3s-85f", "--link", "usb", "--speed", "1000"])
+    assert "--speed is that of a serial line; USB has but its own." in capsys.readouterr().err
+
+
+def test_other_clocks_that_are_too_slow_are_told(tmp_path):
+    """USB's, beside the system's, whose own limit is no failure."""
+    limits = {"clk": (90, 100), "$glbnet$usb_clk": (59, 60), "line_clk": (200, 25)}
+    report = {
+        "fmax": {name: {"achieved": a, "constraint": c} for name, (a, c) in limits.items()},
+        "utilization": {name: {"used": 1} for name in
+                        ("MULT18X18D", "DP16KD", "TRELLIS_COMB", "TRELLIS_FF")},
+    }  # fmt: skip
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    placed = read_placement(tmp_path / "report.json", "clk", PRIMITIVES)
+    assert (placed.fmax_mhz, placed.slow) == (90, ("usb_clk",))
 
 
 def test_bulk_transactions_are_those_of_the_tables_of_usb():
