@@ -144,7 +144,7 @@ def running(program: Path, board: Board) -> Iterator[SimulatedBoard]:
     try:
         tty.setraw(terminal)  # nothing is echoed before a host sets it up
         os.set_blocking(own, False)
-        told = board.oscillator_hz  # the host at USB knows its own rate
+        told: float = board.oscillator_hz  # the host at USB knows its own rate
         if board.link.kind == "uart":
             told = told / board.uart.baud  # cycles of a bit
         command = [str(program), str(own), repr(told)]
