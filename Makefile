@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
+# A worker a core; a file's tests stay together, for what they share.
+PARALLEL := -n auto --dist loadfile
 
 .PHONY: demo test lint typecheck pytest slow docs results clean help
 .DEFAULT_GOAL := help
@@ -31,10 +33,10 @@ typecheck: $(VENV)/.full
 	$(BIN)/mypy -p lichen
 
 pytest: $(VENV)/.full
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 slow: $(VENV)/.full
-	$(BIN)/pytest -m 'slow or not slow'
+	$(BIN)/pytest $(PARALLEL) -m 'slow or not slow'
 
 docs: $(VENV)/.full
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -444,10 +444,12 @@ def test_bits_are_given_back_where_that_is_free(tiny) -> None:
 
 
 def test_bits_are_bought_where_something_is_to_be_won(tiny, images) -> None:
-    """From 5-bit weights: the loss falls until as much is won as was asked for."""
-    # With 4, a bit less may win a tenth by luck, on some processors.
-    coarse = replace(OPTIONS.quantization, widths=Widths(weight=5))
-    options = replace(OPTIONS, quantization=coarse, kinds=("weight",), max_loss=-0.02, least=4)
+    """From 3-bit weights: the loss falls until as much is won as was asked for."""
+    # A loss differs by up to a tenth between processors' convolutions; that of the last stage's
+    # fourth bit, by which a quarter to four fifths is won, is far above it.
+    coarse = replace(OPTIONS.quantization, widths=Widths(weight=3))
+    two = {"layers": ("g_a.conv1", "g_s.conv3"), "kinds": ("weight",)}
+    options = replace(OPTIONS, quantization=coarse, **two, max_loss=-0.2, least=2)
     run = Search(tiny, images, options, BopsCost)
     while run.loss(run.state.now) > options.max_loss and run.state.ended is None:
         run.step()
