@@ -7,12 +7,6 @@ measures every shipped network (with --fp32 also its parent), JPEG, WebP and AVI
 images, all from bytes really coded, and writes a plot and tables. Where the folder is called
 kodak, CompressAI's published curves join them. The JSON file grows point by point, and points
 in it whose network has not changed since are not measured again. With --redraw nothing is.
-
-    python benchmarks/rd.py --containers docs/notes/containers.json --json docs/notes/rd.json \\
-        --plot docs/notes/rd.png --table docs/notes/rd.md
-
-measures nothing either, but counts the files of version 2 that `benchmarks/containers.py` wrote of
-the same networks and images: what a version changes is bytes alone.
 """
 
 from __future__ import annotations
@@ -23,8 +17,7 @@ import lichen  # noqa: F401
 # isort: split
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
@@ -59,15 +52,8 @@ from lichen.errors import UserError
 from lichen.files import write_atomically
 from lichen.sim.images import list_images
 
-COMMAND = "python benchmarks/rd.py --images {set} --fp32 --json docs/notes/rd.json"
-RECOUNT = (
-    "python benchmarks/rd.py --containers docs/notes/containers.json --json docs/notes/rd.json"
-)
 INTEGERS, FP32 = ", integers", ", FP32"
 """What the curves of a family are called after its name."""
-
-BESIDE_STREAMS = 256
-"""Bytes that a file of version 1 has beside its streams, at most: earlier reports count those."""
 
 PUBLISHED = ("bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")
 FORMATS = {"JPEG": ("#9a9a9a", "x"), "WebP": ("#777777", "+"), "AVIF": ("#444444", "1")}
@@ -110,10 +96,11 @@ def measure(
     fp32: bool,
     before: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] = lambda report: None,
+    file: str | None = None,
 ) -> dict[str, Any]:
     """All curves in the format of `lichen evaluate`, as far as ``before`` does not have them.
 
-    ``save`` gets the report after every point.
+    ``save`` gets the report after every point; ``file`` is where it will lie.
     """
     try:
         from lichen.quant.training.evaluate import ms_ssim
@@ -129,7 +116,9 @@ def measure(
                 known[found.name, before["digests"][found.name]] = found
     curves = open_codecs(names, fp32)
     digests = {codec.name: digest(codec) for _, codecs in curves for codec in codecs}
-    report |= {"command": COMMAND.format(set=report["set"]), "curves": [], "digests": digests}
+    words = ["python benchmarks/rd.py", f"--images {report['set']}", *["--fp32"] * fp32]
+    words += [] if file is None else [f"--json {file}"]
+    report |= {"command": " ".join(words), "curves": [], "digests": digests}
     todo = [pair for pair in digests.items() if pair not in known]
     with tqdm(total=len(files) * len(todo), unit="image") as bar:
         for title, codecs in curves:
@@ -144,52 +133,6 @@ def measure(
                 report["curves"][-1] = to_json(points, title)
                 save(report)
     return report
-
-
-def recount(report: dict[str, Any], containers: Mapping[str, Any]) -> dict[str, Any]:
-    """The report with files of version 2 in place of what integer networks coded.
-
-    Raises UserError for networks or images that are not those that the report measured.
-    """
-    files = containers["files"].get(report["set"], {})
-    curves = []
-    for curve in report["curves"]:
-        points = [Evaluation.from_json(point) for point in curve["points"]]
-        stem, title = family(points[0].name).removesuffix(models.PARENT_SUFFIX), curve["name"]
-        if points[0].name.endswith(models.PARENT_SUFFIX):
-            title = f"{stem}{FP32}"
-        elif title not in FORMATS:
-            title = f"{stem}{INTEGERS}"
-            for point in points:
-                known = containers["digests"].get(point.name, [])
-                if point.name not in files or report["digests"][point.name] not in known:
-                    raise UserError(f"the files are not those of the {point.name} measured.")
-            points = [_recounted(point, files[point.name]) for point in points]
-        curves.append(to_json(points, title))
-    return report | {"command": RECOUNT, "curves": curves}
-
-
-def _recounted(point: Evaluation, rows: list[dict[str, Any]]) -> Evaluation:
-    """A point with the bytes of files of version 2."""
-    by_name = {row["image"]: row for row in rows}
-    images = []
-    for image in point.images:
-        row = by_name.get(image.name, {"version_1": 0})
-        beside = row["version_1"] - image.bytes
-        again = 8 * row.get("version_2", 0) / (image.width * image.height) == image.bpp
-        if not again and not 0 <= beside <= BESIDE_STREAMS:
-            raise UserError(f"the file of {image.name} is not of what {point.name} measured.")
-        pixels = row["pixels"]
-        streams = row["version_2"] - row["beside"]
-        images.append(
-            replace(
-                image,
-                bytes=row["version_2"],
-                bpp=8 * row["version_2"] / pixels,
-                bpp_streams=8 * streams / pixels,
-            )
-        )
-    return Evaluation(point.name, "integer, .lic version 2", images)
 
 
 def families(curves: list[Curve]) -> str:
@@ -266,7 +209,6 @@ def tables(report: dict[str, Any], curves: list[Curve], published: list[Curve]) 
 @click.option("--plot", "plot_file", metavar="FILE", help="Plot to write (.png, .svg, .pdf).")
 @click.option("--table", metavar="FILE", help="Markdown to write.")
 @click.option("--json", "json_file", metavar="FILE", help="Measurements to write or add to.")
-@click.option("--containers", metavar="FILE", help="Report whose files of version 2 count.")
 @click.option("--redraw", is_flag=True, help="Measure nothing; take what --json holds.")
 def command(
     names: tuple[str, ...],
@@ -275,20 +217,13 @@ def command(
     plot_file: str | None,
     table: str | None,
     json_file: str | None,
-    containers: str | None,
     redraw: bool,
 ) -> None:
     """Measure the shipped networks (or those named), draw and tabulate them."""
-    if redraw or containers is not None:
+    if redraw:
         if json_file is None:
             raise click.UsageError("this reads what an earlier run wrote; name it with --json.")
         report = json.loads(Path(json_file).read_text(encoding="utf-8"))
-        if containers is not None:
-            try:
-                report = recount(report, json.loads(Path(containers).read_text(encoding="utf-8")))
-            except UserError as error:
-                raise click.UsageError(str(error)) from None
-            write_atomically(json_file, (json.dumps(report, indent=1) + "\n").encode())
     elif images is None:
         raise click.UsageError("Missing option '--images'.")
     else:
@@ -301,7 +236,8 @@ def command(
                 write_atomically(json_file, (json.dumps(report, indent=1) + "\n").encode())
 
         try:
-            report = measure(images, list(names) or models.names(), fp32, before, save)
+            chosen = list(names) or models.names()
+            report = measure(images, chosen, fp32, before, save, json_file)
         except UserError as error:
             raise click.UsageError(str(error)) from None
     curves = [Curve.of_json(curve) for curve in report["curves"]]

@@ -112,7 +112,7 @@ class PillowFormat:
 PILLOW_FORMATS = {
     "jpeg": PillowFormat("JPEG", {"optimize": True}, 1, 95, (5, 10, 20, 30, 45, 60, 75, 85, 92)),
     "webp": PillowFormat("WebP", {"method": 6}, 0, 100, (0, 10, 20, 35, 50, 65, 80, 88, 94)),
-    "avif": PillowFormat("AVIF", {"speed": 6}, 0, 100, (20, 30, 40, 50, 60, 70, 78, 85)),
+    "avif": PillowFormat("AVIF", {"speed": 3}, 0, 100, (20, 30, 40, 50, 60, 70, 78, 85)),
 }
 """By the name used on the command line; 4:2:0 chroma everywhere, as is Pillow's default. `curve`
 is the set of qualities that a plot takes."""

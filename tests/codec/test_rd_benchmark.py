@@ -63,39 +63,6 @@ def test_from_networks_to_docs(tmp_path, photo, monkeypatch):
     assert plot.read_bytes() == drawn
 
 
-def test_files_of_another_version_count(tmp_path, photo, monkeypatch):
-    """As `containers.py` wrote them, and only those of what was measured."""
-    monkeypatch.setattr(models, "names", lambda: ["tiny"])
-    folder = tmp_path / "set"
-    folder.mkdir()
-    Image.fromarray(photo[:48, :64]).save(folder / "x.png")
-    data, other = tmp_path / "rd.json", tmp_path / "containers.json"
-    assert run("--images", folder, "--json", data).exit_code == 0
-    report = json.loads(data.read_text())
-    point = report["curves"][0]["points"][0]
-    coded = point["images"][0]["bytes"]
-    row = {"image": "x.png", "pixels": 48 * 64, "version_1": coded + 90, "version_2": 77,
-           "beside": 20, "segments": 1}  # fmt: skip
-    files = {"digests": {"tiny": [report["digests"]["tiny"]]}, "files": {"set": {"tiny": [row]}}}
-    other.write_text(json.dumps(files))
-    assert run("--containers", other, "--json", data).exit_code == 0
-    (image,) = json.loads(data.read_text())["curves"][0]["points"][0]["images"]
-    assert (image["bytes"], image["bpp"]) == (77, 8 * 77 / (48 * 64))
-    assert image["psnr-rgb"] == point["images"][0]["psnr-rgb"]
-    assert run("--containers", other, "--json", data).exit_code == 0  # once more
-    for wrong in (
-        {"digests": {"tiny": ["another"]}},
-        {"files": {"set": {}}},
-        {"files": {"set": {"tiny": [row | {"image": "y.png"}]}}},
-        {"files": {"set": {"tiny": [row | {"version_1": coded - 9}]}}},
-    ):
-        data.write_text(json.dumps(report))
-        other.write_text(json.dumps(files | wrong))
-        result = run("--containers", other, "--json", data)
-        assert result.exit_code == 2 and "Error: " in result.output
-        assert json.loads(data.read_text()) == report
-
-
 def test_unusable_arguments(tmp_path):
     for arguments in (["--redraw"], [], ["--images", tmp_path], ["nix", "--images", tmp_path]):
         result = run(*arguments)
