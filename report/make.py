@@ -20,6 +20,7 @@ from lichen.codec.evaluate import family
 from lichen.codec.rd import PSNR, Curve, bd_rate, references
 from lichen.errors import UserError
 from lichen.network.description import PHOTO, Network
+from lichen.network.identity import static_digest
 from lichen.report import charts, facts
 from lichen.report.page import Page, error_map, paragraph, picture, slider, table, text
 from lichen.report.subject import Subject
@@ -56,7 +57,7 @@ def make(
         the plans.
     """
     page = Page("Lichen: " + " and ".join(subject.title for subject in subjects))
-    networks = [subject for subject in subjects if subject.network is not None]
+    networks = _networks(subjects)
     page.section("Summary", _summary(subjects))
     if networks:
         progress("rate and distortion")
@@ -78,6 +79,17 @@ def make(
         progress("pictures")
         page.section("Pictures", *(part for s in networks for part in _pictures(s, pixels)))
     return page.render()
+
+
+def _networks(subjects: Sequence[Subject]) -> list[Subject]:
+    """The networks of the subjects: each once, though a build of it stands beside it."""
+    found: dict[str, Subject] = {}
+    for subject in sorted(subjects, key=lambda s: s.build is not None):
+        if subject.network is not None:
+            title = subject.title if subject.build is None else subject.network.name
+            alone = Subject(title or subject.title, subject.network, subject.parent)
+            found.setdefault(static_digest(subject.network), alone)
+    return list(found.values())
 
 
 def _heading(subject: Subject) -> str:
@@ -241,14 +253,14 @@ def _sensitivity(subject: Subject, pixels: npt.NDArray[np.uint8], progress: Prog
             names, {"dB": list(lost.values())}, "PSNR lost (dB)", f"Sensitivity of {subject.title}"
         ),
         paragraph(
-            f"What the picture below loses when one stage's weights lose their {facts.LOST_BITS} "
-            "lowest bits."
+            "PSNR that the photograph under Pictures loses when one stage's weights lose their "
+            f"{facts.LOST_BITS} lowest bits."
         ),
     ]
 
 
 def _plan(subject: Subject, board: Board) -> list[str]:
-    from lichen.boards.build.achieved import expected_clock
+    from lichen.boards.build.achieved import clock_of_plans
     from lichen.boards.design import fold
     from lichen.hw.plan import occupancy
     from lichen.hw.plan.planner import evaluate
@@ -263,7 +275,7 @@ def _plan(subject: Subject, board: Board) -> list[str]:
             parts.append(paragraph(f"{key}: no plan for the {board.title}: {error}"))
             continue
         plan = evaluate(network.transform(key), folding, frame=network.frames(*PHOTO)[key])
-        clock = expected_clock(board, plan.resources)
+        clock = clock_of_plans(board, [plan])
         hertz = board.pll_below(clock.limit_mhz).output_hz
         rows = plan.stages()
         have = board.budget

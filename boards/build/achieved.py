@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from lichen.hw.device.device import Resources
 from lichen.hw.stage.folding import Folding
 
 if TYPE_CHECKING:
     from lichen.boards.board import Board
-    from lichen.hw.device.device import Resources
+    from lichen.hw.plan.planner import Plan
 
 FILE = "achieved.json"
 
@@ -126,6 +127,16 @@ def fingerprint(
     folded = [folding.model_dump(mode="json") for folding in foldings]
     facts = [folded if len(folded) > 1 else folded[0], cycles_per_frame, dsp, bram]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def clock_of_plans(board: Board, plans: Sequence[Plan]) -> Clock:
+    """What clock the pipelines of some plans may count on in one bitstream."""
+    return expected_clock(
+        board,
+        Resources.total(plan.resources for plan in plans),
+        foldings=[plan.folding for plan in plans],
+        cycles_per_frame=max(plan.cycles_per_frame for plan in plans),
+    )
 
 
 def expected_clock(

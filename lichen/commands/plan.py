@@ -65,7 +65,7 @@ def command(
     Exit status: 0 when the plan fits the board, 1 when it does not, 2 for unusable arguments.
     """
     from lichen.boards import board as boards
-    from lichen.boards.build.achieved import Clock, expected_clock
+    from lichen.boards.build.achieved import Clock, clock_of_plans
     from lichen.hw.device.device import Resources
     from lichen.hw.plan.planner import evaluate
     from lichen.models import load_network
@@ -99,12 +99,7 @@ def command(
         plans = [evaluate(d.transform, d.folding, d.frame, device=board.family) for d in designs]
         shared = Resources.total(plan.resources for plan in plans)
         known = (
-            expected_clock(
-                board,
-                shared,
-                foldings=[plan.folding for plan in plans],
-                cycles_per_frame=max(plan.cycles_per_frame for plan in plans),
-            )
+            clock_of_plans(board, plans)
             if asked is None
             else Clock(limit_mhz=asked.output_mhz, source="as asked for")
         )

@@ -14,8 +14,11 @@ from click.testing import CliRunner
 
 from lichen import models
 from lichen.boards import board as boards
+from lichen.boards.build import achieved
+from lichen.boards.design import fold
 from lichen.cli import cli
 from lichen.errors import UserError
+from lichen.hw.plan.planner import evaluate
 from lichen.network.description import PHOTO
 from lichen.report import charts, facts, page
 from lichen.report import make as make_module
@@ -134,6 +137,53 @@ def test_a_build_finds_its_network_and_what_was_planned_for_its_units():
         build.build["planned"][kind] for kind in ("dsp", "bram", "lut")
     ]
     assert min(rows[-1]) >= 0
+
+
+def test_a_network_beside_its_build_is_described_once(pixels):
+    """And once more where the build is of another network, under that network's name."""
+    board = boards.find("ulx3s-85f")
+    build = find([str(BUILD)])[0]
+    network = models.load_network("tiny")
+    own = replace(build, network=network, title="tiny g_a on ulx3s-85f")
+    other = replace(own, network=models.load_network("small-q1"))
+    for subjects, titles in (
+        ([own, *find(["tiny"])], ["tiny"]),
+        ([own], ["tiny"]),
+        ([*find(["tiny"]), other], ["tiny", "small-q1"]),
+    ):
+        html = make(subjects, board=board, pixels=pixels, quick=True)
+        for section in ("Stages", "Weights", "Pictures"):
+            start = html.index(f"<h2>{section}</h2>")
+            part = html[start : html.index("</section>", start)]
+            assert re.findall(r"<h3>(.*?)</h3>", part) == titles
+        built = html[html.index("<h2>Build</h2>") :]
+        assert "MHz after place and route" in built
+
+
+def test_a_folding_on_record_has_the_clock_of_its_build(pixels, monkeypatch):
+    board = boards.find("ulx3s-85f")
+    network = models.load_network("tiny")
+    folding = fold(network, ["g_a"], board, max_width=None, multipliers=None)[0]
+    plan = evaluate(network.transform("g_a"), folding, frame=network.frames(*PHOTO)["g_a"])
+    used = plan.resources
+    record = achieved.Achieved(
+        design="tiny g_a",
+        device=achieved.part(board),
+        fmax_mhz=61.5,
+        dsp=used.dsp,
+        bram=used.bram,
+        lut=used.lut,
+        folding=achieved.fingerprint(
+            [folding], plan.cycles_per_frame, dsp=used.dsp, bram=used.bram
+        ),
+    )
+    monkeypatch.setattr(achieved, "records", lambda: (record,))
+    (tiny,) = find(["tiny"])
+    html = "".join(make_module._plan(tiny, board))
+    hertz = board.pll_below(61.5).output_hz
+    assert (
+        f"{hertz / plan.cycles_per_frame:.2f} frames/s at {hertz / 1e6:g} MHz (built, this" in html
+    )
 
 
 def test_planned_and_counted_units_stand_side_by_side():
