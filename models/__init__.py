@@ -64,16 +64,17 @@ def shipped_parent(name: str) -> Path | None:
 def load_network(name: str) -> Network:
     """Read a network file, or the shipped network of that name; an existing file goes first.
 
+    A folder does not: who generates `tiny` into a folder ``tiny`` still has the network.
+
     Raises UserError when there is neither, and when the file is damaged.
     """
-    if not Path(name).exists():
-        if (shipped := shipped_network(name)) is not None:
-            return file.load(shipped)
-        if _NAME.fullmatch(name) or _RETIRED.fullmatch(name):
-            raise UserError(
-                f"{name} is neither a file nor the name of a shipped network "
-                f"({', '.join(names())})."
-            )
+    path = Path(name)
+    if (path.is_dir() or not path.exists()) and (shipped := shipped_network(name)) is not None:
+        return file.load(shipped)
+    if not path.exists() and (_NAME.fullmatch(name) or _RETIRED.fullmatch(name)):
+        raise UserError(
+            f"{name} is neither a file nor the name of a shipped network ({', '.join(names())})."
+        )
     return file.load(name)
 
 

@@ -24,7 +24,10 @@ class BenchRun:
     ----------
     simulator : str
     tests : dict of str to str
-        Every test's name, and the first sentence of what is wrong; empty if it has passed.
+        The name of every test that ran, and the first sentence of what is wrong; empty if it has
+        passed.
+    skipped : list of str
+        Tests that the bench leaves out of this simulator.
     log : str
         All that was printed.
     problem : str
@@ -33,12 +36,13 @@ class BenchRun:
 
     simulator: str
     tests: dict[str, str]
+    skipped: list[str]
     log: str = field(repr=False)
     problem: str = ""
 
     @property
     def ok(self) -> bool:
-        """All tests ran, and passed."""
+        """Tests ran, and all of them passed."""
         return bool(self.tests) and not self.problem and not any(self.tests.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -47,6 +51,7 @@ class BenchRun:
             "simulator": self.simulator,
             "passed": sum(not problem for problem in self.tests.values()),
             "failed": {name: problem for name, problem in self.tests.items() if problem},
+            "skipped": self.skipped,
             "problem": self.problem or None,
         }
 
@@ -74,30 +79,34 @@ def run_bench(folder: Path, simulator: str) -> BenchRun:
     results.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", ENTRY]
     done = processes.run([*command, "-k", simulator], cwd=place)
-    tests, problem = _read(results)
+    tests, skipped, problem = _read(results)
     if not tests:
         lines = [line for line in done.output.splitlines() if line.strip()]
         problem = problem or (lines[-1] if lines else "the bench ended without a word")
     elif done.status and not any(tests.values()):
         problem = f"the bench ended with status {done.status}"
-    return BenchRun(simulator, tests, done.output, problem)
+    return BenchRun(simulator, tests, skipped, done.output, problem)
 
 
-def _read(path: Path) -> tuple[dict[str, str], str]:
-    """Tests of cocotb's results, and a sentence where they cannot be read."""
+def _read(path: Path) -> tuple[dict[str, str], list[str], str]:
+    """Tests that ran and that were skipped by cocotb's results; why, where they cannot be read."""
     try:
         root = ET.parse(path).getroot()
     except FileNotFoundError:
-        return {}, ""
+        return {}, [], ""
     except ET.ParseError:
-        return {}, "the simulation ended early"
-    tests = {}
+        return {}, [], "the simulation ended early"
+    tests, skipped = {}, []
     for case in root.iter("testcase"):
+        name = f"{case.get('classname')}.{case.get('name')}"
+        if case.find("skipped") is not None:
+            skipped.append(name)
+            continue
         fault = case.find("failure")
         fault = case.find("error") if fault is None else fault
         problem = ""
         if fault is not None:
             text = fault.get("error_msg") or fault.get("message") or fault.text or "it failed"
             problem = re.sub(r"\s+", " ", text.strip().splitlines()[0] if text.strip() else text)
-        tests[f"{case.get('classname')}.{case.get('name')}"] = problem
-    return tests, ""
+        tests[name] = problem
+    return tests, skipped, ""

@@ -74,6 +74,13 @@ def test_names_and_files(tmp_path, monkeypatch):
     (tmp_path / "tiny").write_bytes(b"no network")
     with pytest.raises(UserError, match="not a readable"):
         models.load_network("tiny")
+    # a folder does not
+    (tmp_path / "tiny").unlink()
+    (tmp_path / "tiny").mkdir()
+    assert models.load_network("tiny").name == "tiny"
+    (tmp_path / "tinny").mkdir()
+    with pytest.raises(UserError, match="tinny is a folder"):
+        models.load_network("tinny")
 
 
 def test_bits_of_mixed_networks_are_a_span():

@@ -11,7 +11,7 @@ from amaranth.hdl import Shape
 
 from lichen.boards.core.axi import registers_of
 from lichen.boards.core.core import MAX_HEIGHT, Core
-from lichen.boards.core.loader import WORD_BITS
+from lichen.boards.core.loader import CYCLES_PER_WORD
 from lichen.boards.core.vectors import GoldenFrame
 from lichen.boards.record import Board
 from lichen.hw.device.load import ADDRESS_BITS, DATA_BITS
@@ -20,6 +20,12 @@ from lichen.network.stage import Format
 
 VERSION = 2
 """Of the description; 1 had one Verilog file and no golden frames."""
+
+ICARUS_ALL, ICARUS_SMALLEST = 20_000_000, 400_000_000
+"""Work up to which Icarus runs a core's whole bench, and up to which it runs the smallest frame.
+
+Work is lookup tables times cycles. Icarus does some four million a second of a processor's time,
+whole benches are some 25 times their smallest frame."""
 
 
 def interface(core: Core, frames: list[GoldenFrame], board: Board | None) -> dict[str, Any]:
@@ -78,6 +84,7 @@ def interface(core: Core, frames: list[GoldenFrame], board: Board | None) -> dic
             }
             for frame in frames
         ],
+        "bench": bench(resources.lut, min(f.cycles for f in frames) + filling_cycles(core)),
         "resources": {
             "dsp": resources.dsp,
             "bram": resources.bram,
@@ -87,6 +94,26 @@ def interface(core: Core, frames: list[GoldenFrame], board: Board | None) -> dic
         **design.describe(),
         "tool_versions": versions(),
     }
+
+
+def bench(lut: int, cycles: int) -> dict[str, Any]:
+    """How much of the bench Icarus runs; Verilator, which is some hundred times as fast, runs all.
+
+    Parameters
+    ----------
+    lut : int
+        Of the core.
+    cycles : int
+        Of the smallest frame, and of filling the core.
+    """
+    work = lut * cycles
+    share = "all" if work <= ICARUS_ALL else "smallest" if work <= ICARUS_SMALLEST else "ports"
+    return {"work": work, "icarus": share}
+
+
+def filling_cycles(core: Core) -> int:
+    """How long it takes to fill a core with constants; 0 where they stand in the Verilog."""
+    return len(core.pipeline.image()) * CYCLES_PER_WORD if core.design.loads else 0
 
 
 def _command(core: Core) -> str:
@@ -116,7 +143,7 @@ def _loading(core: Core) -> dict[str, Any]:
             "crc": f"{core.checksum:08x}",
             "data_bits": DATA_BITS,
             "address_bits": ADDRESS_BITS,
-            "cycles_per_word": WORD_BITS // 8 + 1,
+            "cycles_per_word": CYCLES_PER_WORD,
             "shift_span": SHIFT_SPAN,
             "stages": [template.model_dump(mode="json") for template in core.design.templates],
             "memories": [

@@ -17,6 +17,9 @@ from lichen.hw.stage.pipeline import Pipeline
 WORD_BITS, ADDRESS_START = 64, 40
 """Of what goes in: the data in bits 0 .. 35, the address from bit 40."""
 
+CYCLES_PER_WORD = WORD_BITS // 8 + 1
+"""That a `Loader` takes: one for each byte's checksum, one to take the word."""
+
 CRC_INIT = (1 << CRC_BITS) - 1
 
 

@@ -7,7 +7,7 @@ from string import Template
 from typing import Any
 
 from lichen.boards.core.core import MAX_HEIGHT, Core
-from lichen.boards.core.interface import versions
+from lichen.boards.core.interface import ICARUS_ALL, ICARUS_SMALLEST, versions
 from lichen.boards.record import Board
 
 
@@ -140,6 +140,11 @@ def readme(core: Core, description: dict[str, Any]) -> str:
         "out_kind": "signed" if streams["o"]["signed"] else "unsigned",
         "reset_cycles": description["reset"]["cycles"],
         "golden": golden,
+        "filling": " and of filling it" if core.design.loads else "",
+        "icarus_all": ICARUS_ALL // 10**6,
+        "icarus_smallest": ICARUS_SMALLEST // 10**6,
+        "work": f"{description['bench']['work'] / 1e6:.0f}",
+        "icarus": ICARUS_RUNS[description["bench"]["icarus"]],
         "whole": whole,
         "models": models,
         "synth": synth,
@@ -149,6 +154,13 @@ def readme(core: Core, description: dict[str, Any]) -> str:
     values["protocol"] = Template(_text(f"ports_{core.bus}.md")).substitute(values)
     return Template(text).substitute(values)
 
+
+ICARUS_RUNS = {
+    "all": "all tests",
+    "smallest": "the smallest frame alone",
+    "ports": "a look at the ports",
+}
+"""A bench's share on Icarus, in words."""
 
 LOADING = {
     "stream": {

@@ -110,14 +110,15 @@ def _codecs(source: str, version: int | None) -> list[Codec]:
     from lichen import models
     from lichen.codec.evaluate import PILLOW_FORMATS, NetworkCodec, PillowCodec
 
-    if not Path(source).exists():
+    path = Path(source)
+    if path.is_dir() or not path.exists():
         if match := re.fullmatch(rf"({'|'.join(PILLOW_FORMATS)})(?::(\d+))?", source):
             kind, quality = match[1], match[2]
             qualities = PILLOW_FORMATS[kind].curve if quality is None else [int(quality)]
             return [PillowCodec(kind, value) for value in qualities]
         if models.shipped_network(source) is not None or source.endswith(".lichen"):
             return [NetworkCodec(models.load_network(source), version)]
-    elif _is_network(Path(source)):
+    elif _is_network(path):
         return [NetworkCodec(models.load_network(source), version)]
     return [_float_codec(source)]
 

@@ -193,6 +193,8 @@ def _run_bench(folder: Path, simulator: str, json_file: str | None) -> int:
         verdict = f"FAIL: {name}: {problem}"
     else:
         verdict = f"ok: {len(run.tests)} tests of {top} passed on {simulator}"
+        if run.skipped:
+            verdict += f"; {len(run.skipped)} are left out of it, test/share.py says why"
     _options.report({"top": top, **run.to_json()}, json_file, verdict)
     return 0 if run.ok else 1
 

@@ -119,11 +119,12 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
             the sentence names the key.
     """
     path = Path(path_or_name)
-    if not path.exists():
+    if path.is_dir() or not path.exists():
         found = shipped_parent(str(path_or_name)) or zoo_checkpoint(str(path_or_name))
-        if found is None:
+        if found is not None:
+            path = found
+        elif not path.exists():
             raise UserError(f"{path_or_name} is neither a file nor the name of a shipped network.")
-        path = found
     file = read_tensors(path)
     state, beside = find_state(file.content, path)
     arch, n, m, parameters = checked_parameters(state, path)

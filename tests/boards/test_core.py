@@ -19,6 +19,7 @@ import pytest
 from lichen.boards.build.tools import YOSYS
 from lichen.boards.core.axi import AXICore
 from lichen.boards.core.core import Core
+from lichen.boards.core.interface import bench
 from lichen.boards.design import Design
 from lichen.boards.generate import generate
 from lichen.cli import main
@@ -129,7 +130,14 @@ def test_simulate_runs_a_folders_bench(tmp_path, capsys) -> None:
     status, report, err = simulate()
     assert (status, report["top"], report["simulator"]) == (0, "net5", "icarus")
     assert (report["passed"], report["failed"], report["problem"]) == (6, {}, None)
-    assert err == "ok: 6 tests of net5 passed on icarus\n"
+    assert (report["skipped"], err) == ([], "ok: 6 tests of net5 passed on icarus\n")
+    description = json.loads((folder / "interface.json").read_text())
+    assert description["bench"]["icarus"] == "all"
+    description["bench"]["icarus"] = "smallest"
+    (folder / "interface.json").write_text(json.dumps(description))
+    status, report, err = simulate()
+    assert (status, report["passed"], len(report["skipped"])) == (0, 2, 4)
+    assert err.endswith("passed on icarus; 4 are left out of it, test/share.py says why\n")
     change(folder / "net5_conv2_core_rom.v", rf"\[17\] = {NUMBER};", flipped)
     status, report, err = simulate()
     assert status == 1 and "test_core.frames_one_by_one" in report["failed"]
@@ -138,6 +146,13 @@ def test_simulate_runs_a_folders_bench(tmp_path, capsys) -> None:
     (folder / "net5.v").write_text("this is no Verilog")
     status, report, err = simulate()
     assert status == 1 and report["passed"] == 0 and report["problem"]
+
+
+def test_icarus_runs_less_of_larger_cores() -> None:
+    """`tiny` on a ULX3S has 52 142 lookup tables and 3932 cycles; one frame is what it can do."""
+    shares = {5000 * 400: "all", 52142 * 3932: "smallest", 60000 * 20000: "ports"}
+    assert {work: bench(work, 1)["icarus"] for work in shares} == shares
+    assert bench(52142, 3932)["work"] == 52142 * 3932
 
 
 @pytest.mark.parametrize(
@@ -295,7 +310,9 @@ def test_every_transform_makes_a_core(tmp_path, name) -> None:
     folder = tmp_path / "core"
     generate(Design.make(network, name, fold), None, folder, target="portable", top="it")
     assert lint(folder, "it") == ""
-    status, text = run_bench(folder, "icarus", timeout=1500)
+    description = json.loads((folder / "interface.json").read_text())
+    simulator = "icarus" if description["bench"]["icarus"] == "all" else "verilator"
+    status, text = run_bench(folder, simulator, timeout=1500)
     assert status == 0, text
 
 

@@ -6,52 +6,45 @@ from typing import Any
 
 import cocotb
 from cocotb.triggers import RisingEdge
-from golden import INTERFACE, Frame, frames, stream_format
+from golden import INTERFACE, frames, stream_format
 from port import Bench
+from share import SHARE
 from streams import Gate, sometimes
 
-SLOW = "icarus" in cocotb.SIM_NAME.lower() and sum(f["cycles"] for f in INTERFACE["golden"]) > 20000
-"""Whether all frames would take Icarus minutes a test: it is some hundred times slower."""
 
-
-def affordable(most: int = 4) -> list[Frame]:
-    """The first few frames, half as many where they are too slow."""
-    return frames()[: most // 2 if SLOW else most]
-
-
-@cocotb.test()
+@cocotb.test(skip=SHARE == "ports")
 async def frames_one_by_one(dut: Any) -> None:
     """Every frame alone is right, and takes exactly the cycles that interface.json says."""
     bench = Bench(dut)
     await bench.reset()
-    for frame in affordable():
+    for frame in frames() if SHARE == "all" else frames()[:1]:
         taken = await bench.alone(frame)
         assert taken == frame.cycles, f"{frame.name}: {taken} cycles, not {frame.cycles}"
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE != "all")
 async def frames_back_to_back(dut: Any) -> None:
     """Frames of changing sizes follow each other without a pause."""
     bench = Bench(dut)
     await bench.reset()
-    several = [*affordable(), frames()[0]]
+    several = [*frames(), frames()[0]]
     for frame in several:
         await bench.send(frame)
     await bench.check(several)
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE != "all")
 async def random_pauses(dut: Any) -> None:
     """Input that pauses and output that is not always taken change nothing."""
     bench = Bench(dut, sometimes(seed=1), sometimes(seed=2))
     await bench.reset()
-    several = affordable(2)
+    several = frames()[:2]
     for frame in several:
         await bench.send(frame)
     await bench.check(several)
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE != "all")
 async def reset_in_mid_frame(dut: Any) -> None:
     """A reset drops what is on its way; the next frame is right."""
     bench = Bench(dut)
@@ -67,7 +60,7 @@ async def reset_in_mid_frame(dut: Any) -> None:
     await bench.check([other])
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE != "all")
 async def every_queue_fills_to_its_depth(dut: Any) -> None:
     """While nothing is taken, frames go in until all queues are full; nothing is lost."""
     gate = Gate()

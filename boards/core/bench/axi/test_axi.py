@@ -10,12 +10,13 @@ from cocotb.triggers import ClockCycles
 from cocotbext.axi import AxiResp
 from golden import INTERFACE, frames, stream_format
 from port import REGISTERS, RESTART, RUN, Bench, axi_frame, idle
+from share import SHARE
 from streams import sometimes
 
 IN = stream_format(INTERFACE["streams"]["i"])
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE == "ports")
 async def registers_say_what_the_core_is(dut: Any) -> None:
     bench = Bench(dut)
     await bench.reset()
@@ -27,7 +28,7 @@ async def registers_say_what_the_core_is(dut: Any) -> None:
     assert told.hex() == INTERFACE["network"]["sha256"]
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE != "all")
 async def output_frames_are_marked(dut: Any) -> None:
     """`tuser` is 1 in the first beat, `tlast` ends a frame, frames are counted."""
     bench = Bench(dut, sometimes(3), sometimes(4))
@@ -51,7 +52,7 @@ async def output_frames_are_marked(dut: Any) -> None:
     assert await bench.read("frames_in") == 0
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE != "all")
 async def wrong_marks_are_counted_and_the_size_is_believed(dut: Any) -> None:
     bench = Bench(dut)
     await bench.reset()
@@ -81,7 +82,7 @@ async def wrong_marks_are_counted_and_the_size_is_believed(dut: Any) -> None:
     assert await bench.read("early_last") == await bench.read("wrong_user") == 0
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE != "all")
 async def frames_wait_for_control_and_size(dut: Any) -> None:
     bench = Bench(dut)
     await bench.reset()
@@ -98,7 +99,7 @@ async def frames_wait_for_control_and_size(dut: Any) -> None:
     await bench.check([frame])
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE != "all")
 async def a_restart_drops_what_is_on_its_way(dut: Any) -> None:
     bench = Bench(dut)
     await bench.reset()
@@ -118,7 +119,7 @@ async def a_restart_drops_what_is_on_its_way(dut: Any) -> None:
     await bench.check([other])
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE != "all")
 async def random_register_traffic(dut: Any) -> None:
     """Writes of any bytes and reads in any rhythm, while frames pass, do what a model says."""
     bench = Bench(dut, sometimes(5), sometimes(6))
@@ -158,7 +159,7 @@ async def random_register_traffic(dut: Any) -> None:
     await bench.check([frame])
 
 
-@cocotb.test(skip="load" not in INTERFACE)
+@cocotb.test(skip=SHARE != "all" or "load" not in INTERFACE)
 async def constants_are_refused_while_a_frame_is_under_way(dut: Any) -> None:
     bench = Bench(dut)
     await bench.reset()

@@ -7,11 +7,12 @@ from typing import Any
 import cocotb
 from golden import FOLDER, frames
 from port import Bench
+from share import SHARE
 
 OTHERS = sorted(path.stem for path in FOLDER.glob("*.hex") if path.stem != "own")
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE != "all")
 async def a_wrong_word_shows_in_the_checksum(dut: Any) -> None:
     """Words of the network that the core holds, put in again, one of them with a wrong bit."""
     bench = Bench(dut)
@@ -27,7 +28,7 @@ async def a_wrong_word_shows_in_the_checksum(dut: Any) -> None:
     assert checksums[0] == checksums[2] != checksums[1]
 
 
-@cocotb.test()
+@cocotb.test(skip=SHARE != "all")
 async def other_networks_take_over(dut: Any) -> None:
     """Each is right in every stage, and takes the very same cycles."""
     bench = Bench(dut)
