@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.hw.mutants import ROOT, copy_tree
+from tests.limits import run_bounded
 
 FILES_MAX = 5
 
@@ -289,14 +289,11 @@ def test_a_dummy_touches_few_files(name: str, sources: Path, tmp_path: Path) -> 
     files = apply(changes, folder)
     print(f"{name}: {', '.join(files)}")
     assert len(files) <= FILES_MAX, files
-    done = subprocess.run(
+    done = run_bounded(
         [sys.executable, "-c", textwrap.dedent(used)],
+        600,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -27,6 +27,7 @@ from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
 from lichen.network.description import Activation, Network
 from lichen.network.random import StageShape, random_hyperprior, random_transform
 from lichen.sim.verilator import verilator_root
+from tests.limits import run_bounded
 
 FOLDING = Folding(
     max_width=24,
@@ -72,14 +73,12 @@ def lichen(*arguments: object) -> int:
     return 0
 
 
-def run_bench(folder: Path, simulator: str, timeout: int = 600) -> tuple[int, str]:
+def run_bench(folder: Path, simulator: str, cpu_s: int = 1800) -> tuple[int, str]:
     """Exit status and output of a folder's own bench."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [*command, "test_runner.py", "-k", simulator],
-        cwd=folder / "test", env=environment, capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
+    command += ["test_runner.py", "-k", simulator]
+    done = run_bounded(command, cpu_s, cwd=folder / "test", env=environment)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -312,7 +311,7 @@ def test_every_transform_makes_a_core(tmp_path, name) -> None:
     assert lint(folder, "it") == ""
     description = json.loads((folder / "interface.json").read_text())
     simulator = "icarus" if description["bench"]["icarus"] == "all" else "verilator"
-    status, text = run_bench(folder, simulator, timeout=1500)
+    status, text = run_bench(folder, simulator)
     assert status == 0, text
 
 
@@ -412,5 +411,5 @@ def test_two_cores_of_different_networks_run_side_by_side(tmp_path) -> None:
     (tmp_path / "both.v").write_text(both(one, other))
     (tmp_path / "test_both.py").write_text(BOTH)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_both.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    done = run_bounded(command, 900, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:]

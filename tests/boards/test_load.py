@@ -102,7 +102,7 @@ def test_one_core_is_a_family_that_ships(tmp_path, monkeypatch, widest, others) 
     description = json.loads(path.read_text())
     path.write_text(json.dumps({**description, "golden": description["golden"][:1]}))
     monkeypatch.setenv("COCOTB_TEST_FILTER", "frames_one_by_one|other_networks")
-    status, text = run_bench(folder, "verilator", timeout=7200)
+    status, text = run_bench(folder, "verilator", cpu_s=7200)
     assert status == 0, text
     results = (folder / "test" / "build" / "verilator" / "results.xml").read_text()
     assert results.count("<testcase ") == 2

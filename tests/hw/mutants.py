@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.limits import run_bounded
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("boards", "codec", "hw", "lichen", "network", "sim", "tests", "pyproject.toml")
@@ -68,20 +69,13 @@ def apply(mutant: Mutant, folder: Path) -> None:
     path.write_text(text.replace(mutant.old, mutant.new))
 
 
-def run(mutant: Mutant, folder: Path, timeout: float = 600) -> tuple[int, list[str]]:
+def run(mutant: Mutant, folder: Path, cpu_s: int = 600) -> tuple[int, list[str]]:
     """Exit status of the mutant's test, and the lines that say why it failed."""
     test, _, choice = mutant.test.partition(" -k ")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", test]
     command += ["-k", choice] if choice else []
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = run_bounded(command, cpu_s, cwd=folder, env=environment)
     lines = [line for line in done.stdout.splitlines() if re.match(r"E  |FAILED|ERROR", line)]
     return done.returncode, lines
 
