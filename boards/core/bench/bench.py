@@ -36,6 +36,7 @@ class Bench:
         self.moved = 0  # when a beat last moved anywhere
         self.expecting = False  # whether beats have to move
         self.filled: Event | None = None  # while the core is filled, no beat can move
+        self.dropping = False  # whether a restart may take back what was offered
         # A core in which nothing moves for as long as the longest frame takes hangs.
         self.patience = max(frame["cycles"] for frame in INTERFACE["golden"]) + 1000
         cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
@@ -95,6 +96,9 @@ class Bench:
             self.cycle += 1
             if self.filled is not None:
                 await self.filled.wait()
+                continue
+            if self.dropping or self.dut.rst.value == 1:  # a reset takes back what was offered
+                self.forget()
                 continue
             for stream in self.streams:
                 if stream.look(self.cycle):

@@ -108,12 +108,14 @@ async def a_restart_drops_what_is_on_its_way(dut: Any) -> None:
     await ClockCycles(dut.clk, first.cycles // 3)
     bench.source.pause = True
     bench.source.clear()
+    bench.dropping = True
     await bench.write("control", RUN | RESTART)
     while await bench.read("control") & RESTART:
         pass
     await idle(bench)
     # The source still offers the beat it had offered when it was paused; a reset of it is due.
     await bench.reset()
+    bench.dropping = False
     bench.source.pause = False
     await bench.send(other)
     await bench.check([other])
