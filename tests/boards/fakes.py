@@ -106,7 +106,7 @@ class LightPlatform:
         return plan
 
 
-def make(*, device: str, link: object, pll: object) -> tuple[LightPlatform, object]:
+def make(*, device: str, link: object, host: object, pll: object) -> tuple[LightPlatform, object]:
     """The entry of `LIGHT_BOARD`."""
     return LightPlatform(), link
 

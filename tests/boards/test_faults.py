@@ -177,6 +177,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The board is close by: silence is noticed soon."""
     monkeypatch.setattr(connection, "SILENCE_S", 0.5)
     monkeypatch.setattr(connection, "SILENCE_BEATS", 5)
+    # Yet a board that gets no share of a busy processor is not gone.
+    monkeypatch.setattr(connection, "ANSWER_S", 300.0)
 
 
 def test_no_frame_of_some_dozens_is_wrong(board: SimulatedBoard) -> None:
