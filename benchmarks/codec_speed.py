@@ -172,15 +172,16 @@ def measure(name: str, rounds: int, fp32: bool, threads: int) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """The commands' times, in Markdown."""
-    titles = [f"{kind}, {what}" for what in COMMANDS for kind in ("wall", "processor")]
+    kinds = ("wall", "processor", "to `import numpy`")
+    titles = [f"{kind}, {what}" for what in COMMANDS for kind in kinds]
     lines = ["| network | " + " | ".join([*titles, "`import numpy`"]) + " |",
              "|---" * (len(titles) + 2) + "|"]  # fmt: skip
     for one in report["networks"]:
-        cells = [
-            f"{found[task]['median']:.2f} ({found[task]['best']:.2f})"
-            for task in COMMANDS
-            for found in (one["seconds"], one["processor_seconds"])
-        ]
+        cells = []
+        for task in COMMANDS:
+            for found in (one["seconds"], one["processor_seconds"]):
+                cells.append(f"{found[task]['median']:.2f} ({found[task]['best']:.2f})")
+            cells.append(f"{one['commands_to_import_numpy'][task]:.1f}")
         cells.append(f"{one['processor_seconds']['import numpy']['median']:.2f}")
         lines.append(f"| {one['network']} | " + " | ".join(cells) + " |")
     loads = [load for one in report["networks"] for load in one["load"]]
@@ -189,7 +190,8 @@ def table(report: dict[str, Any]) -> str:
             *lines,
             "",
             f"Seconds, median (best) of {report['rounds']} rounds; processor time is that of all "
-            f"threads. {report['processors']} processors, of which other work kept "
+            "threads, and stands to that of `import numpy` in the same rounds. "
+            f"{report['processors']} processors, of which other work kept "
             f"{min(loads):.1f} to {max(loads):.1f} busy.",
         ]
     )
@@ -219,6 +221,8 @@ def main(
         rates = found["entropy_symbols_per_second_one_thread"]
         for task, wall in found["seconds"].items():
             rate = f"{rates[task] / 1e6:8.1f} Msymbols/s" if task in rates else ""
+            if task in COMMANDS:
+                rate = f"{found['commands_to_import_numpy'][task]:8.1f} times import numpy"
             cpu = found["processor_seconds"][task]["median"]
             text = f"{task:28} {1000 * wall['median']:6.0f} ms {1000 * cpu:7.0f} ms {rate}"
             click.echo(text, err=json_file == "-")
