@@ -13,11 +13,11 @@ from typing import Any
 from amaranth.lib import wiring
 
 from lichen.boards.core.axi import AXICore, container_bits
-from lichen.boards.core.loader import StreamCore, checksum, words_of
+from lichen.boards.core.loader import Loader, StreamCore, checksum, words_of
 from lichen.boards.design import Design
 from lichen.errors import UserError
 from lichen.hw.device import ecp5
-from lichen.hw.device.device import Device
+from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.families import FAMILIES
 from lichen.hw.rtl.design import modules
 from lichen.hw.rtl.names import KEYWORDS
@@ -75,6 +75,12 @@ class Core:
     def pipeline(self) -> Pipeline:
         """To be asked, not elaborated."""
         return self.design.pipeline()
+
+    @property
+    def resources(self) -> Resources:
+        """What the pipeline takes, and what fills it. Registers behind AXI are not counted."""
+        own = self.pipeline.resources(self.device)
+        return own + Loader.resources() if self.design.loads else own
 
     def component(self) -> wiring.Component:
         """A fresh component of what the top module is."""

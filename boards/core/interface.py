@@ -33,7 +33,7 @@ def interface(core: Core, frames: list[GoldenFrame], board: Board | None) -> dic
     design, pipeline = core.design, core.pipeline
     transform = design.transform
     height, width = design.frame
-    resources = pipeline.resources(core.device)
+    resources = core.resources
     return {
         "version": VERSION,
         "files": [f"{core.top}.v"],

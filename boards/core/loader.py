@@ -11,6 +11,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from lichen.boards.link.crc import CRC_BITS, advanced
+from lichen.hw.device.device import Resources
 from lichen.hw.device.load import ADDRESS_BITS, DATA_BITS, LoadSignature
 from lichen.hw.stage.pipeline import Pipeline
 
@@ -59,6 +60,12 @@ class Loader(wiring.Component):
                 }
             )
         )
+
+    @staticmethod
+    def resources() -> Resources:
+        """A choice for every bit of the word, and three for every bit of the checksum: two that
+        make the next one and one that gives its complement."""
+        return Resources(lut=WORD_BITS + 3 * CRC_BITS)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -16,7 +16,7 @@ def comment(core: Core, board: Board | None) -> str:
     design, pipeline = core.design, core.pipeline
     network, transform = design.network, design.transform
     made = versions()
-    resources = pipeline.resources(core.device)
+    resources = core.resources
     whom = core.target if board is None else board.title
     lines = [
         *_what(core),

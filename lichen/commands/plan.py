@@ -66,6 +66,7 @@ def command(
     """
     from lichen.boards import board as boards
     from lichen.boards.build.achieved import Clock, clock_of_plans
+    from lichen.boards.core.loader import Loader
     from lichen.hw.device.device import Resources
     from lichen.hw.plan.planner import evaluate
     from lichen.models import load_network
@@ -122,7 +123,8 @@ def command(
                     design.frame,
                     device=board.family,
                 ).resources
-                report["weights_load"] = _difference(plan.resources, fixed)
+                loaded = plan.resources + Loader.resources()
+                report["weights_load"] = _difference(loaded, fixed)
                 sentence += f"\n{_load_sentence(report['weights_load'])}"
             sentences.append(sentence)
         if len(plans) > 1:

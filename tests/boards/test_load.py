@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from lichen.boards.core.axi import AXICore, registers_of
-from lichen.boards.core.loader import StreamCore, checksum
+from lichen.boards.core.loader import Loader, StreamCore, checksum
 from lichen.boards.design import Design
 from lichen.boards.generate import generate
 from lichen.hw.stage.loaded import templates
@@ -21,6 +22,7 @@ from lichen.network import file
 from lichen.network.description import Activation, Network
 from lichen.network.random import StageShape, random_transform
 from tests.boards.test_core import FOLDING, lichen, lint, run_bench
+from tests.hw.netlist import synthesize
 
 WIDE, NARROW = (4, 6), (3, 5)
 """Output channels of the two stages."""
@@ -199,6 +201,14 @@ def test_plan_says_what_it_costs(capsys) -> None:
     more = json.loads(out)["weights_load"]
     assert more["dsp"] == 0 and more["lut"] > 0
     assert f"about {more['lut']:+d} LUTs" in err
+
+
+@pytest.mark.slow
+def test_a_loader_takes_what_it_says(tmp_path) -> None:
+    """Its lookup tables in a netlist, and its share of what loading costs."""
+    netlist = synthesize(Loader(), "loader", tmp_path)
+    tables = len(re.findall(r"^  LUT4 ", netlist, re.M))
+    assert tables == pytest.approx(Loader.resources().lut, rel=0.1)
 
 
 def test_only_what_loads_has_a_loader() -> None:
