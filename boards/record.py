@@ -103,7 +103,7 @@ class UART:
     """
 
     baud: int
-    lut: int = 2000
+    lut: int = 3000
     bram: int = 2
 
     kind: ClassVar[str] = "uart"

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """From the content of a packet to what goes over the line."""
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from lichen.boards.link import protocol
 from lichen.boards.link.crc import CRC_BITS, advanced
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware
+from lichen.hw.engine.skid import Skid
 
 CONTENT = data.StructLayout({"byte": 8, "last": 1})
 
@@ -25,7 +27,8 @@ class PacketBuilder(Gateware):
     i : In(stream of CONTENT)
         Kind, number and payload of one packet after another.
     seed : In(32)
-        What the packet's checksum begins with: the session, or 0. Read with the first byte.
+        What the packet's checksum begins with: the session, or 0. Read after the first byte, and
+        before ``done``.
     w_en, w_addr, w_data : Out
         Of the memory; addresses count from 0 in every packet.
     done : Out(1)
@@ -35,6 +38,7 @@ class PacketBuilder(Gateware):
     """
 
     def __init__(self) -> None:
+        self._skid = Skid(shape=CONTENT)  # from whatever makes a byte to its checksum
         super().__init__(
             wiring.Signature(
                 {
@@ -51,6 +55,8 @@ class PacketBuilder(Gateware):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        m.submodules.skid = skid = self._skid
+        wiring.connect(m, wiring.flipped(self.i), skid.i)
         place, mark = Signal(8, init=1), Signal(8)  # of the next byte, and of the last zero
         register = Signal(CRC_BITS)
         inside = Signal()
@@ -58,14 +64,14 @@ class PacketBuilder(Gateware):
         with m.FSM():
             with m.State("CONTENT"):
                 m.d.comb += [
-                    self.i.ready.eq(1),
-                    takes.eq(self.i.valid),
-                    value.eq(self.i.payload.byte),
+                    skid.o.ready.eq(1),
+                    takes.eq(skid.o.valid),
+                    value.eq(skid.o.payload.byte),
                 ]
                 with m.If(takes):
                     begun = Mux(inside, register, ~self.seed)
                     m.d.sync += [inside.eq(1), register.eq(advanced(begun, value))]
-                    with m.If(self.i.payload.last):
+                    with m.If(skid.o.payload.last):
                         m.next = "CHECKSUM_0"
             for i in range(protocol.CRC_BYTES):
                 with m.State(f"CHECKSUM_{i}"):
@@ -94,4 +100,4 @@ class PacketBuilder(Gateware):
         return m
 
     def resources(self, device: Device) -> Resources:
-        return Resources(lut=200)
+        return self._skid.resources(device) + Resources(lut=200)

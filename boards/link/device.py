@@ -19,6 +19,7 @@ from lichen.boards.port.format import PortFormat
 from lichen.boards.port.port import RESET_CYCLES, PortSignature
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, check_positive
+from lichen.hw.engine.skid import Skid
 
 
 class _Phase(enum.Enum):
@@ -55,6 +56,10 @@ class _Registers:
         self.column_last, self.row_last = Signal(16), Signal(16)
         self.input_done, self.counting = Signal(), Signal()
         self.to, self.back = (stream.Signature(8).create() for _ in range(2))
+        # Of the packet that is coming, settled long before it has arrived: its kind, and whether
+        # it names the session that is open.
+        self.kinds = {kind: Signal(name=f"is_{kind.name.lower()}") for kind in Kind}
+        self.ours = Signal()
         # Counters.
         self.clock, self.frames, self.cycles = Signal(32), Signal(32), Signal(32)
         self.damaged, self.lost, self.framing = Signal(16), Signal(16), Signal(16)
@@ -132,6 +137,8 @@ class Link(Gateware):
         self._control = Control(pages=[capabilities, *map(protocol.transform_page, formats)])
         self._intake = Intake(slots=input_slots)
         self._outlet = Outlet(slots=output_slots)
+        # The link and a transform may be far apart.
+        self._input, self._output = Skid(shape=8), Skid(shape=8)
         super().__init__(
             wiring.Signature(
                 {
@@ -164,6 +171,8 @@ class Link(Gateware):
         m.submodules.control = ResetInserter(flush)(self._control)
         m.submodules.intake = ResetInserter(flush)(self._intake)
         m.submodules.outlet = ResetInserter(flush)(self._outlet)
+        m.submodules.input = ResetInserter(flush)(self._input)
+        m.submodules.output = ResetInserter(flush)(self._output)
         intake, outlet = self._intake, self._outlet
         wiring.connect(m, wiring.flipped(self.rx), receiver.i)
         wiring.connect(m, outlet.o, wiring.flipped(self.tx))
@@ -204,13 +213,9 @@ class Link(Gateware):
             ]
         # Last, for an opening gets out of anything.
         opens = Signal()
-        ends = receiver.head.kind == Kind.CLOSE
+        ends = state.kinds[Kind.CLOSE]
         m.d.comb += opens.eq(
-            receiver.arrived
-            & (
-                ((receiver.head.kind == Kind.OPEN) & (receiver.head.start != state.session))
-                | (ends & ~silent)
-            )
+            receiver.arrived & ((state.kinds[Kind.OPEN] & ~state.ours) | (ends & ~silent))
         )
         with m.If(opens):
             m.d.sync += [
@@ -222,21 +227,26 @@ class Link(Gateware):
 
     def _reach_transform(self, m: Module, state: _Registers, *, reset: Value) -> None:
         """The streams of the frame's transform; the others rest."""
+        source, target, outlet = self._input, self._output, self._outlet
         for number, port in enumerate(self.ports):
             chosen = state.which == number
             m.d.comb += [
                 port.width.eq(state.width),
                 port.height.eq(state.height),
                 port.reset.eq(reset),
-                port.i.payload.eq(state.to.payload),
-                port.i.valid.eq(state.to.valid & chosen),
-                port.o.ready.eq(state.back.ready & chosen),
+                port.i.payload.eq(source.o.payload),
+                port.i.valid.eq(source.o.valid & chosen),
+                port.o.ready.eq(target.i.ready & chosen),
             ]
-        outlet = self._outlet
         m.d.comb += [
-            state.to.ready.eq(Array(port.i.ready for port in self.ports)[state.which]),
-            state.back.payload.eq(Array(port.o.payload for port in self.ports)[state.which]),
-            state.back.valid.eq(Array(port.o.valid for port in self.ports)[state.which]),
+            source.o.ready.eq(Array(port.i.ready for port in self.ports)[state.which]),
+            target.i.payload.eq(Array(port.o.payload for port in self.ports)[state.which]),
+            target.i.valid.eq(Array(port.o.valid for port in self.ports)[state.which]),
+        ]
+        # What passes is watched and counted at the link's ends, where all is near.
+        wiring.connect(m, state.to, source.i)
+        wiring.connect(m, target.o, wiring.flipped(state.back))
+        m.d.comb += [
             outlet.i.payload.eq(state.back.payload),
             outlet.i.valid.eq(state.back.valid & self.busy),
             state.back.ready.eq(outlet.i.ready & self.busy),
@@ -245,19 +255,21 @@ class Link(Gateware):
     def _take_packets(self, m: Module, state: _Registers, silent: Value) -> None:
         """What the host's packets ask for."""
         receiver, intake, outlet = self._receiver, self._intake, self._outlet
-        head, arrived = receiver.head, receiver.arrived
-        sequenced = (head.kind == Kind.FRAME) | (head.kind == Kind.INPUT)
+        head, arrived, kinds = receiver.head, receiver.arrived, state.kinds
+        m.d.sync += [flag.eq(head.kind == kind) for kind, flag in kinds.items()]
+        m.d.sync += state.ours.eq(head.start == state.session)
+        sequenced = kinds[Kind.FRAME] | kinds[Kind.INPUT]
         m.d.comb += [
             intake.w_en.eq(receiver.w_en),
             intake.w_data.eq(receiver.w_data),
             intake.offset.eq(receiver.offset),
             intake.begins.eq(receiver.begins),
             intake.arrived.eq(arrived & sequenced & ~silent & ~self.failed & self.open),
-            intake.is_frame.eq(head.kind == Kind.FRAME),
+            intake.is_frame.eq(kinds[Kind.FRAME]),
             intake.number.eq(head.number),
             intake.length.eq(receiver.length),
         ]
-        acks = arrived & (head.kind == Kind.ACK) & ~silent
+        acks = arrived & kinds[Kind.ACK] & ~silent
         flags = protocol.ACK.places()
         at = {field.name: 8 * place for field, place in flags}
         again = head.start[at["flags"]]
@@ -277,9 +289,9 @@ class Link(Gateware):
             m.d.sync += state.tag.eq(head.start[at["tag"] : at["tag"] + 8])
             with m.If(head.start[at["flags"] + 1]):
                 m.d.sync += [state.state_wanted.eq(1), state.again.eq(0), state.said.eq(0)]
-        with m.If(arrived & (head.kind == Kind.READ)):
+        with m.If(arrived & kinds[Kind.READ]):
             m.d.sync += [state.info_wanted.eq(1), state.page.eq(head.number)]
-        with m.If(arrived & (head.kind == Kind.OPEN) & (head.start == state.session) & self.open):
+        with m.If(arrived & kinds[Kind.OPEN] & state.ours & self.open):
             m.d.sync += state.opened_wanted.eq(1)
 
     def _speak(self, m: Module, state: _Registers) -> None:
@@ -422,7 +434,7 @@ class Link(Gateware):
             ]
 
     def _failures(self, m: Module, state: _Registers) -> Signal:
-        """What is wrong in this cycle, the watchdog's bark among it."""
+        """What was wrong a cycle ago, the watchdog's bark among it."""
         intake, outlet, phase = self._intake, self._outlet, state.phase
         hangs = state.to.valid & ~state.to.ready
         silence = (phase == _Phase.DRAIN) & outlet.more & ~state.back.valid
@@ -443,7 +455,7 @@ class Link(Gateware):
         # Input where none is due, and a frame within a frame.
         astray = (intake.o.valid & drained) | (intake.header_valid & in_frame)
         failure = Signal(8)
-        m.d.comb += failure.eq(
+        m.d.sync += failure.eq(
             state.raised
             | Mux(astray, Error.ORDER, 0)
             | Mux(barks, Error.WATCHDOG, 0)
@@ -453,4 +465,5 @@ class Link(Gateware):
 
     def resources(self, device: Device) -> Resources:
         parts = (self._receiver, self._control, self._intake, self._outlet)
-        return Resources.total(part.resources(device) for part in parts) + Resources(lut=450)
+        parts += (self._input, self._output)
+        return Resources.total(part.resources(device) for part in parts) + Resources(lut=720)

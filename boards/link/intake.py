@@ -34,7 +34,8 @@ class Intake(Gateware):
     arrived : In(1)
         A pulse: the packet is one in sequence.
     is_frame, number, length : In
-        Of that packet: whether it is a FRAME, its number, and the length of its payload.
+        Of that packet: whether it is a FRAME, its number (some cycles before), and the length of
+        its payload.
     accepted : Out(1)
         In the same cycle: it is the one that was due, and is kept.
     gap : Out(1)
@@ -76,11 +77,13 @@ class Intake(Gateware):
         ]
         with m.If(self.begins):
             m.d.sync += stored.eq(room)
-        distance = Signal(8)
+        # Compared while the packet comes, for its number is the second of its bytes.
+        distance, is_due, is_ahead = Signal(8), Signal(), Signal()
+        m.d.comb += distance.eq(self.number - self.expected)
+        m.d.sync += [is_due.eq(distance == 0), is_ahead.eq((distance != 0) & ~distance[7])]
         m.d.comb += [
-            distance.eq(self.number - self.expected),
-            self.accepted.eq(self.arrived & (distance == 0) & stored),
-            self.gap.eq(self.arrived & (distance != 0) & ~distance[7]),
+            self.accepted.eq(self.arrived & is_due & stored),
+            self.gap.eq(self.arrived & is_ahead),
         ]
         with m.If(self.accepted):
             m.d.sync += [self.expected.eq(self.expected + 1), stored.eq(0)]
@@ -95,7 +98,9 @@ class Intake(Gateware):
             write.data.eq(Cat(self.length, self.is_frame)),
             read.addr.eq(consumed[:bits]),
         ]
-        length, is_frame = read.data[:8], read.data[8]
+        # A register between the memory of what came and all that depends on it.
+        length, is_frame = Signal(8), Signal()
+        m.d.sync += Cat(length, is_frame).eq(read.data)
         m.d.comb += [
             slots.slot.eq(consumed[:bits]),
             slots.first.eq(PAYLOAD_PLACE),
@@ -103,6 +108,8 @@ class Intake(Gateware):
         ]
         with m.FSM():
             with m.State("WAIT"), m.If(consumed != self.expected):
+                m.next = "START"
+            with m.State("START"):
                 m.d.comb += slots.start.eq(1)
                 m.d.sync += self.header_fits.eq(length == protocol.FRAME.size)
                 m.next = "READ"

@@ -45,6 +45,7 @@ class Outlet(Gateware):
     ack, ack_again : In(1)
         Pulses: the host has all packets before ``ack_number``; it wants the others again.
     ack_number : In(8)
+        From some cycles before these pulses on.
     sent : Out(8)
         Number of the next packet to be sent.
     ready, taken, single
@@ -103,10 +104,11 @@ class Outlet(Gateware):
         wiring.connect(m, slots.o, sender.packet)
         wiring.connect(m, sender.o, wiring.flipped(self.o))
 
-        # Only what was made can be acknowledged.
-        progress, kept = Signal(8), Signal(8)
+        # Only what was made can be acknowledged; compared while the packet comes.
+        progress, kept, is_made = Signal(8), Signal(8), Signal()
         m.d.comb += [progress.eq(self.ack_number - acked), kept.eq(made - acked)]
-        with m.If(self.ack & (progress <= kept)):
+        m.d.sync += is_made.eq(progress <= kept)
+        with m.If(self.ack & is_made):
             m.d.comb += sender.again.eq(self.ack_again)
             m.d.sync += acked.eq(self.ack_number)
 

@@ -82,9 +82,11 @@ class PacketReceiver(Gateware):
 
         # A register on the way to the checksum and the memory.
         value, taken, ends = Signal(8), Signal(), Signal()
-        whole = Signal()
+        whole, sessionless = Signal(), Signal()
+        known = [byte == kind for kind in Kind if kind.sessionless]
         m.d.sync += [
             value.eq(Mux(coded, 0, byte)),
+            sessionless.eq(~coded & Cat(*known).any()),
             taken.eq(emits),
             ends.eq(delimiter & inside),
             whole.eq(left == 0),
@@ -94,8 +96,7 @@ class PacketReceiver(Gateware):
 
         first, full = Signal(), Signal()
         count = self.offset
-        known = [value == kind for kind in Kind if kind.sessionless]
-        seed = ~Mux(Cat(*known).any(), 0, self.session)
+        seed = ~Mux(sessionless, 0, self.session)
         m.d.comb += [
             first.eq(count == 0),
             full.eq(count == protocol.PACKET_BYTES),

@@ -18,6 +18,7 @@ from lichen.boards.port.packer import Packer
 from lichen.boards.port.serializer import Serializer
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware
+from lichen.hw.engine.skid import Skid
 
 RESET_CYCLES = 256
 """How long a reset lasts: until what is on its way through free-running registers is gone."""
@@ -54,6 +55,9 @@ class PortSignature(wiring.Signature):
 class TransformPort(Gateware):
     """A pipeline between a `Packer` and a `Serializer`; members are those of a `PortSignature`.
 
+    Registers lie between these and the outside, in both directions: whoever talks to the port may
+    be far away.
+
     Frames follow each other without any command; a frame of another size may be offered at once.
 
     Parameters
@@ -80,6 +84,7 @@ class TransformPort(Gateware):
         self._serializer = Serializer(
             channels=transform.out_channels, lanes=target.length, shape=out_shape
         )
+        self._input, self._output = Skid(shape=8), Skid(shape=8)
         self.format = PortFormat(
             name=name,
             max_width=max_width,
@@ -96,19 +101,24 @@ class TransformPort(Gateware):
         # A register of its own: the net is the largest of all, and nothing waits for it.
         restart = Signal(init=1)
         m.d.sync += restart.eq(self.reset)
+        m.submodules.input = source = ResetInserter(restart)(self._input)
         m.submodules.packer = packer = ResetInserter(restart)(self._packer)
         m.submodules.serializer = serializer = ResetInserter(restart)(self._serializer)
+        m.submodules.output = target = ResetInserter(restart)(self._output)
         if "restart" in pipeline.signature.members:
             assert pipeline.restart_cycles < RESET_CYCLES
             m.submodules.pipeline = pipeline
             m.d.comb += pipeline.restart.eq(restart)
         else:
             m.submodules.pipeline = ResetInserter(restart)(pipeline)
-        m.d.comb += [pipeline.width.eq(self.width), pipeline.height.eq(self.height)]
-        wiring.connect(m, wiring.flipped(self.i), packer.i)
+        # As late as the first byte that they go with.
+        m.d.sync += [pipeline.width.eq(self.width), pipeline.height.eq(self.height)]
+        wiring.connect(m, wiring.flipped(self.i), source.i)
+        wiring.connect(m, source.o, packer.i)
         wiring.connect(m, packer.o, pipeline.i)
         wiring.connect(m, pipeline.o, serializer.i)
-        wiring.connect(m, serializer.o, wiring.flipped(self.o))
+        wiring.connect(m, serializer.o, target.i)
+        wiring.connect(m, target.o, wiring.flipped(self.o))
         return m
 
     def resources(self, device: Device) -> Resources:
@@ -116,7 +126,8 @@ class TransformPort(Gateware):
 
     def byte_resources(self, device: Device) -> Resources:
         """What turns bytes into beats and back."""
-        return self._packer.resources(device) + self._serializer.resources(device)
+        parts = (self._input, self._packer, self._serializer, self._output)
+        return Resources.total(part.resources(device) for part in parts)
 
     def pipeline_resources(self, device: Device) -> Resources:
         """The pipeline's own answer."""
