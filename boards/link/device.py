@@ -464,6 +464,6 @@ class Link(Gateware):
         return failure
 
     def resources(self, device: Device) -> Resources:
-        parts = (self._receiver, self._control, self._intake, self._outlet)
-        parts += (self._input, self._output)
+        engines = (self._receiver, self._control, self._intake, self._outlet)
+        parts: tuple[Gateware, ...] = (*engines, self._input, self._output)
         return Resources.total(part.resources(device) for part in parts) + Resources(lut=720)
