@@ -191,7 +191,7 @@ def test_mutations_under_right_checksums(small, rounds):
     slowest = 0.0
     for i in range(rounds):
         damaged = mend(mutate(data, rng))
-        begin = time.monotonic()
+        begin = time.process_time()
         try:
             decoded = container.decode(damaged, salvage=i % 2 == 1, max_pixels=1 << 16)
         except ContainerError as error:
@@ -200,7 +200,7 @@ def test_mutations_under_right_checksums(small, rounds):
             header = inspect(damaged, truncated=True)
             assert decoded.picture.pixels.shape == (header.height, header.width, 3)
             assert header.width * header.height <= 1 << 16
-        slowest = max(slowest, time.monotonic() - begin)
+        slowest = max(slowest, time.process_time() - begin)
     assert slowest < 5
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 300_000  # KiB

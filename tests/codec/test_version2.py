@@ -234,7 +234,7 @@ def test_mutations_under_right_checksums(small, rounds):
     slowest = 0.0
     for i in range(rounds):
         damaged = mend(mutate(data, rng))
-        begin = time.monotonic()
+        begin = time.process_time()
         try:
             decoded = container.decode(damaged, salvage=i % 2 == 1, max_pixels=1 << 16)
         except ContainerError as error:
@@ -242,7 +242,7 @@ def test_mutations_under_right_checksums(small, rounds):
         else:
             header = inspect(damaged, truncated=True)
             assert decoded.picture.pixels.shape == (header.height, header.width, 3)
-        slowest = max(slowest, time.monotonic() - begin)
+        slowest = max(slowest, time.process_time() - begin)
     assert slowest < 5
 
 
@@ -272,13 +272,13 @@ def test_forged_headers_never_hurt(small, data):
     head = good[:22] + b"".join(map(varint, [*values, *counts]))
     head += zlib.crc32(head).to_bytes(4, "little")
     _, at = numbers_of(good, 22, 7)
-    begin = time.monotonic()
+    begin = time.process_time()
     for salvage in (False, True):
         try:
             container.decode(head + good[at + 4 :], salvage=salvage, max_pixels=1 << 16)
         except ContainerError as error:
             assert "\n" not in str(error)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
     assert frame.version == 2
 
 
