@@ -61,7 +61,7 @@ def test_core(simulator: str) -> None:
         arguments = ["-Wall", "--x-assign", "fast", "--no-public-flat-rw"]
         build.mkdir(parents=True, exist_ok=True)
         (build / "public.vlt").write_text(PUBLIC.format(top=INTERFACE["top"]))
-        sources.append(VerilatorControlFile(build / "public.vlt"))
+        sources.insert(0, VerilatorControlFile(build / "public.vlt"))
     runner.build(
         sources=sources,
         hdl_toplevel=INTERFACE["top"],
@@ -73,6 +73,7 @@ def test_core(simulator: str) -> None:
     )
     runner.test(
         hdl_toplevel=INTERFACE["top"],
+        hdl_toplevel_lang="verilog",
         test_module=[p.stem for p in sorted(HERE.glob("test_*.py")) if p.stem != "test_runner"],
         build_dir=build,
         test_dir=HERE,
