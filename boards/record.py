@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """What a board offers: one frozen record per board."""
 
 from __future__ import annotations
