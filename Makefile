@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
-# A worker a core; a file's tests stay together, for what they share.
-PARALLEL := -n auto --dist loadfile
+# A worker a processor; a file's tests stay together, for what they share.
+PARALLEL := -n logical --dist loadfile
 
 .PHONY: demo test lint typecheck pytest slow docs results clean help
 .DEFAULT_GOAL := help

@@ -146,23 +146,31 @@ def _rate(test: Curve, anchor: Curve | None) -> str:
         return "–"
 
 
+def _rates_on(name: str) -> str:
+    """BD-rates in a report of `benchmarks/rd.py`, and where they are from."""
+    report = read(name)
+    curves = {curve["name"]: Curve.of_json(curve) for curve in report["curves"]}
+    formats = [curves[kind] for kind in ("JPEG", "WebP", "AVIF")]
+    # what CompressAI publishes is of Kodak
+    published = [references()["bmshj2018-factorized"]] if report["set"] == "kodak" else []
+    anchors = [*formats, *published]
+    lines = [
+        "| BD-rate against | " + " | ".join(anchor.name for anchor in anchors) + " |",
+        "|---" * (len(anchors) + 1) + "|",
+    ]
+    for title, curve in curves.items():
+        if curve in formats or len(curve.bpp) < 2:
+            continue
+        stem, _, kind = title.partition(", ")
+        cells = [_rate(curve, anchor) for anchor in anchors]
+        lines.append(f"| `{stem}`, {kind} | {' | '.join(cells)} |")
+    where = f"On {report['images']} images of {report['set'].capitalize()}: {source(name)}."
+    return "\n".join([*lines, "", where])
+
+
 def rates() -> str:
     """README's BD-rates."""
-    report = read("rd")
-    curves = {curve["name"]: Curve.of_json(curve) for curve in report["curves"]}
-    formats = {name: curves[name] for name in ("JPEG", "WebP", "AVIF")}
-    published = references()["bmshj2018-factorized"]
-    lines = [
-        "| BD-rate against | " + " | ".join(formats) + f" | {published.name} |",
-        "|---" * (len(formats) + 2) + "|",
-    ]
-    for name, curve in curves.items():
-        if name in formats or len(curve.bpp) < 2:
-            continue
-        stem, _, kind = name.partition(", ")
-        cells = [_rate(curve, anchor) for anchor in (*formats.values(), published)]
-        lines.append(f"| `{stem}`, {kind} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"On {report['images']} images of Kodak: {source('rd')}."])
+    return f"{_rates_on('rd')}\n\n{_rates_on('rd-clic-test')}"
 
 
 def versions() -> str:
@@ -293,10 +301,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
 """What may stand between marks."""
 
 
-def _rd() -> str:
+def _rd(name: str) -> str:
     import rd
 
-    report = read("rd")
+    report = read(name)
     known = references()
     published = [known[name] for name in rd.PUBLISHED] if report["set"] == "kodak" else []
     return rd.tables(report, [Curve.of_json(curve) for curve in report["curves"]], published)
@@ -316,7 +324,8 @@ def _quantization() -> str:
 
 
 PAGES: dict[Path, Callable[[], str]] = {
-    NOTES / "rd.md": _rd,
+    NOTES / "rd.md": lambda: _rd("rd"),
+    NOTES / "rd-clic-test.md": lambda: _rd("rd-clic-test"),
     NOTES / "optimized.md": _optimized,
     NOTES / "quantization.md": _quantization,
 }

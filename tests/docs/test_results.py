@@ -53,7 +53,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["rd", "optimized", "quantization", "containers", "builds/small-opt"]
+    "name", ["rd", "rd-clic-test", "optimized", "quantization", "containers", "builds/small-opt"]
 )
 def test_stale_digests_and_missing_commands_are_found(name, elsewhere):
     assert results.faults() == []
