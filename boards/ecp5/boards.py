@@ -8,7 +8,7 @@ from lichen.boards.record import UART, USB, Board, Programmer
 from lichen.hw.device.device import Resources
 from lichen.hw.device.ecp5 import ECP5
 
-FULL_SPEED = USB(speed="full", slots=16, lut=5000, bram=4)
+FULL_SPEED = USB(speed="full", slots=16, lut=5200, bram=4)
 HIGH_SPEED = USB(speed="high", slots=64, lut=5000, bram=19)
 
 BUDGETS = {

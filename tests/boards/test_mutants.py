@@ -60,7 +60,7 @@ MUTANTS = {
         test=LOST, words="assert",
     ),
     "hold open on the board": Mutant(
-        file="boards/ecp5/serial.py", old="link.hold.eq(hold)", new="link.hold.eq(0)",
+        file="boards/ecp5/top.py", old="link.hold.eq(hold)", new="link.hold.eq(0)",
         test=LOST, words="counters begin with the clock",
     ),
     "link not held": Mutant(
