@@ -237,9 +237,10 @@ def _cell(
 ) -> Instance:
     """The EHXPLLL; ``quarter`` is a clock of a fourth of the frequency, in phase."""
     feedback = Signal()
-    more: dict[str, Any] = {}
+    # nextpnr takes outputs that nobody speaks of for enabled.
+    more: dict[str, Any] = {f"p_{output}_ENABLE": "DISABLED" for output in ("CLKOS2", "CLKOS3")}
     if quarter is not None:
-        more = {
+        more |= {
             "a_FREQUENCY_PIN_CLKOS2": f"{pll.output_hz / 4e6:g}",
             "p_CLKOS2_ENABLE": "ENABLED",
             "p_CLKOS2_DIV": 4 * pll.output_div,

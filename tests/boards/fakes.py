@@ -37,6 +37,10 @@ word: CLKOS_DIV 0010111
 word: CLKOS_CPHASE 0001100
 word: CLKOS2_DIV 0000111
 enum: MODE EHXPLLL
+enum: CLKOP_ENABLE ENABLED
+enum: CLKOS_ENABLE ENABLED
+enum: CLKOS2_ENABLE DISABLED
+enum: CLKOS3_ENABLE DISABLED
 
 """
 """What nextpnr writes, its PLL set to the board's default."""
