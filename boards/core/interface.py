@@ -84,7 +84,9 @@ def interface(core: Core, frames: list[GoldenFrame], board: Board | None) -> dic
             }
             for frame in frames
         ],
-        "bench": bench(resources.lut, min(f.cycles for f in frames) + filling_cycles(core)),
+        "bench": bench(
+            resources.lut, min((f.cycles for f in frames), default=0) + filling_cycles(core)
+        ),
         "resources": {
             "dsp": resources.dsp,
             "bram": resources.bram,

@@ -90,6 +90,8 @@ def read_tensors(path: Path) -> TensorFile:
 
     Raises UserError when it cannot be read, is neither, is damaged, or holds pickled code.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give a checkpoint's file.")
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a checkpoint.")
     try:

@@ -351,8 +351,8 @@ def test_boards_lists_them_all(capsys):
     usb = {"kind": "usb", "speed": "full"}
     assert rows["ulx3s-85f"]["links"] == [{"kind": "uart", "baud": 3_000_000}, usb]
     assert rows["ulx3s-85f"]["builds"] == [
-        "small-opt-q3 g_s, 15 columns (78.62 MHz)",  # of latents
-        "small-opt-q3 g_a, 768 columns (103.72 MHz)",  # the planner's folding
+        "small-opt-q3 g_s, 18 columns (103.55 MHz)",  # of latents
+        "small-opt-q3 g_a, 768 columns (103.11 MHz)",  # the planner's folding
         "small-opt-q3 g_a, 768 columns (93.44 MHz)",  # by hand
         "small-w6-q3 g_a, 288 columns (90.38 MHz)",
     ]

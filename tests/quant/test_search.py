@@ -534,7 +534,7 @@ def test_the_command_and_the_bits_it_hands_on(tmp_path: Path) -> None:
     assert load(again).bops(*PHOTO) <= integer.bops(*PHOTO)
 
 
-@pytest.mark.parametrize(("fps", "fits"), [("5", True), ("80", False)])
+@pytest.mark.parametrize(("fps", "fits"), [("5", True), ("160", False)])
 def test_the_command_with_a_board(fps: str, fits: bool, tmp_path: Path) -> None:
     """What fits already needs no search; what cannot be reached is not said to fit."""
     net = tmp_path / "net.lichen"

@@ -60,7 +60,7 @@ def test_core(simulator: str) -> None:
     if simulator == "verilator":
         arguments = ["-Wall", "--x-assign", "fast", "--no-public-flat-rw"]
         build.mkdir(parents=True, exist_ok=True)
-        (build / "public.vlt").write_text(PUBLIC.format(top=INTERFACE["top"]))
+        (build / "public.vlt").write_text(PUBLIC.format(top=INTERFACE["top"]), encoding="utf-8")
         sources.insert(0, VerilatorControlFile(build / "public.vlt"))
     runner.build(
         sources=sources,
