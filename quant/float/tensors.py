@@ -91,7 +91,7 @@ def read_tensors(path: Path) -> TensorFile:
     Raises UserError when it cannot be read, is neither, is damaged, or holds pickled code.
     """
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give a checkpoint's file.")
+        raise UserError(f"{path} is a folder, not a file; give a checkpoint.")
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a checkpoint.")
     try:
