@@ -142,6 +142,117 @@ class TransformSimulation:
         return faults
 
 
+class TransformSimulator:
+    """A transform's gateware in a simulator, built once for any number of tensors.
+
+    Parameters
+    ----------
+    transform : Transform
+    folding : Folding
+        A tensor wider than its ``max_width`` goes through in tiles.
+    simulator, waves, cache
+        See `Simulator`.
+    progress : callable
+        Takes sentences for the user about what is happening.
+
+    Raises UserError when a tool is missing, ValueError when the folding does not suit the
+    transform, RuntimeError when the simulator cannot be built.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        folding: Folding,
+        *,
+        simulator: str = "verilator",
+        waves: bool = False,
+        cache: Path | None = None,
+        progress: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self._transform, self._max_width = transform, folding.max_width
+        self._name, self._progress = simulator, progress
+        self._pipeline = Pipeline(transform, folding, debug=True)
+        progress(f"{simulator}: building {sum(s.multipliers for s in folding.stages)} multipliers")
+        self._simulator = Simulator(
+            self._pipeline, simulator=simulator, taps=True, waves=waves, cache=cache
+        )
+
+    def run(
+        self,
+        tensor: npt.NDArray[np.integer],
+        *,
+        pauses: Pauses | None = None,
+        waves: Path | None = None,
+    ) -> TransformSimulation:
+        """Send a tensor through and compare every stage with the golden model.
+
+        Parameters
+        ----------
+        tensor : int array (height, width, channels)
+            What the transform reads of an image (`lichen.sim.inputs`), in most cases.
+        pauses : Pauses, optional
+        waves : Path, optional
+            See `Simulator.run`.
+
+        Raises ValueError when the tensor does not suit the transform, RuntimeError when the
+        simulator fails.
+        """
+        height, width, _ = tensor.shape
+        cut = tiles(self._transform, width, self._max_width)
+        predicted = sum(
+            self._pipeline.predicted_cycles(height, tile.stop - tile.start) for tile in cut
+        )
+        frames = [tensor[:, tile.start : tile.stop] for tile in cut]
+        stages = [run_stages(self._transform, frame) for frame in frames]
+        self._progress(f"{self._name}: {predicted} cycles predicted for {width}x{height}")
+        knobs: dict[str, Any] = {} if pauses is None else vars(pauses)
+        result = self._simulator.run(
+            frames,
+            [outputs[-1] for outputs in stages],
+            expected_taps={
+                stage.name: [outputs[k] for outputs in stages]
+                for k, stage in enumerate(self._transform.stages)
+            },
+            drain=True,
+            waves=waves,
+            **knobs,
+        )
+        return self._judged(result, tensor, cut, frames, predicted, paused=pauses is not None)
+
+    def _judged(
+        self,
+        result: SimulationResult,
+        tensor: npt.NDArray[np.integer],
+        cut: list[Tile],
+        frames: list[npt.NDArray[np.integer]],
+        predicted: int,
+        *,
+        paused: bool,
+    ) -> TransformSimulation:
+        """What a run found, told of the whole tensor instead of its tiles."""
+        complete = len(result.outputs) == len(cut)
+        output, compared, mismatches = None, result.compared, result.mismatches
+        if complete:
+            output = join_tiles(result.outputs, cut)
+            if len(cut) > 1:
+                golden = run_transform(self._transform, tensor)
+                compared, mismatches = golden.size, int(np.count_nonzero(golden != output))
+        cycles = sum(result.frame_cycles) if complete and not paused else None
+        pipeline = self._pipeline
+        return TransformSimulation(
+            result=result,
+            output=output,
+            compared=compared,
+            mismatches=mismatches,
+            cycles=cycles,
+            predicted_cycles=predicted,
+            tiles=len(cut),
+            first_mismatch=_locate(result.first_mismatch, self._transform, cut),
+            arrays=[] if cycles is None else _uses(pipeline, frames, result.busy, cycles),
+            deviation=None if cycles is None else deviation(pipeline, result.marks, frames),
+        )
+
+
 def simulate_transform(
     transform: Transform,
     folding: Folding,
@@ -153,67 +264,21 @@ def simulate_transform(
     cache: Path | None = None,
     progress: Callable[[str], None] = lambda sentence: None,
 ) -> TransformSimulation:
-    """Run a transform's gateware on a tensor and compare every stage with the golden model.
-
-    Parameters
-    ----------
-    transform : Transform
-    folding : Folding
-        A tensor wider than its ``max_width`` goes through in tiles.
-    tensor : int array (height, width, channels)
-        What the transform reads of an image (`lichen.sim.inputs`), in most cases.
-    simulator, waves, cache
-        See `Simulator`.
-    pauses : Pauses, optional
-    progress : callable
-        Takes sentences for the user about what is happening.
+    """Run a transform's gateware on one tensor: a `TransformSimulator`, built and run once.
 
     Raises UserError when a tool is missing, ValueError when the tensor or the folding does not
     suit the transform, RuntimeError when the simulator fails.
     """
-    height, width, _ = tensor.shape
-    cut = tiles(transform, width, folding.max_width)
-    pipeline = Pipeline(transform, folding, debug=True)
-    predicted = sum(pipeline.predicted_cycles(height, tile.stop - tile.start) for tile in cut)
-    progress(f"{simulator}: building {sum(s.multipliers for s in folding.stages)} multipliers")
-    built = Simulator(
-        pipeline, simulator=simulator, taps=True, waves=waves is not None, cache=cache
+    tiles(transform, tensor.shape[1], folding.max_width)  # refuses before anything is built
+    built = TransformSimulator(
+        transform,
+        folding,
+        simulator=simulator,
+        waves=waves is not None,
+        cache=cache,
+        progress=progress,
     )
-    frames = [tensor[:, tile.start : tile.stop] for tile in cut]
-    stages = [run_stages(transform, frame) for frame in frames]
-    progress(f"{simulator}: {predicted} cycles predicted for {width}x{height}")
-    knobs: dict[str, Any] = {} if pauses is None else vars(pauses)
-    result = built.run(
-        frames,
-        [outputs[-1] for outputs in stages],
-        expected_taps={
-            stage.name: [outputs[k] for outputs in stages]
-            for k, stage in enumerate(transform.stages)
-        },
-        drain=True,
-        waves=waves,
-        **knobs,
-    )
-    complete = len(result.outputs) == len(cut)
-    output, compared, mismatches = None, result.compared, result.mismatches
-    if complete:
-        output = join_tiles(result.outputs, cut)
-        if len(cut) > 1:
-            golden = run_transform(transform, tensor)
-            compared, mismatches = golden.size, int(np.count_nonzero(golden != output))
-    cycles = sum(result.frame_cycles) if complete and pauses is None else None
-    return TransformSimulation(
-        result=result,
-        output=output,
-        compared=compared,
-        mismatches=mismatches,
-        cycles=cycles,
-        predicted_cycles=predicted,
-        tiles=len(cut),
-        first_mismatch=_locate(result.first_mismatch, transform, cut),
-        arrays=[] if cycles is None else _uses(pipeline, frames, result.busy, cycles),
-        deviation=None if cycles is None else deviation(pipeline, result.marks, frames),
-    )
+    return built.run(tensor, pauses=pauses, waves=waves)
 
 
 def deviation(

@@ -166,8 +166,11 @@ class AXICore(wiring.Component):
             for k in range(8)
         }
         self._write = {r.name: Signal(name=f"write_{r.name}") for r in self.registers}
-        self._data, self._strobe = Signal(32, name="write_data"), Signal(4, name="write_strobe")
-        enable, width, height = Signal(), Signal(SIZE_BITS), Signal(SIZE_BITS)
+        self._data = Signal(32, name="write_data")
+        self._strobe = Signal(4, name="write_strobe")
+        enable = Signal()
+        width = Signal(SIZE_BITS)
+        height = Signal(SIZE_BITS)
         restarting = self._restart(m)
         with m.If(self._write["control"] & self._strobe[0]):
             m.d.sync += enable.eq(self._data[0])
@@ -222,8 +225,11 @@ class AXICore(wiring.Component):
     ) -> tuple[Signal, Value]:
         """Frames into the pipeline; whether in one, and whether one begins."""
         pipeline = self.pipeline
-        in_frame, moves, begins = Signal(), Signal(), Signal()
-        frame_width, frame_height = Signal(SIZE_BITS), Signal(SIZE_BITS)
+        in_frame = Signal()
+        moves = Signal()
+        begins = Signal()
+        frame_width = Signal(SIZE_BITS)
+        frame_height = Signal(SIZE_BITS)
         m.d.comb += begins.eq(~in_frame & may & self.s_axis_tvalid)
         with m.If(begins):
             m.d.sync += [in_frame.eq(1), frame_width.eq(width), frame_height.eq(height)]
@@ -287,7 +293,8 @@ class AXICore(wiring.Component):
         self._whole = Signal(name="load_whole")
         m.submodules.loader = loader
         connect(m, loader.load, self.pipeline.load)
-        address, high = Signal(LOAD_ADDRESS_BITS, name="load_address"), Signal(4, name="load_high")
+        address = Signal(LOAD_ADDRESS_BITS, name="load_address")
+        high = Signal(4, name="load_high")
         for name, word in (("load_address", address), ("load_high", high)):
             self._bytes(m, name, word)
         with m.If(loader.i.valid & loader.i.ready):
@@ -321,7 +328,9 @@ class AXICore(wiring.Component):
         slots = 1 << (ADDRESS_BITS - 2)
         known = {register.address >> 2: register for register in self.registers}
         # Writes: address and data come in any order, and wait for each other.
-        address, have_address, have_data = Signal(ADDRESS_BITS - 2), Signal(), Signal()
+        address = Signal(ADDRESS_BITS - 2)
+        have_address = Signal()
+        have_data = Signal()
         go = Signal(name="write_go")
         m.d.comb += [
             self.s_axil_awready.eq(~have_address),

@@ -68,13 +68,15 @@ its middle, where the router does not come to an end; the second spreads them.""
 ROUTER = ("--router", "router2")
 """The default router does not come to an end with designs that fill a device."""
 
-HIDE_NAMES = """hierarchy -top top
+HIDE_NAMES = r"""hierarchy -top top
 proc
 flatten
-select -set dollars w:*$*
-rename -hide @dollars"""
-"""Amaranth tells namesakes apart by "$1", "$2"; mapping with ABC adds such names itself, and where
-two meet, Yosys 0.45 to 0.70 ends with an assertion about the names or sizes of wires."""
+select -set names w:*$* w:*\[* %u
+rename -hide @names"""
+"""Amaranth tells namesakes apart by "$1", "$2", and writes the parts of arrays and structures as
+wires of their own beside the whole: "x[0]", "x[1]". Mapping with ABC adds names of both kinds
+itself, and where two meet, Yosys 0.45 to 0.70 ends with an assertion about the names or sizes of
+wires."""
 
 _STAGES = (
     (r"Promoting|Packing|Info: Annotating", "packing"),

@@ -7,7 +7,7 @@ the host's program opens it as the serial port that it is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amaranth.hdl import Elaboratable, Module, ResetInserter, Signal
 from amaranth.lib import stream, wiring
@@ -138,6 +138,25 @@ class _Silence(Elaboratable):
         return m
 
 
+class _Anew(Elaboratable):
+    """An endpoint that has its initial state again after a reset of the bus."""
+
+    def __init__(self, endpoint: Any, reset: Signal):
+        self.interface, self._endpoint, self._reset = endpoint.interface, endpoint, reset
+
+    def elaborate(self, platform: object) -> Any:
+        return ResetInserter({USB_DOMAIN: self._reset})(self._endpoint)
+
+
+# LUNA calls endpoints by their classes, and namesakes by where they are in memory.
+class _Heard(_Anew):
+    """What a host sends."""
+
+
+class _Said(_Anew):
+    """What a host is sent."""
+
+
 class USBLine(Gateware):
     """Bytes over USB: what `lichen.boards.link.line.SerialLine` is over a serial line.
 
@@ -209,9 +228,8 @@ class USBLine(Gateware):
         said = USBStreamInEndpoint(endpoint_number=DATA, max_packet_size=size)
         device.add_endpoint(_Silence())
         # What is left of a host's last talk, its toggles among it, is not the next one's.
-        anew = ResetInserter({USB_DOMAIN: device.reset_detected})
-        for endpoint in (heard, said):
-            device.add_endpoint(anew(endpoint))
+        device.add_endpoint(_Heard(heard, device.reset_detected))
+        device.add_endpoint(_Said(said, device.reset_detected))
         # Low while USB's domain is reset: a host sees that the device it knew is gone.
         connected = Signal()
         m.d[USB_DOMAIN] += connected.eq(1)

@@ -50,7 +50,8 @@ class Packer(Gateware):
         m = Module()
         per_value = value_bytes(self.shape.width)
         count, slots = self.channels * per_value, self.lanes * per_value
-        byte, slot = Signal(range(max(2, count))), Signal(range(max(2, slots)))
+        byte = Signal(range(max(2, count)))
+        slot = Signal(range(max(2, slots)))
         last = byte == count - 1
         m.d.comb += self.i.ready.eq(~self.o.valid | self.o.ready)
         with m.If(self.o.ready):

@@ -66,7 +66,8 @@ class Stripes(wiring.Component):
         m.submodules.core = core = self.core
         latents = np.prod(core.units[-1].output_size(*core.units[0].output_size(SIZE, SIZE)))
         total = int(latents) * core.transform.out_channels
-        sent, received = Signal(range(3 * SIZE * SIZE + 1)), Signal(range(total + 1))
+        sent = Signal(range(3 * SIZE * SIZE + 1))
+        received = Signal(range(total + 1))
         running = Signal()
         channels = core.transform.in_channels
         m.d.comb += [

@@ -513,10 +513,12 @@ class CreditFifo(Gateware):
             init=[],
             attrs=small_style(device_of(platform)),
         )
-        write, read = memory.write_port(), memory.read_port(domain="comb")
+        write = memory.write_port()
+        read = memory.read_port(domain="comb")
         level = Signal(range(self.depth + 1))
         credits = Signal(range(self.depth + 1), init=self.depth)
-        valid, credit = Signal(), Signal(init=1)
+        valid = Signal()
+        credit = Signal(init=1)
         pop = Signal()
         pushed = Signal.like(write.addr)
         popped = Signal.like(read.addr)

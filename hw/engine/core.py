@@ -384,7 +384,8 @@ class Core(Gateware):
         """Banks are taken at a group's start, full when written, free again when read."""
         feed, banks = self.feed, self.shape.banks
         free = Signal(range(banks + 1), init=banks)
-        full, any_full = Signal(range(banks + 1)), Signal()
+        full = Signal(range(banks + 1))
+        any_full = Signal()
         # The feeder's window is far away: its strobe is looked at a cycle late, and counted
         # meanwhile.
         started = delayed(m, feed.start, 1, "started")
@@ -421,10 +422,13 @@ class Core(Gateware):
     def _drain(self, m: Module, banks: _Banks, freed: Signal) -> None:
         """Full banks are read pixel by pixel, beat by beat, as the consumer has credits."""
         shape, words = self.shape, self.shape.bank_words
-        bank, base = Signal(range(shape.banks)), Signal(range(shape.drain_depth))
-        pixel, beat = Signal(range(shape.pixels)), Signal(range(shape.beats))
+        bank = Signal(range(shape.banks))
+        base = Signal(range(shape.drain_depth))
+        pixel = Signal(range(shape.pixels))
+        beat = Signal(range(shape.beats))
         last_beat = Signal(init=shape.beats == 1)  # found a beat ahead
-        last_pixel, moves = Signal(), Signal()
+        last_pixel = Signal()
+        moves = Signal()
         m.d.comb += [
             self.o_issue.eq(banks.full & self.credit),
             self.o_beat.eq(beat),
@@ -464,7 +468,8 @@ class Core(Gateware):
         """
         phases = self.shape.phases
         words = self.shape.bank_words // phases.columns
-        column, served = Signal(range(phases.columns)), Signal(range(self.shape.group_pixels))
+        column = Signal(range(phases.columns))
+        served = Signal(range(self.shape.group_pixels))
         word = Signal(range(self.shape.bank_words))
         fresh = Signal(init=1)  # at the first pixel of a bank
         skips = fresh & banks.head

@@ -149,7 +149,8 @@ class Sequencer:
         self.last_pass = Signal(init=passes == 1, name="seq_last_pass")
         pass_done = Signal(name="seq_pass_done")
         # What a start depends on lies ready in registers: its strobe goes far.
-        first_step, first_pass = Signal(init=1, name="seq_first_step"), Signal(init=1)
+        first_step = Signal(init=1, name="seq_first_step")
+        first_pass = Signal(init=1)
         ending = Signal(name="seq_ending")  # the next cycle is the last of a group
         m.d.comb += self.start.eq(self.ready & feed.bank_free & free)
         m.d.sync += [free.eq((free & ~self.start) | ending), self.done.eq(ending)]
@@ -261,7 +262,8 @@ class PhaseSequencer:
         index = Signal(range(max(2, *map(max, steps))), name="seq_index")  # steps after this one
         number = Signal(range(max(2, passes)), name="seq_pass")
         last_pass = Signal(init=passes == 1, name="seq_last_pass")
-        first_step, group_first = Signal(name="seq_first_step"), Signal(name="seq_group_first")
+        first_step = Signal(name="seq_first_step")
+        group_first = Signal(name="seq_group_first")
         pass_done = Signal(name="seq_pass_done")
         after = Signal.like(index, name="seq_steps_after")  # the first one of the next pass
         gap = Signal(range(max(2, max(map(max, gaps)) + 1)), name="seq_gap")

@@ -80,7 +80,9 @@ class FrameGate(Gateware):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         phase = Signal(_Phase)
-        same, open_, accept = Signal(), Signal(), Signal()
+        same = Signal()
+        open_ = Signal()
+        accept = Signal()
         m.d.sync += same.eq((self.width == self.frame_width) & (self.height == self.frame_height))
         m.d.comb += [
             open_.eq((phase == _Phase.FRAME) | ((phase == _Phase.COMPARE) & same)),
@@ -121,7 +123,8 @@ class FrameGate(Gateware):
     def _count(self, m: Module, accept: Signal) -> Value:
         """Count what is accepted; whether the beat offered is the last of its frame."""
         beat = Signal(range(self.beats))
-        column, row = Signal(SIZE_BITS, init=1), Signal(SIZE_BITS, init=1)
+        column = Signal(SIZE_BITS, init=1)
+        row = Signal(SIZE_BITS, init=1)
         beat_last, column_last, row_last = (
             Signal(name=n) for n in ("beat_last", "column_last", "row_last")
         )

@@ -85,8 +85,11 @@ class PixelBuffer(Gateware):
         )
 
         # Write side.
-        accept, complete = Signal(), Signal()
-        w_bank, w_beat, w_pixel = Signal(), Signal(range(steps)), Signal(range(pixels))
+        accept = Signal()
+        complete = Signal()
+        w_bank = Signal()
+        w_beat = Signal(range(steps))
+        w_pixel = Signal(range(pixels))
         x = Signal(SIZE_BITS, init=1)
         counts = Array(Signal(range(pixels + 1), name=f"count_{b}") for b in range(self.banks))
         beat_last = Signal()
@@ -121,7 +124,9 @@ class PixelBuffer(Gateware):
             ]
 
         # Read side.
-        start_bank, bank, beat = Signal(), Signal(), Signal(range(steps))
+        start_bank = Signal()
+        bank = Signal()
+        beat = Signal(range(steps))
         m.d.comb += [seq.ready.eq(queued != 0), self.feed.count.eq(counts[start_bank])]
         m.d.sync += [
             queued.eq(queued + complete - seq.start),

@@ -79,7 +79,9 @@ class Regroup(Gateware):
 
     def _collect(self) -> Module:
         m = Module()
-        full, slot, beat = Signal(), Signal(range(self.ratio)), Signal(range(self.i_beats))
+        full = Signal()
+        slot = Signal(range(self.ratio))
+        beat = Signal(range(self.i_beats))
         word = Signal(lanes_of(lanes_of(self.shape, self.i_lanes), self.ratio), reset_less=True)
         m.d.comb += [
             self.i.ready.eq(~full | self.o.ready),
@@ -105,7 +107,9 @@ class Regroup(Gateware):
 
     def _split(self) -> Module:
         m = Module()
-        full, slot, beat = Signal(), Signal(range(self.ratio)), Signal(range(self.o_beats))
+        full = Signal()
+        slot = Signal(range(self.ratio))
+        beat = Signal(range(self.o_beats))
         word = Signal(lanes_of(lanes_of(self.shape, self.o_lanes), self.ratio), reset_less=True)
         last = Signal()
         m.d.comb += [

@@ -97,9 +97,11 @@ class Pointers:
     @classmethod
     def at(cls, origin: int, column_bits: int) -> Pointers:
         """At the beginning of a frame."""
-        wx, wy = Signal(column_bits, init=origin), Signal(HEIGHT_BITS, init=origin)
+        wx = Signal(column_bits, init=origin)
+        wy = Signal(HEIGHT_BITS, init=origin)
         written = Signal()
-        free_row, free_before = Signal(HEIGHT_BITS), Signal(column_bits)
+        free_row = Signal(HEIGHT_BITS)
+        free_before = Signal(column_bits)
         finished = Signal()
         return cls(wx, wy, written, free_row, free_before, finished)
 
@@ -254,11 +256,15 @@ class RowBuffer(Gateware):
     def _frame(self, m: Module) -> Frame:
         """Everything that depends on the frame size only."""
         origin, border = self.shape.origin, self.shape.border
-        out_width, out_height = Signal(SIZE_BITS), Signal(SIZE_BITS)
+        out_width = Signal(SIZE_BITS)
+        out_height = Signal(SIZE_BITS)
         columns = self.shape.column_bits
-        right, bottom = Signal(columns), Signal(HEIGHT_BITS)
-        x_end, before_end = Signal(columns), Signal(columns)
-        y_end, last_row = Signal(HEIGHT_BITS), Signal(HEIGHT_BITS)
+        right = Signal(columns)
+        bottom = Signal(HEIGHT_BITS)
+        x_end = Signal(columns)
+        before_end = Signal(columns)
+        y_end = Signal(HEIGHT_BITS)
+        last_row = Signal(HEIGHT_BITS)
         m.d.comb += [self.out_width.eq(out_width), self.out_height.eq(out_height)]
         m.d.sync += [
             out_width.eq(self._made_of(self.width)),
@@ -351,7 +357,8 @@ class RowBuffer(Gateware):
 
     def _write_ports(self, m: Module, accept: Signal, target: Signal, address: Value) -> None:
         """The banks' write ports, `WRITE_DELAY` cycles and one behind a beat."""
-        w_enable, w_target = Signal(), Signal(target.shape(), reset_less=True)
+        w_enable = Signal()
+        w_target = Signal(target.shape(), reset_less=True)
         w_address = Signal(range(self.shape.bank_words), reset_less=True)
         w_data = Signal(lanes_of(self.a_shape, self.shape.lanes), reset_less=True)
         m.d.sync += [

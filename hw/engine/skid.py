@@ -39,7 +39,8 @@ class Skid(Gateware):
         m = Module()
         width = Shape.cast(self.shape).width
         front, back = (Signal(width, name=n, reset_less=True) for n in ("front", "back"))
-        full, waiting = Signal(), Signal()  # front, and back as well
+        full = Signal()  # front is
+        waiting = Signal()  # back is as well
         moves = Signal()  # front takes an item, if there is one
         item = Value.cast(self.i.payload)
         m.d.comb += [

@@ -67,16 +67,22 @@ class TransposedWindow(RowBuffer):
         )
         # Output pixels left in the row, those to skip included; those of the frame's size until a
         # row starts.
-        left, left_valid, remaining = Signal(shape.out_bits), Signal(), Signal(shape.out_bits)
+        left = Signal(shape.out_bits)
+        left_valid = Signal()
+        remaining = Signal(shape.out_bits)
         m.d.comb += remaining.eq(Mux(left_valid, left, frame.out_width + skip))
         need_x = Signal(shape.column_bits, init=first + pixels - 1)
         need_y = Signal(HEIGHT_BITS, init=first)
         exhausted = Signal()  # the last group of the frame has started
         # Groups start `LEAST_GROUP` cycles apart, so all this may come some cycles late.
         # Any group, the last one of a row, and that of the last output row of a row of positions.
-        started, row_started, last_row_started = Signal(), Signal(), Signal()
-        row_end, bottom_end = Signal(reset_less=True), Signal(reset_less=True)
-        count, head = Signal.like(self.feed.count, reset_less=True), Signal(reset_less=True)
+        started = Signal()
+        row_started = Signal()
+        last_row_started = Signal()
+        row_end = Signal(reset_less=True)
+        bottom_end = Signal(reset_less=True)
+        count = Signal.like(self.feed.count, reset_less=True)
+        head = Signal(reset_less=True)
         most = pixels * stride
         few = remaining <= most
         last_phase = nxt.phase == stride - 1
@@ -136,13 +142,16 @@ class TransposedWindow(RowBuffer):
         last_taps = Array(Const(max(0, n - 1), range(shape.reach)) for n in shape.taps)
         last_tap = last_taps[groups.column]
         first_rotation = shape.first % pixels
-        beat, tap = Signal(range(beats)), Signal(range(shape.reach))
+        beat = Signal(range(beats))
+        tap = Signal(range(shape.reach))
         rotation = Signal(range(pixels), init=first_rotation)
         offset = Signal(shape.row_bits, reset_less=True)
         base = Signal(shape.row_bits, reset_less=True)
-        x, y = Signal(shape.column_bits, reset_less=True), Signal(HEIGHT_BITS, reset_less=True)
+        x = Signal(shape.column_bits, reset_less=True)
+        y = Signal(HEIGHT_BITS, reset_less=True)
         # Whether they are the last ones, and the last step of a row of taps, found a step ahead.
-        last_beat, at_last_tap = Signal(init=beats == 1), Signal(reset_less=True)
+        last_beat = Signal(init=beats == 1)
+        at_last_tap = Signal(reset_less=True)
         row_done = at_last_tap if beats == 1 else Signal()
         last_base = shape.bank_words - shape.row_words
         with m.If(seq.step):

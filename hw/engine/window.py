@@ -57,8 +57,10 @@ class Window(RowBuffer):
         need_y = Signal(HEIGHT_BITS, init=k - 1)
         exhausted = Signal()  # the last group of the frame has started
         # Groups start `LEAST_GROUP` cycles apart, so all this may come some cycles late.
-        started, row_started = Signal(), Signal()  # any group, and the last one of a row
-        row_end, bottom_end = Signal(reset_less=True), Signal(reset_less=True)
+        started = Signal()  # any group
+        row_started = Signal()  # the last one of a row
+        row_end = Signal(reset_less=True)
+        bottom_end = Signal(reset_less=True)
         count = Signal.like(self.feed.count, reset_less=True)
         few = remaining <= pixels
         m.d.sync += [
@@ -114,13 +116,18 @@ class Window(RowBuffer):
         seq, nxt, shape = groups.sequencer, groups.next, self.shape
         k, st, pixels = shape.geometry.kernel, shape.geometry.stride, shape.pixels
         now = Signal(nxt.shape(), reset_less=True)
-        beat, kx, ky = Signal(range(shape.beats)), Signal(range(k)), Signal(range(k))
-        sub, rotation = Signal(range(st)), Signal(range(pixels))
+        beat = Signal(range(shape.beats))
+        kx = Signal(range(k))
+        ky = Signal(range(k))
+        sub = Signal(range(st))
+        rotation = Signal(range(pixels))
         offset = Signal(shape.row_bits, reset_less=True)
         base = Signal(shape.row_bits, reset_less=True)
-        x, y = Signal(shape.column_bits, reset_less=True), Signal(HEIGHT_BITS, reset_less=True)
+        x = Signal(shape.column_bits, reset_less=True)
+        y = Signal(HEIGHT_BITS, reset_less=True)
         # Whether they are the last ones, found a step ahead.
-        last_beat, last_kx = Signal(init=shape.beats == 1), Signal(init=k == 1)
+        last_beat = Signal(init=shape.beats == 1)
+        last_kx = Signal(init=k == 1)
         last_ky = Signal(init=k == 1)
         wrap = shape.row_words - shape.bank_words
         with m.If(seq.step):

@@ -125,7 +125,8 @@ class NormUnit(StageUnit):
             self.out_width.eq(self.width),
             self.out_height.eq(self.height),
         ]
-        x_in, x_out = Signal(range(x_ram.depth)), Signal(range(x_ram.depth))
+        x_in = Signal(range(x_ram.depth))
+        x_out = Signal(range(x_ram.depth))
         accept = Signal()
         m.d.comb += accept.eq(self.i.valid & self.i.ready)
         with m.If(accept):

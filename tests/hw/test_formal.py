@@ -164,6 +164,8 @@ class CreditProof(Before):
         m.d.comb += [
             Assert(level + flying + registers["credits"] == 16),
             Assert(registers["level"] == level),
+            Assert(registers["valid"] == (level != 0)),
+            Assert(registers["credit"] == (registers["credits"] != 0)),
             Assert((registers["pushed"] - registers["popped"])[:4] == level[:4]),
             Assert(level + flying <= 16),
             Assert(dut.o.valid == (level != 0)),

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from amaranth.back import rtlil
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
@@ -70,6 +72,14 @@ def test_random_pipelines_lint_and_run(tmp_path, target, make, seed) -> None:
         texts |= cell_models()
     assert lint(texts, tmp_path) == ""
     assert simulate(case, texts, tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_every_signal_has_the_name_it_has_in_the_source(make) -> None:
+    """Amaranth finds no name for the first of `a, b = Signal(), Signal()`."""
+    text = rtlil.convert(make(1).pipeline(), name="pipeline", emit_src=False)
+    nameless = re.findall(r"^ *wire .*\\\$(?:signal|signature)\S*$", text, re.M)
+    assert nameless == []
 
 
 def test_equal_modules_are_written_once_and_depend_on_nothing_else() -> None:
