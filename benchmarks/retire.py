@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 import numpy as np
-from pydantic import BaseModel
 
 from lichen import models
 from lichen.network.file import save
 from lichen.network.identity import decoder_digest, decoding_half
+from lichen.network.model import Model
 
 
 def narrowed(value: Any) -> Any:
@@ -28,7 +28,7 @@ def narrowed(value: Any) -> Any:
         return value.astype(
             next(k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
         )
-    if isinstance(value, BaseModel):
+    if isinstance(value, Model):
         return value.model_copy(update={key: narrowed(item) for key, item in value})
     if isinstance(value, dict):
         return {key: narrowed(item) for key, item in value.items()}

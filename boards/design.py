@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from lichen.boards.link.rate import tensor_seconds
 from lichen.boards.port.port import TransformPort
 from lichen.boards.record import Board, Clock
@@ -26,6 +24,7 @@ from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import PHOTO, Network, Transform
 from lichen.network.identity import static_digest
+from lichen.network.model import ValidationError
 
 FRAME = PHOTO[::-1]
 """Width and height in pixels of the image that frames per second are counted in."""
@@ -53,10 +52,8 @@ def read_folding(path: Path, transform_name: str) -> Folding:
     try:
         return Folding.model_validate(content)
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise UserError(
-            f"{path} holds no folding: {where or 'it'}: {error.errors()[0]['msg']}."
-        ) from None
+        where = ".".join(str(part) for part in error.path)
+        raise UserError(f"{path} holds no folding: {where or 'it'}: {error.reason}.") from None
 
 
 def fold(

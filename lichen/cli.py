@@ -18,9 +18,6 @@ from lichen.errors import UserError
 from lichen.network.names import lines
 from lichen.processes import orderly_signals
 
-# Pydantic would look for plugins in every package that is installed; ours are not made for any.
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-
 # Name -> one-line help. Commands are imported only when used, so `lichen --help`
 # costs no import of torch, amaranth or numba.
 COMMANDS = {

@@ -29,24 +29,18 @@ full, `lichen.codec.context` computes it):
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
 
 from lichen.network.fields import (
     IntArray,
     JsonObject,
-    Model,
     require,
     require_range,
     require_shape,
 )
+from lichen.network.model import Field, Model
 from lichen.network.tables import EntropyTables
 
 NEIGHBOURS = ("W", "N", "NW", "NE")
@@ -158,16 +152,14 @@ class ContextModel(Model):
             total += _UNIT_BITS * (self.unit.size + self.usual.size)
         return int(total)
 
-    @model_serializer(mode="wrap")
-    def _without_silence(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that format 2 lacks are left out where they say nothing."""
-        found: dict[str, Any] = handler(self)
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        """`Model.model_dump`; fields that format 2 lacks are left out where they say nothing."""
+        found = super().model_dump(**options)
         return {
             key: value for key, value in found.items() if key not in EXCESS or value is not None
         }
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         require(self.bias.ndim == 1 and self.bias.size > 0, "bias must have one dimension")
         c = self.channels
         for name, counts in (("near", (2, 4)), ("slope", (0, 2, 4)), ("inner", range(9))):
@@ -196,7 +188,6 @@ class ContextModel(Model):
             self.greatest_sum() <= SUM_MAX,
             f"the sum of a context may reach {self.greatest_sum()}, beyond 31 bits",
         )
-        return self
 
     def _check_excess(self) -> None:
         given = [getattr(self, name) is not None for name in EXCESS]
@@ -255,8 +246,8 @@ class Replaced(Model):
         another one does not replace it.
     """
 
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    decoder: str = Field(pattern="^[0-9a-f]{32}$")
+    sha256: str = Field(pattern="[0-9a-f]{64}")
+    decoder: str = Field(pattern="[0-9a-f]{32}")
 
 
 class Contexts(Model):
@@ -293,8 +284,7 @@ class Contexts(Model):
     def bits(self) -> int:
         return sum(model.bits for model in self.latents.values())
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         count = len(self.tables.lengths)
         require(1 <= count <= TABLES_MAX, f"contexts take 1 to {TABLES_MAX} tables, not {count}")
         for name, model in self.latents.items():
@@ -308,4 +298,3 @@ class Contexts(Model):
             self.bits <= BITS_MAX,
             f"weights and edges take {self.bits} bits, more than {BITS_MAX}",
         )
-        return self

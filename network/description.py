@@ -9,7 +9,7 @@ Tensors are laid out channel first inside the description (weights ``(out, in, k
 plain and transposed convolutions alike), images and activations are ``(height, width,
 channels)``.
 
-All constructors validate; pydantic reports the path of the offending field, and
+All constructors validate; a ValidationError has the path of the offending field, and
 `lichen.network.file.load` turns that into a sentence for the user. What must hold of a network
 as a whole stands in `lichen.network.validation`, its data flow in `lichen.network.flow`.
 """

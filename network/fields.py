@@ -8,24 +8,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from lichen.network.names import printable
 
 CHANNELS_MAX = 1 << 16
 """Most channels of a tensor, and most tables of a latent."""
-
-
-class Model(BaseModel):
-    """A description that is checked when it is made, and never changes."""
-
-    model_config = ConfigDict(
-        arbitrary_types_allowed=True,
-        extra="forbid",
-        frozen=True,
-        strict=False,
-        defer_build=True,  # what is part of something else is looked at as a part of it alone
-    )
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -66,10 +53,10 @@ def _float_array(value: Any) -> npt.NDArray[np.float64]:
     return array
 
 
-IntArray = Annotated[Any, BeforeValidator(_integer_array)]
+IntArray = Annotated[Any, _integer_array]
 """Integers of any type, kept in a signed one."""
 
-FloatArray = Annotated[Any, BeforeValidator(_float_array)]
+FloatArray = Annotated[Any, _float_array]
 """Finite numbers, kept as float64."""
 
 IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
@@ -120,6 +107,6 @@ def _json_object(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-Identifier = Annotated[str, AfterValidator(_identifier)]
-Architecture = Annotated[str, AfterValidator(_architecture)]
-JsonObject = Annotated[dict[str, Any], AfterValidator(_json_object)]
+Identifier = Annotated[str, _identifier]
+Architecture = Annotated[str, _architecture]
+JsonObject = Annotated[dict[str, Any], _json_object]

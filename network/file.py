@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_save
 
 from lichen.errors import UserError
 from lichen.files import write_atomically
 from lichen.network.context import EXCESS
+from lichen.network.model import ValidationError
 from lichen.network.names import printable
 from lichen.network.network import Network
-from lichen.network.validation import ANY_PICTURE
 
 HEADER = "lichen"
 
@@ -135,8 +134,8 @@ def load(path: str | Path) -> Network:
     try:
         tree = _attach(json.loads(metadata[HEADER]), tensors)
         _check_format(tree)
-        context = {ANY_PICTURE: sha256 in OLDER_PICTURES}
-        network = Network.model_validate(tree, context=context)
+        older = sha256 in OLDER_PICTURES
+        network = Network.of_any_picture(tree) if older else Network.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{path} is not a valid network: {_first_error(error, tree)}.") from None
     except (ValueError, RecursionError) as error:
@@ -213,14 +212,12 @@ def _shown(text: str) -> str:
 
 def _first_error(error: ValidationError, tree: Any) -> str:
     """Where and what the first error is, with the name of the stage where it is in one."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    path = first["loc"]
+    path, message = error.path, error.reason
     where = ".".join(str(part) for part in path)
-    message = first["msg"].removeprefix("Value error, ")
     if len(path) > 3 and path[2] == "stages" and isinstance(path[3], int):
         name = _name_of(tree, path[1], path[3])
         message += f" (stage {printable(name)})" if name else ""
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(error.errors) - 1} more)" if len(error.errors) > 1 else ""
     return _shown(f"{where}: {message}" if where else message) + more
 
 

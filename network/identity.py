@@ -11,10 +11,10 @@ import hashlib
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from lichen.network.context import Replaced
 from lichen.network.file import digest
+from lichen.network.model import Model
 from lichen.network.network import Network
 
 DIGEST_BYTES = 16
@@ -89,7 +89,7 @@ def _digest(network: Network, tables: str) -> bytes:
 
 def _feed(state: Any, value: Any) -> None:
     """Hash a value without ambiguity: a mark of its kind and its length come first."""
-    if isinstance(value, BaseModel):
+    if isinstance(value, Model):
         value = {key: item for key, item in value if key not in _REPORTS}
     if isinstance(value, np.ndarray):
         state.update(f"a{value.shape};".encode())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 
 from lichen.network import arithmetic, validation
 from lichen.network.arithmetic import ceil_div
@@ -19,9 +18,9 @@ from lichen.network.fields import (
     Architecture,
     IntArray,
     JsonObject,
-    Model,
 )
 from lichen.network.flow import IMAGE, LATENTS, ORDER, Latent, latents_among
+from lichen.network.model import Field, Model, ValidationError
 from lichen.network.names import printable
 from lichen.network.tables import EntropyTables
 from lichen.network.transform import Transform
@@ -93,15 +92,28 @@ class Network(Model):
     contexts: Contexts | None = None
     provenance: JsonObject = Field(default_factory=dict)
 
-    _file_sha256: str | None = PrivateAttr(default=None)
+    _file_sha256: ClassVar[str | None] = None
 
-    @model_validator(mode="after")
-    def _check(self, info: ValidationInfo) -> Self:
-        if "means" not in self.model_fields_set:
+    def _complete(self, given: Collection[str]) -> None:
+        if "means" not in given:
             self.__dict__["means"] = self._means_by_channels()
-        any_picture = bool(info.context and info.context.get(validation.ANY_PICTURE))
-        validation.check_network(self, any_picture=any_picture)
-        return self
+
+    def _check(self) -> None:
+        validation.check_network(self)
+
+    @classmethod
+    def of_any_picture(cls, tree: Any) -> Self:
+        """`model_validate` that does not look at the format that g_s makes."""
+        if not isinstance(tree, Mapping):
+            return cls.model_validate(tree)
+        made = cls.__new__(cls)
+        made._fill(tree)
+        made._complete(tree)
+        try:
+            validation.check_network(made, any_picture=True)
+        except ValueError as error:
+            raise ValidationError([((), str(error))]) from None
+        return made
 
     def _means_by_channels(self) -> bool:
         if "h_s" not in self.transforms or self.latent_channels is None:
@@ -117,13 +129,13 @@ class Network(Model):
 
     def came_from(self, sha256: str) -> None:
         """Tell the digest of the file that this has been read from."""
-        self._file_sha256 = sha256
+        self.__dict__["_file_sha256"] = sha256
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy, which with changes is no longer what is in the file."""
         copy = super().model_copy(update=update, deep=deep)
         if update:
-            copy._file_sha256 = None
+            copy.__dict__.pop("_file_sha256", None)
         return copy
 
     def optional_parts(self) -> list[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
 
 from lichen.network import arithmetic
 from lichen.network.arithmetic import (
@@ -21,12 +20,12 @@ from lichen.network.fields import (
     FloatArray,
     Identifier,
     IntArray,
-    Model,
     require,
     require_range,
     require_shape,
 )
 from lichen.network.geometry import Geometry, norm_macs
+from lichen.network.model import Field, Model
 
 ACCUMULATOR_BITS_MAX = 48
 """Widest accumulator accepted: beyond it no sum is exact in float64 with margin."""
@@ -70,15 +69,13 @@ class Format(Model):
     lo: int
     hi: int
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         least = -(1 << (self.bits - 1)) if self.signed else 0
         most = (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
         require(
             least <= self.lo < self.hi <= most,
             f"lo and hi must satisfy {least} <= lo < hi <= {most}, not lo {self.lo}, hi {self.hi}",
         )
-        return self
 
     @property
     def magnitude(self) -> int:
@@ -116,8 +113,7 @@ class Convolution(Model):
     weight: IntArray
     bias: IntArray
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         require(
             self.weight.ndim == 4 and self.weight.shape[2:] == (self.kernel, self.kernel),
             f"weight must have shape (out, in, {self.kernel}, {self.kernel}), "
@@ -139,7 +135,6 @@ class Convolution(Model):
             self.output_padding == 0 or (self.transposed and self.output_padding < self.stride),
             "output_padding must be 0, or below the stride of a transposed convolution",
         )
-        return self
 
     @property
     def out_channels(self) -> int:
@@ -219,8 +214,7 @@ class Requantizer(Model):
     shift: int = Field(ge=0, le=35)
     output: Format
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         require(self.multiplier.ndim == 1, "multiplier must have one dimension")
         require_shape("pre_shift", self.pre_shift, self.multiplier.shape)
         require_range("pre_shift", self.pre_shift, 0, 31)
@@ -228,7 +222,6 @@ class Requantizer(Model):
         if self.negative_multiplier is not None:
             require_shape("negative_multiplier", self.negative_multiplier, self.multiplier.shape)
             require_range("negative_multiplier", self.negative_multiplier, 0, MULTIPLIER_MAX)
-        return self
 
 
 class Normalization(Model):
@@ -268,8 +261,7 @@ class Normalization(Model):
     shift: int = Field(ge=0, le=47)
     output: Format
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         require(self.multiplier.ndim == 1, "multiplier must have one dimension")
         channels = len(self.multiplier)
         require_shape("gamma", self.gamma, (channels, channels))
@@ -277,7 +269,6 @@ class Normalization(Model):
         require_range("gamma", self.gamma, 0, (1 << self.gamma_bits) - 1)
         require_range("beta", self.beta, 1, NORM_MAX)
         require_range("multiplier", self.multiplier, 0, MULTIPLIER_MAX)
-        return self
 
     @property
     def channels(self) -> int:
@@ -354,8 +345,7 @@ class Stage(Model):
     scales: dict[str, FloatArray] = Field(default_factory=dict)
     kept_channels: IntArray | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         channels = self.convolution.out_channels
         require_shape("requantizer.multiplier", self.requantizer.multiplier, (channels,))
         norm = self.activation.norm
@@ -389,7 +379,6 @@ class Stage(Model):
                 scale.shape in ((), (channels,), (self.convolution.in_channels,)),
                 f"scales.{key} must have one value per channel, not shape {scale.shape}",
             )
-        return self
 
     @property
     def units(self) -> list[str]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, model_validator
 
 from lichen.network.fields import (
     CHANNELS_MAX,
     IntArray,
-    Model,
     require,
     require_range,
     require_shape,
 )
+from lichen.network.model import Model
 
 
 def _at_least_32_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -23,7 +22,7 @@ def _at_least_32_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array.astype(np.promote_types(array.dtype, np.int32), copy=False)
 
 
-TableArray = Annotated[IntArray, AfterValidator(_at_least_32_bits)]
+TableArray = Annotated[IntArray, _at_least_32_bits]
 """Integers of any type, kept in a signed one of 32 or 64 bits."""
 
 
@@ -48,8 +47,7 @@ class EntropyTables(Model):
     lengths: TableArray
     offsets: TableArray
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         require(self.cdf.ndim == 2, "cdf must have two dimensions")
         tables = self.cdf.shape[0]
         require(1 <= tables <= CHANNELS_MAX, f"cdf must have 1 .. {CHANNELS_MAX} rows")
@@ -66,4 +64,3 @@ class EntropyTables(Model):
             rising = row[0] == 0 and row[-1] == total and bool(np.all(row[1:] > row[:-1]))
             require(rising, f"cdf row {i} must rise strictly from 0 to {total}")
             require(not rest.any(), f"cdf row {i} must be 0 after its {length} entries")
-        return self

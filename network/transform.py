@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Self
 
-from pydantic import Field, model_validator
-
-from lichen.network.fields import Model, require
+from lichen.network.fields import require
 from lichen.network.geometry import receptive_field
+from lichen.network.model import Field, Model
 from lichen.network.stage import ACCUMULATOR_BITS_MAX, Format, Stage
 
 STAGES_MAX = 64
@@ -21,8 +19,7 @@ class Transform(Model):
     input: Format
     stages: list[Stage] = Field(min_length=1, max_length=STAGES_MAX)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         source, channels = self.input, self.in_channels
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"stage names must be unique, not {names}")
@@ -47,7 +44,6 @@ class Transform(Model):
                 f"more than {ACCUMULATOR_BITS_MAX}",
             )
             source, channels = stage.output, stage.out_channels
-        return self
 
     @property
     def in_channels(self) -> int:

@@ -20,10 +20,6 @@ from lichen.network.transform import Transform
 if TYPE_CHECKING:
     from lichen.network.network import Network
 
-ANY_PICTURE = "any_picture"
-"""Key of the validation context that lets g_s make what no picture holds; see
-`lichen.network.file.OLDER_PICTURES`."""
-
 PIXEL_MAX = 255
 """Greatest sample of a picture; the least is 0."""
 
@@ -47,7 +43,7 @@ def check_network(network: Network, *, any_picture: bool = False) -> None:
     ----------
     network : Network
     any_picture : bool
-        The format that g_s makes is not looked at.
+        The format that g_s makes is not looked at; see `lichen.network.file.OLDER_PICTURES`.
     """
     _check_names(network)
     for latent in network.latents:

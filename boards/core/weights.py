@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from lichen.boards.core.axi import registers_of
 from lichen.boards.core.core import Core
 from lichen.boards.core.loader import ADDRESS_START
@@ -16,6 +14,7 @@ from lichen.errors import UserError
 from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.loaded import StageTemplate
 from lichen.network.description import Network
+from lichen.network.model import ValidationError
 
 HIGH_START = 32
 """The first bit of a word that goes through the register `load_high`."""
@@ -77,7 +76,7 @@ def core_for(network: Network, folder: Path) -> Core:
     name, load = description["transform"], description["load"]
     try:
         folding = Folding.model_validate(description["folding"])
-        templates = TypeAdapter(tuple[StageTemplate, ...]).validate_python(load["stages"])
+        templates = tuple(StageTemplate.model_validate(stage) for stage in load["stages"])
     except (ValidationError, KeyError, TypeError):
         raise UserError(
             f"{folder / 'interface.json'} is damaged; generate the core anew."

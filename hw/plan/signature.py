@@ -7,9 +7,9 @@ from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from lichen.network.description import Format, Stage
+from lichen.network.model import Model
 
 FREE = frozenset({"name", "scales", "kept_channels"})
 """Fields of a `Stage` that no gateware is made of. Every other field counts."""
@@ -25,7 +25,7 @@ def signature(stage: Stage, source: Format) -> Hashable:
 
 
 def _frozen(value: Any) -> Hashable:
-    if isinstance(value, BaseModel):
+    if isinstance(value, Model):
         return tuple(_frozen(getattr(value, name)) for name in type(value).model_fields)
     if isinstance(value, np.ndarray):
         integers = np.ascontiguousarray(value, dtype=np.int64)

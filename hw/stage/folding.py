@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from lichen.hw.engine.element import Backend
+from lichen.network.model import Field, Model
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ArrayFolding(_Model):
+class ArrayFolding(Model):
     """Shape of one systolic array.
 
     Attributes
@@ -32,7 +27,7 @@ class ArrayFolding(_Model):
     backend: Backend = Backend.PORTABLE
 
 
-class StageFolding(_Model):
+class StageFolding(Model):
     """Arrays of one stage.
 
     Attributes
@@ -67,7 +62,7 @@ class StageFolding(_Model):
         return sum(a.pixels * a.chain_length * self.chains * a.lanes for a in arrays)
 
 
-class Folding(_Model):
+class Folding(Model):
     """Arrays of a whole transform, and the widest image it takes.
 
     Attributes

@@ -7,18 +7,18 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lichen.hw.engine.requantize import SHIFT_SPAN, ShiftRanges
 from lichen.network.arithmetic import signed_width
 from lichen.network.description import Activation, Format, Normalization, Stage, Transform
+from lichen.network.model import Field, Model, ValidationError
 from lichen.network.stage import ACCUMULATOR_BITS_MAX
 
 MARGIN = 3
 """By how much a shift may become less than that of the network a core is generated from."""
 
 
-class StageTemplate(BaseModel):
+class StageTemplate(Model):
     """What gateware fixes of a stage; all numbers that are not here are filled at run time.
 
     Attributes
@@ -44,8 +44,6 @@ class StageTemplate(BaseModel):
     pre_cycles : int
         Of the shift by ``d``.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     in_channels: int
@@ -174,8 +172,8 @@ class LoadedStage(Stage):
 
     template: StageTemplate
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check(self) -> None:
+        super()._check()
         template, quant, norm = self.template, self.requantizer, self.normalization
         _check_range(self.name, "pre_shift", quant.pre_shift, template.pre_shift)
         _check_range(self.name, "shift", quant.shift, template.shift)
@@ -191,7 +189,6 @@ class LoadedStage(Stage):
                 f"stage {self.name} needs accumulators of {bits} bits, and the core has "
                 f"{template.accumulator_bits}"
             )
-        return self
 
 
 def _check_range(stage: str, name: str, value: npt.ArrayLike, least: int) -> None:
@@ -226,7 +223,7 @@ def filled(transform: Transform, fixed: Sequence[StageTemplate]) -> Transform:
     try:
         stages = [template.filled(stage, source) for template, stage, source in rows]
     except ValidationError as error:
-        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        raise ValueError(error.reason) from None
     return transform.model_copy(update={"stages": stages})
 
 

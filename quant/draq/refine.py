@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
 
 from lichen.errors import UserError
 from lichen.network.description import Format, Transform
+from lichen.network.model import Model, ValidationError
 
 
 def refine_output(transform: Transform, index: int, bits: int) -> Transform:
@@ -55,7 +55,7 @@ def refine_output(transform: Transform, index: int, bits: int) -> Transform:
         stages[index : index + 2] = [first, second]
         return Transform(input=transform.input, stages=stages)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        reason = error.reason
         raise UserError(f"{stage.name} cannot have {bits} bits: {reason}.") from None
 
 
@@ -95,13 +95,13 @@ def refine_input(transform: Transform, index: int, bits: int) -> Transform:
         stages[index] = refined
         return Transform(input=transform.input, stages=stages)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        reason = error.reason
         raise UserError(
             f"the normalization of {stage.name} cannot have {bits} bits: {reason}."
         ) from None
 
 
-Part = TypeVar("Part", bound=BaseModel)
+Part = TypeVar("Part", bound=Model)
 
 
 def _with(part: Part, **changes: Any) -> Part:

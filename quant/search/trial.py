@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from lichen.errors import UserError
 from lichen.network.description import Network, Transform
 from lichen.network.file import dumps
 from lichen.network.flow import FEEDS, LATENTS, ORDER
+from lichen.network.model import ValidationError
 from lichen.quant.calibration.options import (
     FixedOutput,
     Options,

@@ -462,7 +462,7 @@ def test_unusable_arguments(tmp_path, capsys, files, light, change, sentence):
         ("{", "is not JSON"),
         ("[]", "holds no folding: it: "),
         ('{"max_width": 0, "stages": []}', "holds no folding: max_width: "),
-        ('{"max_width": 9, "stages": [{"chains": 1}]}', "stages.0.convolution: Field required"),
+        ('{"max_width": 9, "stages": [{"chains": 1}]}', "stages.0.convolution: is missing"),
     ],
 )
 def test_a_folding_file_that_is_none(tmp_path, capsys, files, content, sentence):

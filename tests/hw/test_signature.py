@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import BaseModel
 
 from lichen.hw.plan.signature import FREE, signature
 from lichen.network.arithmetic import NormKind
 from lichen.network.description import Activation, Format, Stage
+from lichen.network.model import Model
 from lichen.network.random import StageShape, random_transform
 
 SOURCE = Format(bits=8, signed=True, lo=-127, hi=127)
@@ -37,11 +37,11 @@ def other(value: Any) -> Any:
     return value + 1 if isinstance(value, int) else None if value is not None else np.ones(4, int)
 
 
-def variants(model: BaseModel) -> Iterator[tuple[str, Any]]:
+def variants(model: Model) -> Iterator[tuple[str, Any]]:
     """The model with every field changed in turn, those of models within it too."""
     for name in type(model).model_fields:
         value = getattr(model, name)
-        if isinstance(value, BaseModel):
+        if isinstance(value, Model):
             for inner, changed in variants(value):
                 yield f"{name}.{inner}", model.model_copy(update={name: changed})
         else:

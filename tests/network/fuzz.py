@@ -333,7 +333,7 @@ def damaged_file(rng: Rng) -> bytes:
     if rng.random() < 0.15:
         return _flipped(rng, dumps(network))
     silent = set(Network.OPTIONAL_PARTS) - set(network.optional_parts())
-    tree = copied(network.model_dump(exclude=silent if rng.random() < 0.9 else None))
+    tree = copied(network.model_dump(exclude=silent if rng.random() < 0.9 else ()))
     tree["format"] = network.format
     for _ in range(int(rng.choice([0, 1, 1, 1, 2, 2, 3]))):
         try:

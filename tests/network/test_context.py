@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from lichen.errors import UserError
 from lichen.network.context import ContextModel, Contexts
 from lichen.network.file import dumps, load, save
 from lichen.network.identity import decoder_digest, replacing, static_digest
+from lichen.network.model import ValidationError
 from lichen.network.random import random_contexts
 from tests.codec.cases import KINDS, make_network
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import ValidationError
 
 from lichen import codec
 from lichen.cli import main
@@ -18,6 +17,7 @@ from lichen.codec.container import inspect
 from lichen.errors import UserError
 from lichen.network.description import EntropyTables, Network
 from lichen.network.file import OLDER_PICTURES, dumps, load, save
+from lichen.network.model import ValidationError
 from lichen.network.random import random_factorized, random_hyperprior
 from lichen.sim.golden import synthesis
 from tests.network.fuzz import copied, network_file
@@ -265,7 +265,7 @@ def test_names_of_stages_that_are_no_identifiers(tmp_path, name):
     stage(tree, "g_s", 1)["name"] = name
     with pytest.raises(ValidationError, match="a name must be a letter followed by") as error:
         Network.model_validate(tree)
-    assert all(c.isprintable() for c in error.value.errors()[0]["msg"])
+    assert all(c.isprintable() for c in error.value.reason)
 
 
 @pytest.mark.parametrize("other", ["conv1", "CONV1", "conv1_norm", "Conv1_Norm"])

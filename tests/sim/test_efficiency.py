@@ -89,7 +89,7 @@ def test_pauses_measure_nothing(transform: Transform) -> None:
 def test_the_command_says_it(transform: Transform, tmp_path: Path) -> None:
     network = Network(architecture="custom", n=6, m=5, transforms={"g_a": transform})
     save(network, tmp_path / "net.lichen")
-    (tmp_path / "folding.json").write_text(FOLDING.model_dump_json())
+    (tmp_path / "folding.json").write_text(json.dumps(FOLDING.model_dump(mode="json")))
     Image.fromarray(np.zeros((4, 8, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     arguments = [str(tmp_path / "net.lichen"), "--image", str(tmp_path / "a.png")]
     arguments += ["--simulator", "icarus", "--folding", str(tmp_path / "folding.json")]

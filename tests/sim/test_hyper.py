@@ -8,12 +8,12 @@ import sys
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from lichen.errors import UserError
 from lichen.network.arithmetic import latent_symbol, latent_value, scale_index
 from lichen.network.description import Activation, EntropyTables, Network, Transform
 from lichen.network.file import dumps, load, save
+from lichen.network.model import ValidationError
 from lichen.network.random import random_factorized, random_hyperprior
 from lichen.sim import golden
 

@@ -243,7 +243,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Network
             StageFolding(chains=1, convolution=ArrayFolding(chain_length=3, lanes=2)),
         ],
     )
-    (folder / "folding.json").write_text(folding.model_dump_json())
+    (folder / "folding.json").write_text(json.dumps(folding.model_dump(mode="json")))
     return folder / "net.lichen", folder / "folding.json", network
 
 
