@@ -5,8 +5,8 @@ boards/build/achieved.json anew from all of them.
 
     python benchmarks/record_build.py small-w6 out/report.json
 
-When gateware or networks have changed, --renew builds what is on record again, network, board and
-folding as they stand there, one after the other:
+When gateware or networks have changed, --renew builds what is on record again, network, board,
+link and folding as they stand there, one after the other:
 
     python benchmarks/record_build.py --renew small-opt [--seed 3] [NAME ...]
 """
@@ -74,6 +74,7 @@ def build_again(record: Path, seed: int) -> Path:
         [
             *(sys.executable, "-m", "lichen.cli", "build", net, "--board", report["board"]),
             *("--transform", report["transform"], "--folding", str(record)),
+            *("--link", report.get("link_kind", "uart")),
             *("--seed", str(seed), "-o", str(folder)),
         ],
         check=True,

@@ -29,6 +29,7 @@ import click
 
 from lichen import models
 from lichen.boards import board as boards
+from lichen.boards.record import Board
 from lichen.codec.rd import Curve, bd_rate, references
 from lichen.errors import UserError
 from lichen.files import write_text
@@ -246,18 +247,18 @@ def integers() -> str:
 def builds() -> str:
     """README's table of bitstreams on record, the fastest first."""
     titles = (
-        "network, transform | board | clock | photographs a second, engine | over the serial line"
+        "network, transform | board, link | clock | photographs a second, engine | over the link"
     )
     lines = [f"| {titles} | multipliers, block RAMs, LUTs | report |", "|---" * 7 + "|"]
     kept = [(name, read(name)) for name in reports() if name.startswith("builds/")]
     for name, report in sorted(kept, key=lambda item: -item[1]["fps"]):
-        board = boards.find(report["board"])
+        board = boards.find(report["board"]).with_link(report.get("link_kind", "uart"))
         what = report.get("transform") or ", ".join(report.get("transforms", []))
         line_fps = report.get("fps_link", _serial(report, what))
         path = reports()[name].relative_to(ROOT).as_posix()
         cells = [
             f"{report['network']['name']}, {what}",
-            board.title,
+            f"{board.title}, {_link(report, board)}",
             f"{report['clock_mhz']:.1f} MHz",
             f"{report['fps']:.1f}",
             "" if line_fps is None else f"{line_fps:.2f}",
@@ -266,6 +267,13 @@ def builds() -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _link(report: dict[str, Any], board: Board) -> str:
+    """How a build talks to its host; a serial line with the rate that it was built with."""
+    if board.link.kind == "uart" and "baud" in report:
+        return f"{report['baud'] / 1e6:.2g} Mbaud"
+    return board.link.title
 
 
 def _serial(report: dict[str, Any], transform: str) -> float | None:
