@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from lichen import models
 from lichen.boards.board import Board
+from lichen.boards.build.flow import PICTURE
 from lichen.boards.build.report import REST
 from lichen.codec.bootstrap import ImageCurves, interval
 from lichen.codec.container import Container
@@ -26,8 +27,8 @@ from lichen.report.page import Page, error_map, paragraph, picture, slider, tabl
 from lichen.report.subject import Subject
 from lichen.sim.golden import psnr
 
-FLOORPLANS = ("floorplan.svg", "floorplan.png")
-"""Pictures of a placed design that a build may have left beside its report."""
+FLOORPLANS = (PICTURE, "floorplan.svg")
+"""Pictures of a placed design that a build leaves beside its report, or `--plot` left there."""
 
 DRAWS = 200
 """Of images, for an interval: enough for a tenth of a per cent or two."""

@@ -28,6 +28,9 @@ from lichen.processes import concurrently
 
 REPORT = "report.json"
 BITSTREAM = "top.bit"
+PICTURE = "floorplan.png"
+"""The floorplan, drawn; `lichen report` shows it."""
+
 KEPT = (BITSTREAM, "top.v", REPORT, "logs")
 """What stays in the folder of a complete build, beside what its toolchain keeps."""
 
@@ -205,7 +208,7 @@ def build(
     details : dict
         More fields for the report.
     plot : Path or None
-        Where to draw the floorplan, with the worst path of the placement that was kept.
+        Where else to draw the floorplan, with the worst path of the placement that was kept.
     progress : Progress or None
 
     Returns
@@ -253,8 +256,9 @@ def build(
             if path.name not in (*KEPT, *toolchain.kept):
                 path.unlink()
     # Last of all: a picture that cannot be written costs no bitstream.
-    if plot is not None and run.places is not None:
-        toolchain.draw_places(run.places, board, folder / toolchain.placement, plot)
+    if run.places is not None:
+        for path in (folder / PICTURE, *([] if plot is None else [plot])):
+            toolchain.draw_places(run.places, board, folder / toolchain.placement, path)
     return report
 
 

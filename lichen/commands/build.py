@@ -64,7 +64,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--plot", "plot_file", metavar="FILE", type=click.Path(path_type=Path),
-    help="Draw the floorplan, and the worst path after routing (.svg, .png or .pdf).",
+    help="Draw the floorplan, and the worst path after routing, here as well as in "
+    "DIR/floorplan.png (.svg, .png or .pdf).",
 )  # fmt: skip
 @click.option(
     "--unit",
@@ -106,7 +107,7 @@ def command(
     """Synthesize, place and route for a board.
 
     NET is a network file or the name of a shipped network. DIR gets the bitstream, report.json,
-    the Verilog it was made of and the logs of the tools, and appears only when all is there;
+    the Verilog it was made of, the logs of the tools and a picture of the floorplan, and appears only when all is there;
     after a failure the files are in DIR.part.
 
     Several transforms share the board: each has its own pipeline, the host says which a frame is

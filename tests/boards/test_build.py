@@ -191,9 +191,10 @@ def test_the_floorplan_stands_between_synthesis_and_placement(tmp_path, tools, m
     assert report.floorplan["seed"] == 2
     assert report.floorplan["wire_length"] in report.floorplan["tries"]
     assert (tmp_path / "floor.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "out" / "floorplan.png").read_bytes().startswith(b"\x89PNG")
     assert run(tmp_path / "out", floorplan=None).floorplan is None
     seen = json.loads((tmp_path / "out" / "logs" / "seen.json").read_text())
-    assert seen == design
+    assert seen == design and not (tmp_path / "out" / "floorplan.png").exists()
     # A picture that cannot be written costs a sentence, and no bitstream.
     with pytest.raises(UserError, match="cannot write"):
         run(tmp_path / "new", plot=tmp_path / "nowhere" / "floor.svg")
