@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lichen.boards.link.filler import loading_resources
 from lichen.boards.link.rate import tensor_seconds
 from lichen.boards.port.port import TransformPort
 from lichen.boards.record import Board, Clock
@@ -84,7 +85,10 @@ def fold(
         width = None if max_width is None else ceil_div(max_width * frame[1], PHOTO[1])
         planned = loadable(transform) if loads else transform
         wanted.append(planner.Wanted(planned, frame, width))
-    for budget in (board.roomy_budget, board.pipeline_budget):
+    stages = [len(one.transform.stages) for one in wanted]
+    more = loading_resources(stages, board.family).lut if loads else 0
+    for whole in (board.roomy_budget, board.pipeline_budget):
+        budget = replace(whole, lut=whole.lut - more)
         found = planner.plan_together(wanted, budget, device=board.family, multipliers=multipliers)
         if planner.fits(Resources.total(plan.resources for plan in found), budget):
             break
@@ -216,6 +220,7 @@ class Design:
                 "sha256": self.digest,
             },
             "transform": self.transform_name,
+            "weights": "load" if self.loads else "fixed",
             "max_width": self.max_width,
             "folding": self.folding.model_dump(mode="json"),
         }
@@ -232,6 +237,11 @@ class Bitstream:
     """
 
     designs: tuple[Design, ...]
+
+    @property
+    def loads(self) -> bool:
+        """Whether the constants are filled at run time."""
+        return all(design.loads for design in self.designs)
 
     @property
     def cycles_per_frame(self) -> int | None:
@@ -261,7 +271,7 @@ class Bitstream:
             link=board.link,
             clock_hz=pll.output_hz,
             oscillator_hz=board.oscillator_hz,
-            digest=bytes.fromhex(self.designs[0].digest),
+            digest=bytes(32) if self.loads else bytes.fromhex(self.designs[0].digest),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -276,4 +286,5 @@ class Bitstream:
             for design in self.designs
         }
         names = ",".join(each)
-        return {"network": first["network"], "transform": names, "transforms": each}
+        shared = {key: first[key] for key in ("network", "weights")}
+        return shared | {"transform": names, "transforms": each}

@@ -39,7 +39,7 @@ class Top(Gateware):
     oscillator_hz : int
         Frequency of the domain ``line``.
     digest : bytes
-        SHA-256 of the network file.
+        SHA-256 of the network file; zeros where constants are filled at run time.
     timeout : int or None
         Cycles until the watchdog barks; 2 seconds if None.
 
@@ -73,6 +73,7 @@ class Top(Gateware):
             formats=[port.format for port in self.ports],
             timeout=round(clock_hz * TIMEOUT_SECONDS) if timeout is None else timeout,
             digest=digest,
+            fills=[port.fill for port in self.ports if port.fill is not None],
             oscillator_hz=oscillator_hz,
             line_hz=link.line_hz,
             clock_hz=clock_hz,
@@ -110,6 +111,8 @@ class Top(Gateware):
                 port.height.eq(end.height),
                 port.reset.eq(end.reset | self.hold),
             ]
+            if port.fill is not None:
+                wiring.connect(m, end.load, port.load)
             wiring.connect(m, end.i, port.i)
             wiring.connect(m, port.o, end.o)
         return m

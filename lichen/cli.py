@@ -40,6 +40,7 @@ COMMANDS = {
     "weights": "Make what fills a core with another network.",
     "build": "Synthesize, place and route for a board.",
     "flash": "Program a board.",
+    "load": "Load a network into a board that takes it over its link.",
     "board-sim": "Simulate a whole board, behind a port for --engine.",
     "export": "Write a transform as an ONNX graph for other tools.",
     "report": "Write one page about a network, a build, or two of them.",

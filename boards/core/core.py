@@ -13,8 +13,9 @@ from typing import Any
 from amaranth.lib import wiring
 
 from lichen.boards.core.axi import AXICore, container_bits
-from lichen.boards.core.loader import Loader, StreamCore, checksum, words_of
+from lichen.boards.core.loader import Loader, StreamCore
 from lichen.boards.design import Design
+from lichen.boards.port.fill import checksum, words_of
 from lichen.errors import UserError
 from lichen.hw.device import ecp5
 from lichen.hw.device.device import Device, Resources

@@ -3,20 +3,15 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable
-
 from amaranth.hdl import Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from lichen.boards.link.crc import CRC_BITS, advanced
+from lichen.boards.port.fill import ADDRESS_START, WORD_BITS
 from lichen.hw.device.device import Resources
 from lichen.hw.device.load import ADDRESS_BITS, DATA_BITS, LoadSignature
 from lichen.hw.stage.pipeline import Pipeline
-
-WORD_BITS, ADDRESS_START = 64, 40
-"""Of what goes in: the data in bits 0 .. 35, the address from bit 40."""
 
 CYCLES_PER_WORD = WORD_BITS // 8 + 1
 """That a `Loader` takes: one for each byte's checksum, one to take the word."""
@@ -24,20 +19,10 @@ CYCLES_PER_WORD = WORD_BITS // 8 + 1
 CRC_INIT = (1 << CRC_BITS) - 1
 
 
-def words_of(writes: Iterable[tuple[int, int]]) -> list[int]:
-    """Addresses and data as words of `WORD_BITS`."""
-    return [address << ADDRESS_START | data for address, data in writes]
-
-
-def checksum(words: Iterable[int]) -> int:
-    """What a `Loader` says when these words have gone in: the CRC-32 of their bytes."""
-    return zlib.crc32(b"".join(word.to_bytes(WORD_BITS // 8, "little") for word in words))
-
-
 class Loader(wiring.Component):
     """Gives a pipeline's bus the words of a stream, and keeps the CRC-32 of their bytes.
 
-    A word takes as many cycles as it has bytes.
+    A word takes `CYCLES_PER_WORD`.
 
     Members
     -------

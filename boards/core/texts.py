@@ -8,6 +8,7 @@ from typing import Any
 
 from lichen.boards.core.core import MAX_HEIGHT, Core
 from lichen.boards.core.interface import ICARUS_ALL, ICARUS_SMALLEST, versions
+from lichen.boards.core.loader import CYCLES_PER_WORD
 from lichen.boards.record import Board
 
 
@@ -164,7 +165,8 @@ ICARUS_RUNS = {
 
 LOADING = {
     "stream": {
-        "how": "through the stream `load`, 9 cycles a word, while no frame is under way",
+        "how": f"through the stream `load`, {CYCLES_PER_WORD} cycles a word, while no frame is "
+        "under way",
         "file": "- Every line of the file is a word of `load__payload`, in hexadecimal: the data "
         "in bits 0 .. 35, the address from bit 40.",
         "crc": "`load_crc` when `load__ready` is high. `load_clear` begins it anew",

@@ -8,8 +8,8 @@ from typing import Any
 
 from lichen.boards.core.axi import registers_of
 from lichen.boards.core.core import Core
-from lichen.boards.core.loader import ADDRESS_START
 from lichen.boards.design import Design
+from lichen.boards.port.fill import ADDRESS_START
 from lichen.errors import UserError
 from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.loaded import StageTemplate

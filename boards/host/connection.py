@@ -10,11 +10,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
-from lichen.boards.host.session import Frame, HaltedError, Identity, LinkError, Session, identity
+from lichen.boards.host.session import (
+    Frame,
+    HaltedError,
+    Identity,
+    LinkError,
+    Load,
+    Session,
+    identity,
+)
 from lichen.boards.link import protocol
-from lichen.boards.link.protocol import ProtocolError
+from lichen.boards.link.protocol import Error, ProtocolError
 from lichen.errors import UserError
 
 ANSWER_S = 10.0
@@ -60,6 +69,10 @@ class Line(Protocol):
 
 class SilentError(UserError):
     """Nothing answers, or nothing that makes sense."""
+
+
+class EmptyError(UserError):
+    """A transform that is filled at run time does not hold what it should."""
 
 
 class TakenError(LinkError):
@@ -115,10 +128,24 @@ class Connection:
         cycles = self.counters()["ratio"]
         return self.identity.oscillator_hz * cycles / protocol.RATIO_CYCLES
 
-    def run(self, frame: Frame, progress: Callable[[int], object] = lambda done: None) -> bytes:
+    def loaded(self) -> list[bytes]:
+        """Digests of the networks that the transforms hold, zeros for none; empty where none is
+        filled at run time."""
+        pages = [protocol.PAGE_FILLS + i for i in range(len(self.identity.fills))]
+        self._ask(pages)
+        return [protocol.FILL.unpack(self.session.answers[page])["digest"] for page in pages]
+
+    def run(
+        self,
+        frame: Frame | Load,
+        progress: Callable[[int], object] = lambda done: None,
+        check: Callable[[], object] = lambda: None,
+    ) -> bytes:
         """The output of a frame; ``progress`` takes the bytes of input that have arrived.
 
-        Raises UserError when it cannot be had.
+        ``check`` is called whenever a session has been opened, for others may have used the device
+        before. Raises EmptyError for a transform that has to be filled before, UserError when the
+        output cannot be had.
         """
         reason, attempts = "", ATTEMPTS
         for attempt in range(ATTEMPTS):
@@ -128,6 +155,7 @@ class Connection:
             try:
                 if not self.session.open:
                     self._open()
+                    check()
                 self.session.submit(frame)
                 self._finish(frame, progress)
                 return bytes(self.session.output)
@@ -140,6 +168,8 @@ class Connection:
                 reason = str(error)
                 self.session = Session()
                 if isinstance(error, HaltedError):  # which no line brings about
+                    if error.errors == Error.EMPTY:
+                        raise EmptyError(f"the board on {self.line.name}: {reason}.") from None
                     attempts = min(attempts, attempt + 2)
             except LineError as error:
                 raise UserError(f"the board on {self.line.name} is gone ({error}).") from None
@@ -151,6 +181,7 @@ class Connection:
             page = self.session.answers[protocol.PAGE_CAPABILITIES]
             count = page[1] if page[:1] == bytes([protocol.VERSION]) and len(page) > 1 else 0
             self._ask([protocol.PAGE_TRANSFORMS + i for i in range(count)])
+            self._ask_fills(count)
             found = identity(self.session.answers)
         except ProtocolError as error:
             raise UserError(
@@ -162,10 +193,22 @@ class Connection:
         self._patience_s = ANSWER_S
         return found
 
+    def _ask_fills(self, transforms: int) -> None:
+        """The pages of what fills transforms, where they are filled."""
+        answers = self.session.answers
+        page = answers[protocol.PAGE_CAPABILITIES]
+        if not transforms or any(protocol.CAPABILITIES.unpack(page)["digest"]):
+            return
+        for transform in range(transforms):
+            number = protocol.PAGE_FILLS + transform
+            self._ask([number])
+            stages = protocol.FILL.unpack(answers[number])["stages"]
+            self._ask([protocol.stage_number(transform, i) for i in range(stages)])
+
     def _ask(self, pages: list[int]) -> None:
-        for page in pages:
+        for page in pages:  # one by one: a question replaces one that has no answer yet
             self.session.ask(page)
-        self._until(lambda: all(page in self.session.answers for page in pages))
+            self._until(partial(self.session.answers.__contains__, page))
 
     def _open(self) -> None:
         self.session.heartbeat = self.identity.heartbeat
@@ -202,7 +245,7 @@ class Connection:
         self.session.receive(came)
         return bool(came)
 
-    def _finish(self, frame: Frame, progress: Callable[[int], object]) -> None:
+    def _finish(self, frame: Frame | Load, progress: Callable[[int], object]) -> None:
         """Talk until the frame is done."""
         session = self.session
         total = session.waiting
@@ -237,4 +280,12 @@ class Connection:
         self.session.nudge()
 
 
-__all__ = ["Connection", "HaltedError", "Line", "LineError", "SilentError", "TakenError"]
+__all__ = [
+    "Connection",
+    "EmptyError",
+    "HaltedError",
+    "Line",
+    "LineError",
+    "SilentError",
+    "TakenError",
+]

@@ -11,8 +11,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from lichen import models
-from lichen.boards.host.connection import Connection
-from lichen.boards.host.session import Frame
+from lichen.boards.design import Design
+from lichen.boards.host.connection import ATTEMPTS, Connection, EmptyError
+from lichen.boards.host.session import Frame, Load
+from lichen.boards.port.fill import Fill, bytes_of, words_of
 from lichen.boards.port.format import PortFormat
 from lichen.codec.container import Container, Decoded
 from lichen.codec.picture import Picture
@@ -39,11 +41,11 @@ class Engine:
     ----------
     connection : Connection
     network : Network or None
-        Whose transforms are wanted; None takes the shipped one that the board holds.
+        Whose transforms are wanted; None takes the shipped one that the board holds. A board whose
+        transforms are filled at run time gets it when it is first asked for something.
 
     Attributes
     ----------
-    network : Network
     transforms : dict of str to PortFormat
         Those in the board, by name.
 
@@ -52,21 +54,41 @@ class Engine:
 
     def __init__(self, connection: Connection, network: Network | None = None):
         self.connection = connection
-        digest = connection.identity.digest.hex()
-        name = connection.line.name
-        if network is None:
-            network = models.find(digest)
-            if network is None:
-                raise UserError(
-                    f"the board on {name} holds the network {digest[:16]}…, which is none of the "
-                    "shipped ones; name its file with -m."
-                )
-        elif static_digest(network) != digest:
-            raise UserError(_another(name, network, models.find_name(digest) or f"{digest[:16]}…"))
-        self.network = network
+        name, fixed = connection.line.name, connection.identity.digest
+        self._network = network
+        if network is None and self.loads:
+            known = (models.find(held.hex()) for held in connection.loaded() if any(held))
+            self._network = next((found for found in known if found is not None), None)
+        elif network is None:
+            self._network = models.find(fixed.hex())
+            if self._network is None:
+                raise UserError(_unknown(name, fixed))
+        elif not self.loads and static_digest(network) != fixed.hex():
+            found = models.find_name(fixed.hex()) or f"{fixed.hex()[:16]}…"
+            raise UserError(_another(name, network, found))
+        self._designs: dict[str, Design] = {}
         self.transforms: dict[str, PortFormat] = {
             form.name: form for form in connection.identity.transforms
         }
+
+    @property
+    def loads(self) -> bool:
+        """Whether the board's transforms are filled at run time."""
+        return bool(self.connection.identity.fills)
+
+    @property
+    def network(self) -> Network:
+        """Whose transforms are wanted; UserError where none was named and the board holds none
+        that is known."""
+        if self._network is None:
+            name = self.connection.line.name
+            for digest in filter(any, self.connection.loaded()):
+                raise UserError(_unknown(name, digest))
+            raise UserError(
+                f"the board on {name} holds no network yet; name one with -m, or load it with "
+                f"`lichen load NET --engine {name}`."
+            )
+        return self._network
 
     def __enter__(self) -> Engine:
         return self
@@ -82,6 +104,77 @@ class Engine:
     def close(self) -> None:
         """Let go of the board."""
         self.connection.close()
+
+    def load(self, network: Network, *, progress: Progress = _nothing) -> None:
+        """Fill the board's transforms with a network, which is the engine's from now on.
+
+        A transform that holds it already, or that the network does not have, is left as it is.
+        Raises UserError where the network does not fit, where the board holds one that stands in
+        its gateware, and where the board fails.
+        """
+        if not self.loads:
+            raise UserError(
+                f"the network of the board on {self.connection.line.name} stands in its bitstream; "
+                "build one with --weights load."
+            )
+        before, self._network = self._network, network
+        self._designs.clear()
+        try:
+            wanted = [name for name in self.transforms if name in network.transforms]
+            for name in wanted:
+                self._design(name)  # before anything is lost, all of them fit
+            for name in wanted:
+                if not self.holds(name):
+                    self.fill(name, progress=progress)
+        except UserError:
+            self._network = before
+            self._designs.clear()
+            raise
+
+    def holds(self, name: str) -> bool:
+        """Whether a transform of the board has the network's constants."""
+        if not self.loads:
+            return True
+        return self.connection.loaded()[self._index(name)].hex() == static_digest(self.network)
+
+    def fill(self, name: str, *, progress: Progress = _nothing) -> None:
+        """Load the network's constants into a transform of the board.
+
+        Raises UserError where they do not fit, or the board fails.
+        """
+        index = self._index(name)
+        pipeline = self._design(name).pipeline()
+        load = Load(
+            transform=index,
+            words=bytes_of(words_of(pipeline.image())),
+            digest=bytes.fromhex(static_digest(self.network)),
+        )
+        total = len(load.payload)
+        self.connection.run(load, partial(_shifted, progress, 0, total))
+        progress(total, total)
+
+    def _index(self, name: str) -> int:
+        """A transform's place in the board; UserError where it has none of that name."""
+        if name not in self.transforms:
+            have = " and ".join(self.transforms)
+            raise UserError(
+                f"the board on {self.connection.line.name} runs {have} only; build a bitstream "
+                f"with {name} (`lichen build NET --board BOARD --transform {name} -o DIR`) and "
+                "load it (`lichen flash DIR --board BOARD`)."
+            )
+        return list(self.transforms).index(name)
+
+    def _design(self, name: str) -> Design:
+        """The network's transform as a board holds it that is filled at run time.
+
+        Raises UserError where it does not fit.
+        """
+        if name not in self._designs:
+            fill = self.connection.identity.fills[self._index(name)]
+            self._designs[name] = _fitting(
+                self.network, name, fill, f"the board on {self.connection.line.name}"
+            )
+        return self._designs[name]
 
     def encode(
         self,
@@ -138,18 +231,35 @@ class Engine:
     ) -> npt.NDArray[np.int64]:
         """What a transform on the board makes of a tensor (height, width, channels).
 
-        A tensor that is wider than the build goes through in tiles. Raises UserError when the board
-        does not have the transform, or fails.
+        A tensor that is wider than the build goes through in tiles. A transform that is filled at
+        run time is filled before, and again where the board has lost what it held. Raises UserError
+        when the board does not have the transform, or fails.
         """
-        if name not in self.transforms:
-            have = " and ".join(self.transforms)
-            raise UserError(
-                f"the board on {self.connection.line.name} runs {have} only; build a bitstream "
-                f"with {name} (`lichen build NET --board BOARD --transform {name} -o DIR`) and "
-                "load it (`lichen flash DIR --board BOARD`)."
-            )
-        form, transform = self.transforms[name], self.network.transform(name)
-        index = list(self.transforms).index(name)
+        index = self._index(name)
+        for _ in range(ATTEMPTS):
+            if not self.holds(name):
+                self.fill(name)
+            try:
+                return self._run(name, index, tensor, progress)
+            except EmptyError as error:
+                lost = error
+        raise lost
+
+    def _run(
+        self, name: str, index: int, tensor: Tensor, progress: Progress
+    ) -> npt.NDArray[np.int64]:
+        """`run` with a transform that is filled."""
+        form, own = self.transforms[name], self.network.transform(name)
+        transform = self._design(name).transform if self.loads else own
+        more = transform.in_channels - own.in_channels
+        tensor = np.pad(tensor, ((0, 0), (0, 0), (0, more)))
+
+        def check() -> None:
+            if not self.holds(name):
+                raise EmptyError(
+                    f"the board on {self.connection.line.name} has lost the network that it held."
+                )
+
         try:
             cut = tiles(transform, tensor.shape[1], form.max_width)
         except ValueError as error:
@@ -171,11 +281,37 @@ class Engine:
                 expected=int(np.prod(shape)) * form.out_bytes,
             )
             arrived = partial(_shifted, progress, before, total)
-            raw = self.connection.run(frame, arrived)
+            raw = self.connection.run(frame, arrived, check)
             before += len(payload)
             progress(before, total)
             outputs.append(from_bytes(raw, transform.output, form.out_bytes).reshape(shape))
-        return join_tiles(outputs, cut)
+        return join_tiles(outputs, cut)[..., : own.out_channels]
+
+
+def _unknown(port: str, digest: bytes) -> str:
+    """That a board holds a network that does not ship."""
+    return (
+        f"the board on {port} holds the network {digest.hex()[:16]}…, which is none of the shipped "
+        "ones; name its file with -m."
+    )
+
+
+def _fitting(network: Network, name: str, fill: Fill, where: str) -> Design:
+    """A network's transform with a board's folding; UserError where it does not fit."""
+    title = network.title
+    mend = (
+        f"build and load a bitstream for it: `lichen build {title} --board BOARD --transform "
+        f"{name} --weights load -o DIR`, then `lichen flash DIR --board BOARD`."
+    )
+    try:
+        design = Design.make(network, name, fill.folding, fill.templates)
+        own = Fill.of(design.pipeline())
+    except (UserError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(f"{title} does not fit {where}: {reason}; {mend}") from None
+    if (own.words, own.map) != (fill.words, fill.map):
+        raise UserError(f"the bitstream of {where} was built by another Lichen; {mend}")
+    return design
 
 
 def _shifted(progress: Progress, before: int, total: int, done: int) -> None:

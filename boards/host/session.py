@@ -11,13 +11,16 @@ its clock.
 from __future__ import annotations
 
 import secrets
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
 from lichen.boards.link import packet, protocol
 from lichen.boards.link.packet import Damaged, Packet
 from lichen.boards.link.protocol import Error, Flag, Kind, State, Stuck, ahead
+from lichen.boards.port.fill import WORD_BYTES, Fill
 from lichen.boards.port.format import PortFormat
+from lichen.hw.stage.folding import Folding
 
 CLOCK = 1 << 32
 """The device's clock counts modulo this."""
@@ -28,7 +31,16 @@ class LinkError(Exception):
 
 
 class HaltedError(LinkError):
-    """The device has stopped with an error."""
+    """The device has stopped with an error.
+
+    Attributes
+    ----------
+    errors : Error
+    """
+
+    def __init__(self, errors: Error, stuck: Stuck):
+        super().__init__(_halted(errors, stuck))
+        self.errors = errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +51,10 @@ class Identity:
     ----------
     transforms : tuple of PortFormat
     digest : bytes
-        The SHA-256 of the network (`lichen.network.identity.static_digest`).
+        The SHA-256 of the network (`lichen.network.identity.static_digest`); zeros where the
+        transforms are filled at run time.
+    fills : tuple of Fill
+        What the transforms are filled with then.
     input_slots, output_slots : int
         Packets in sequence that may be under way.
     oscillator_hz, line_hz : int
@@ -50,11 +65,43 @@ class Identity:
 
     transforms: tuple[PortFormat, ...]
     digest: bytes
+    fills: tuple[Fill, ...] = ()
     input_slots: int
     output_slots: int
     oscillator_hz: int
     line_hz: int
     heartbeat: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What fills a transform, and the network that it is of.
+
+    Attributes
+    ----------
+    transform : int
+        By its place.
+    words : bytes
+        See `lichen.boards.port.fill`.
+    digest : bytes
+        32 of them.
+    """
+
+    transform: int
+    words: bytes
+    digest: bytes
+
+    expected = 0
+
+    @property
+    def payload(self) -> bytes:
+        return self.words + self.digest
+
+    def header(self) -> tuple[Kind, bytes]:
+        """The packet that announces it."""
+        count = len(self.words) // WORD_BYTES
+        crc = zlib.crc32(self.payload)
+        return Kind.LOAD, protocol.LOAD.pack(transform=self.transform, words=count, crc=crc)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +125,12 @@ class Frame:
     height: int
     payload: bytes
     expected: int
+
+    def header(self) -> tuple[Kind, bytes]:
+        """The packet that announces it; ValueError for a size that no packet can tell."""
+        return Kind.FRAME, protocol.FRAME.pack(
+            transform=self.transform, width=self.width, height=self.height, expected=self.expected
+        )
 
 
 @dataclass
@@ -117,7 +170,7 @@ class _Sequence:
 
 
 class Session:
-    """Questions, an opening, and frames one after the other.
+    """Questions, an opening, and frames and loads one after the other.
 
     Parameters
     ----------
@@ -130,7 +183,7 @@ class Session:
     output : bytearray
         Of the frame in flight, so far.
     cycles : int or None
-        That the device took for the frame, once it is done; None before.
+        That the device took for the frame, once it is done; None before. 0 for a load.
     state : dict
         Fields of the last STATE packet.
     states : int
@@ -155,7 +208,7 @@ class Session:
         self._asked: set[int] = set()
         self._sequence = _Sequence()
         self._expected = 0  # number of the output packet that is due
-        self._frame: Frame | None = None
+        self._frame: Frame | Load | None = None
         self._tag = 0
         self._poll: _Poll | None = None
         self._progress_clock = 0
@@ -179,22 +232,17 @@ class Session:
         self._put(Kind.CLOSE, 0)
         self.open = False
 
-    def submit(self, frame: Frame) -> None:
-        """Begin a frame; the session is open, and the one before is done.
+    def submit(self, frame: Frame | Load) -> None:
+        """Begin a frame or a load; the session is open, and the one before is done.
 
         Raises ValueError for a size that no packet can tell.
         """
-        header = protocol.FRAME.pack(
-            transform=frame.transform,
-            width=frame.width,
-            height=frame.height,
-            expected=frame.expected,
-        )
+        header = frame.header()
         size = protocol.PAYLOAD_BYTES
         body = frame.payload
         packets = [(Kind.INPUT, body[i : i + size]) for i in range(0, len(body), size)]
         self._frame, self.output, self.cycles = frame, bytearray(), None
-        self._sequence.packets += [(Kind.FRAME, header), *packets]
+        self._sequence.packets += [header, *packets]
 
     def nudge(self) -> None:
         """Say again what has not been answered: for when nothing comes."""
@@ -321,7 +369,7 @@ class Session:
         self.state = state
         self.states += 1
         if state["state"] == State.HALTED:
-            raise HaltedError(_halted(Error(state["errors"]), Stuck(state["stuck"])))
+            raise HaltedError(Error(state["errors"]), Stuck(state["stuck"]))
         sequence, poll = self._sequence, self._poll
         reached = sequence.first + (number - sequence.first) % protocol.NUMBERS
         if reached > sequence.reached:
@@ -366,6 +414,8 @@ def _halted(errors: Error, stuck: Stuck) -> str:
         Error.SIZE: "the frame does not suit its transform",
         Error.ORDER: "packets came in an order that makes no sense",
         Error.SURPLUS: "the transform gives more output than the frame has",
+        Error.LOAD: "what was loaded does not suit the transform",
+        Error.EMPTY: "the transform holds no network",
     }
     found = [text for error, text in names.items() if error in errors]
     return " and ".join(found) or f"an error that this version does not know ({int(errors)})"
@@ -386,4 +436,21 @@ def identity(answers: dict[int, bytes]) -> Identity:
     values.pop("version")
     first = protocol.PAGE_TRANSFORMS
     pages = [answers[first + i] for i in range(values.pop("transforms"))]
-    return Identity(transforms=tuple(map(protocol.transform_of, pages)), **values)
+    forms = tuple(map(protocol.transform_of, pages))
+    fills = (
+        (_fill(answers, *form) for form in enumerate(forms)) if not any(values["digest"]) else ()
+    )
+    return Identity(transforms=forms, fills=tuple(fills), **values)
+
+
+def _fill(answers: dict[int, bytes], transform: int, form: PortFormat) -> Fill:
+    """What a transform is filled with."""
+    values = protocol.FILL.unpack(answers[protocol.PAGE_FILLS + transform])
+    pages = [answers[protocol.stage_number(transform, i)] for i in range(values["stages"])]
+    stages = [protocol.stage_of(page, f"stage{i + 1}") for i, page in enumerate(pages)]
+    return Fill(
+        templates=tuple(template for template, _ in stages),
+        folding=Folding(max_width=form.max_width, stages=[folding for _, folding in stages]),
+        words=values["words"],
+        map=values["map"],
+    )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import stream, wiring
@@ -16,6 +16,9 @@ from lichen.boards.link.protocol import Kind, Layout
 from lichen.boards.link.slots import ITEM
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, check_positive
+
+PAGE_LUT = 0.85
+"""Lookup tables for a byte of a page that never changes."""
 
 ROOM = 64
 """Bytes of the longest such packet on the line, at most."""
@@ -31,9 +34,9 @@ class Control(Gateware):
 
     Parameters
     ----------
-    pages : sequence of bytes
-        Payloads of the INFO packets that never change: the first is that of
-        `protocol.PAGE_CAPABILITIES`, the others those of the transforms.
+    pages : dict of int to bytes
+        Payloads of the INFO packets that never change, by their numbers. Those from
+        `protocol.PAGE_FILLS` to `protocol.PAGE_STAGES` go on with a digest.
 
     Members
     -------
@@ -48,6 +51,10 @@ class Control(Gateware):
         Payload of the STATE packet.
     counters : In
         That of the page of counters.
+    digest_of, digest_at : Out(8)
+        Transform and byte of a digest.
+    digest : In(8)
+        In the same cycle: that byte.
     ready : Out(1)
         A packet is complete, until ``taken``.
     taken : In(1)
@@ -55,10 +62,11 @@ class Control(Gateware):
         Its bytes.
     """
 
-    def __init__(self, *, pages: Sequence[bytes]):
+    def __init__(self, *, pages: Mapping[int, bytes]):
         check_positive(pages=len(pages))
-        self.pages = tuple(pages)
-        longest = max(protocol.COUNTERS.size, *(len(page) for page in self.pages))
+        self.pages = dict(pages)
+        sizes = [len(page) for page in self.pages.values()]
+        longest = max(protocol.COUNTERS.size, protocol.FILL.size, *sizes)
         assert longest + protocol.OVERHEAD_BYTES + 1 <= ROOM
         self._builder = PacketBuilder()
         taken = {f"{name}_taken": Out(1) for name in ("opened", "info", "state")}
@@ -72,6 +80,9 @@ class Control(Gateware):
                     "number": In(8),
                     "fields": In(8 * protocol.STATE.size),
                     "counters": In(8 * protocol.COUNTERS.size),
+                    "digest_of": Out(8),
+                    "digest_at": Out(8),
+                    "digest": In(8),
                     "ready": Out(1),
                     "taken": In(1),
                     "o": Out(stream.Signature(ITEM)),
@@ -91,7 +102,7 @@ class Control(Gateware):
             write.addr.eq(builder.w_addr),
             write.data.eq(builder.w_data),
         ]
-        text = b"".join(self.pages)
+        text = b"".join(self.pages.values())
         m.submodules.rom = rom = Memory(
             shape=unsigned(8), depth=len(text), init=list(text), attrs={"ram_style": "logic"}
         )
@@ -99,11 +110,15 @@ class Control(Gateware):
         at = Signal(range(len(text) + 1))
 
         shift = Signal(8 * (2 + protocol.COUNTERS.size))  # what comes before any of the ROM
-        own, fixed = Signal(range(len(shift) // 8 + 1)), Signal(range(256))  # bytes left of either
+        # Bytes left of that, of the ROM, and of a digest.
+        own, fixed = Signal(range(len(shift) // 8 + 1)), Signal(range(256))
+        told = Signal(range(protocol.DIGEST_BYTES + 1))
+        behind = Mux(fixed == 0, self.digest, rom_read.data)
         m.d.comb += [
             rom_read.addr.eq(at),
-            builder.i.payload.byte.eq(Mux(own == 0, rom_read.data, shift[:8])),
-            builder.i.payload.last.eq(own + fixed == 1),
+            builder.i.payload.byte.eq(Mux(own == 0, behind, shift[:8])),
+            builder.i.payload.last.eq(own + fixed + told == 1),
+            self.digest_at.eq(protocol.DIGEST_BYTES - told),
         ]
         with m.FSM():
             with m.State("IDLE"):
@@ -117,7 +132,7 @@ class Control(Gateware):
                     m.d.comb += self.info_taken.eq(1)
                     self._load(m, shift, own, Kind.INFO, self.page, Cat())
                     m.d.sync += [builder.seed.eq(0), fixed.eq(0)]
-                    self._choose_page(m, shift, own, at, fixed)
+                    self._choose_page(m, shift, own, at, fixed, told)
                     m.next = "MAKE"
                 with m.Elif(self.state):
                     m.d.comb += self.state_taken.eq(1)
@@ -129,8 +144,10 @@ class Control(Gateware):
                 with m.If(builder.i.ready):
                     with m.If(own != 0):
                         m.d.sync += [own.eq(own - 1), shift.eq(shift >> 8)]
-                    with m.Else():
+                    with m.Elif(fixed != 0):
                         m.d.sync += [fixed.eq(fixed - 1), at.eq(at + 1)]
+                    with m.Else():
+                        m.d.sync += told.eq(told - 1)
                     with m.If(builder.i.payload.last):
                         m.next = "STUFF"
             with m.State("STUFF"):
@@ -153,15 +170,17 @@ class Control(Gateware):
         ]
 
     def _choose_page(
-        self, m: Module, shift: Signal, own: Signal, at: Signal, fixed: Signal
+        self, m: Module, shift: Signal, own: Signal, at: Signal, fixed: Signal, told: Signal
     ) -> None:
         """What an INFO packet carries; nothing for a page that there is not."""
         first = 0
         with m.Switch(self.page):
-            for i, page in enumerate(self.pages):
-                number = protocol.PAGE_TRANSFORMS + i - 1 if i else protocol.PAGE_CAPABILITIES
+            for number, page in self.pages.items():
                 with m.Case(number):
                     m.d.sync += [at.eq(first), fixed.eq(len(page))]
+                    if protocol.PAGE_FILLS <= number < protocol.PAGE_STAGES:
+                        of = number - protocol.PAGE_FILLS
+                        m.d.sync += [told.eq(protocol.DIGEST_BYTES), self.digest_of.eq(of)]
                 first += len(page)
             with m.Case(protocol.PAGE_COUNTERS):
                 self._load(m, shift, own, Kind.INFO, self.page, self.counters)
@@ -181,4 +200,5 @@ class Control(Gateware):
             m.d.sync += offset.eq(offset + 1)
 
     def resources(self, device: Device) -> Resources:
-        return self._builder.resources(device) + Resources(lut=420)
+        rom = round(PAGE_LUT * sum(map(len, self.pages.values())))
+        return self._builder.resources(device) + Resources(lut=370 + rom)

@@ -11,10 +11,12 @@ from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link import protocol
 from lichen.boards.link.control import Control, packed
+from lichen.boards.link.filler import Filler
 from lichen.boards.link.intake import Intake
 from lichen.boards.link.outlet import Outlet
-from lichen.boards.link.protocol import Error, Flag, Kind, State, Stuck
+from lichen.boards.link.protocol import Error, Flag, Kind, Layout, State, Stuck
 from lichen.boards.link.receiver import PacketReceiver
+from lichen.boards.port.fill import Fill
 from lichen.boards.port.format import PortFormat
 from lichen.boards.port.port import RESET_CYCLES, PortSignature
 from lichen.hw.device.device import Device, Resources
@@ -30,6 +32,7 @@ class _Phase(enum.Enum):
     HALT = 4
     ABORT = 5
     RESET = 6
+    FILL = 7
 
 
 class _Registers:
@@ -54,6 +57,10 @@ class _Registers:
         self.byte, self.byte_last = Signal(17), Signal(17)
         self.column, self.row = Signal(16), Signal(16)
         self.column_last, self.row_last = Signal(16), Signal(16)
+        # Of the load: its checksum, whether it is one, and whether it has begun. Which transforms
+        # hold a whole one.
+        self.crc, self.is_load, self.filling = Signal(32), Signal(), Signal()
+        self.loaded = Signal(max(2, transforms))
         self.input_done, self.counting = Signal(), Signal()
         self.to, self.back = (stream.Signature(8).create() for _ in range(2))
         # Of the packet that is coming, settled long before it has arrived: its kind, and whether
@@ -63,6 +70,25 @@ class _Registers:
         # Counters.
         self.clock, self.frames, self.cycles = Signal(32), Signal(32), Signal(32)
         self.damaged, self.lost, self.framing = Signal(16), Signal(16), Signal(16)
+
+
+def _pages(
+    capabilities: bytes, formats: Sequence[PortFormat], fills: Sequence[Fill]
+) -> dict[int, bytes]:
+    """What never changes, by the numbers of pages."""
+    found = {protocol.PAGE_CAPABILITIES: capabilities}
+    for number, form in enumerate(formats):
+        found[protocol.PAGE_TRANSFORMS + number] = protocol.transform_page(form)
+    for number, fill in enumerate(fills):
+        found[protocol.PAGE_FILLS + number] = protocol.fill_page(fill)
+        for stage, page in enumerate(protocol.stage_pages(fill)):
+            found[protocol.stage_number(number, stage)] = page
+    return found
+
+
+def _fields(header: Value, layout: Layout) -> dict[str, Value]:
+    """The fields of a payload."""
+    return {f.name: header[8 * at : 8 * (at + f.size)] for f, at in layout.places()}
 
 
 class Link(Gateware):
@@ -76,6 +102,8 @@ class Link(Gateware):
         Cycles without any movement, while the transform could move, after which the watchdog barks.
     digest : bytes
         SHA-256 that tells the host which network this is.
+    fills : sequence of Fill
+        What the transforms are filled with at run time: of all of them, or of none.
     oscillator_hz, line_hz : int
         Of the line's clock, and bits a second of the line.
     clock_hz : float
@@ -107,6 +135,7 @@ class Link(Gateware):
         formats: Sequence[PortFormat],
         timeout: int,
         digest: bytes,
+        fills: Sequence[Fill] = (),
         oscillator_hz: int,
         line_hz: int,
         clock_hz: float,
@@ -119,7 +148,9 @@ class Link(Gateware):
             raise ValueError(f"1 to {protocol.TRANSFORMS_MAX} transforms, not {len(formats)}")
         if not isinstance(digest, bytes) or len(digest) != protocol.DIGEST_BYTES:
             raise ValueError(f"digest must be {protocol.DIGEST_BYTES} bytes, not {digest!r}")
-        self.formats, self.timeout = tuple(formats), timeout
+        if len(fills) not in (0, len(formats)):
+            raise ValueError("either all transforms are filled at run time, or none")
+        self.formats, self.fills, self.timeout = tuple(formats), tuple(fills), timeout
         if heartbeat_s is None:  # a byte has a start and a stop bit
             heartbeat_s = 10 * protocol.HEARTBEAT_BYTES / line_hz
         self.heartbeat = round(heartbeat_s * clock_hz)
@@ -134,7 +165,8 @@ class Link(Gateware):
             heartbeat=self.heartbeat,
         )
         self._receiver = PacketReceiver()
-        self._control = Control(pages=[capabilities, *map(protocol.transform_page, formats)])
+        self._control = Control(pages=_pages(capabilities, self.formats, self.fills))
+        self._filler = Filler(words=[fill.words for fill in fills]) if fills else None
         self._intake = Intake(slots=input_slots)
         self._outlet = Outlet(slots=output_slots)
         # The link and a transform may be far apart.
@@ -146,7 +178,7 @@ class Link(Gateware):
                     "bad": In(1),
                     "tx": Out(stream.Signature(8)),
                     "ratio": In(16),
-                    "ports": In(PortSignature()).array(len(formats)),
+                    "ports": In(PortSignature(loads=bool(fills))).array(len(formats)),
                     "busy": Out(1),
                     "failed": Out(1),
                     "open": Out(1),
@@ -160,7 +192,9 @@ class Link(Gateware):
         phase = state.phase
         silent, flush = Signal(), Signal()
         m.d.comb += [
-            self.busy.eq((phase == _Phase.INPUT) | (phase == _Phase.DRAIN)),
+            self.busy.eq(
+                (phase == _Phase.INPUT) | (phase == _Phase.DRAIN) | (phase == _Phase.FILL)
+            ),
             self.failed.eq(phase == _Phase.HALT),
             silent.eq((phase == _Phase.ABORT) | (phase == _Phase.RESET)),
             flush.eq(phase == _Phase.RESET),
@@ -173,6 +207,8 @@ class Link(Gateware):
         m.submodules.outlet = ResetInserter(flush)(self._outlet)
         m.submodules.input = ResetInserter(flush)(self._input)
         m.submodules.output = ResetInserter(flush)(self._output)
+        if self._filler is not None:
+            m.submodules.filler = ResetInserter(flush)(self._filler)
         intake, outlet = self._intake, self._outlet
         wiring.connect(m, wiring.flipped(self.rx), receiver.i)
         wiring.connect(m, outlet.o, wiring.flipped(self.tx))
@@ -197,7 +233,11 @@ class Link(Gateware):
                 self._take_input(m, state)
             with m.Case(_Phase.DRAIN):
                 with m.If(outlet.complete):
-                    m.d.sync += [phase.eq(_Phase.IDLE), state.frames.eq(state.frames + 1)]
+                    frames = state.frames + ~state.is_load
+                    m.d.sync += [phase.eq(_Phase.IDLE), state.frames.eq(frames)]
+            with m.Case(_Phase.FILL):
+                if self._filler is not None:
+                    self._take_load(m, state, self._filler)
             with m.Case(_Phase.ABORT):
                 # Wait for the packet that has begun, so that the line stays in step.
                 with m.If(outlet.idle):
@@ -243,6 +283,10 @@ class Link(Gateware):
             target.i.payload.eq(Array(port.o.payload for port in self.ports)[state.which]),
             target.i.valid.eq(Array(port.o.valid for port in self.ports)[state.which]),
         ]
+        if self._filler is not None:
+            m.d.comb += [self._filler.which.eq(state.which), self._filler.crc.eq(state.crc)]
+            for load, port in zip(self._filler.loads, self.ports, strict=True):
+                wiring.connect(m, load, wiring.flipped(port.load))
         # What passes is watched and counted at the link's ends, where all is near.
         wiring.connect(m, state.to, source.i)
         wiring.connect(m, target.o, wiring.flipped(state.back))
@@ -258,7 +302,7 @@ class Link(Gateware):
         head, arrived, kinds = receiver.head, receiver.arrived, state.kinds
         m.d.sync += [flag.eq(head.kind == kind) for kind, flag in kinds.items()]
         m.d.sync += state.ours.eq(head.start == state.session)
-        sequenced = kinds[Kind.FRAME] | kinds[Kind.INPUT]
+        sequenced = kinds[Kind.FRAME] | kinds[Kind.LOAD] | kinds[Kind.INPUT]
         m.d.comb += [
             intake.w_en.eq(receiver.w_en),
             intake.w_data.eq(receiver.w_data),
@@ -266,6 +310,7 @@ class Link(Gateware):
             intake.begins.eq(receiver.begins),
             intake.arrived.eq(arrived & sequenced & ~silent & ~self.failed & self.open),
             intake.is_frame.eq(kinds[Kind.FRAME]),
+            intake.is_load.eq(kinds[Kind.LOAD]),
             intake.number.eq(head.number),
             intake.length.eq(receiver.length),
         ]
@@ -338,6 +383,14 @@ class Link(Gateware):
             control.taken.eq(outlet.taken),
         ]
         wiring.connect(m, control.o, outlet.single)
+        if self._filler is not None:
+            filler, of = self._filler, control.digest_of[: len(state.which)]
+            holds = self._holds(state, of)
+            m.d.comb += [
+                filler.told.eq(of),
+                filler.told_at.eq(control.digest_at),
+                control.digest.eq(Mux(holds, filler.digest, 0)),
+            ]
         beat = Signal(range(self.heartbeat))
         with m.If(control.opened_taken):
             m.d.sync += state.opened_wanted.eq(0)
@@ -371,12 +424,52 @@ class Link(Gateware):
         m.d.comb += self._outlet.cycles.eq(state.cycles)
 
     def _check_header(self, m: Module, state: _Registers) -> None:
-        """Begin the frame that the host announces."""
+        """Begin the frame or the load that the host announces."""
+        with m.If(self._intake.header_is_load):
+            self._check_load(m, state)
+        with m.Else():
+            self._check_frame(m, state)
+
+    def _check_load(self, m: Module, state: _Registers) -> None:
+        intake = self._intake
+        m.d.comb += intake.header_taken.eq(1)
+        m.d.sync += state.is_load.eq(1)
+        if self._filler is None:
+            m.d.comb += state.raised.eq(Error.LOAD)
+            return
+        fields = _fields(intake.header, protocol.LOAD)
+        which = fields["transform"][: len(state.which)]
+        takes = Array(Const(fill.words, 32) for fill in self.fills)[which]
+        known = fields["transform"] < len(self.fills)
+        m.d.sync += [state.which.eq(which), state.crc.eq(fields["crc"])]
+        with m.If(known & (fields["words"] == takes) & intake.header_fits):
+            # What it held is no more, whatever becomes of the load.
+            m.d.sync += [state.loaded.bit_select(which, 1).eq(0), state.cycles.eq(0)]
+            m.d.sync += [state.filling.eq(0), state.phase.eq(_Phase.FILL)]
+        with m.Else():
+            m.d.comb += state.raised.eq(Error.LOAD)
+
+    def _take_load(self, m: Module, state: _Registers, filler: Filler) -> None:
+        """Bytes to the filler until the load is whole."""
+        source, outlet = self._intake.o, self._outlet
+        m.d.sync += state.filling.eq(1)
+        m.d.comb += [
+            filler.begin.eq(~state.filling),
+            filler.i.payload.eq(source.payload),
+            filler.i.valid.eq(source.valid),
+            source.ready.eq(filler.i.ready),
+        ]
+        with m.If(filler.whole):
+            with m.If(filler.right):
+                m.d.comb += [outlet.begin.eq(1), outlet.none.eq(1)]
+                m.d.sync += state.loaded.bit_select(state.which, 1).eq(1)
+                m.d.sync += state.phase.eq(_Phase.DRAIN)
+            with m.Else():
+                m.d.comb += state.raised.eq(Error.LOAD)
+
+    def _check_frame(self, m: Module, state: _Registers) -> None:
         intake, outlet = self._intake, self._outlet
-        fields: dict[str, Value] = {
-            field.name: intake.header[8 * at : 8 * (at + field.size)]
-            for field, at in protocol.FRAME.places()
-        }
+        fields = _fields(intake.header, protocol.FRAME)
         which = fields["transform"][: len(state.which)]
         widest = Array(Const(f.max_width, 16) for f in self.formats)[which]
         bytes_last = Array(Const(f.in_position - 1, 17) for f in self.formats)[which]
@@ -392,10 +485,13 @@ class Link(Gateware):
             state.column_last.eq(width - 1),
             state.row_last.eq(height - 1),
             state.input_done.eq(0),
+            state.is_load.eq(0),
         ]
         known = fields["transform"] < len(self.formats)
         with m.If(~known | (width > widest) | nothing | ~intake.header_fits):
             m.d.comb += state.raised.eq(Error.SIZE)
+        with m.Elif(~self._holds(state, which)):
+            m.d.comb += state.raised.eq(Error.EMPTY)
         with m.Else():
             m.d.comb += [outlet.begin.eq(1), outlet.expected.eq(fields["expected"])]
             m.d.sync += state.phase.eq(_Phase.INPUT)
@@ -450,9 +546,9 @@ class Link(Gateware):
         surplus = state.back.valid & (
             (self.busy & ~outlet.more) | ((phase == _Phase.IDLE) & self.open)
         )
-        in_frame = phase == _Phase.INPUT
+        in_frame = (phase == _Phase.INPUT) | (phase == _Phase.FILL)
         drained = (phase == _Phase.IDLE) | (phase == _Phase.DRAIN)
-        # Input where none is due, and a frame within a frame.
+        # Input where none is due, and a frame or a load within another.
         astray = (intake.o.valid & drained) | (intake.header_valid & in_frame)
         failure = Signal(8)
         m.d.sync += failure.eq(
@@ -463,7 +559,14 @@ class Link(Gateware):
         )
         return failure
 
+    def _holds(self, state: _Registers, which: Value) -> Value:
+        """Whether a transform has its constants."""
+        return state.loaded.bit_select(which, 1) if self.fills else Const(1)
+
     def resources(self, device: Device) -> Resources:
+        engines: tuple[Gateware, ...]
         engines = (self._receiver, self._control, self._intake, self._outlet)
+        if self._filler is not None:
+            engines += (self._filler,)
         parts: tuple[Gateware, ...] = (*engines, self._input, self._output)
         return Resources.total(part.resources(device) for part in parts) + Resources(lut=720)

@@ -15,6 +15,7 @@ from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware
 
 HEADER_BITS = 8 * protocol.FRAME.size
+assert protocol.LOAD.size == protocol.FRAME.size  # one register holds either
 PAYLOAD_PLACE = 2
 """Of a packet's payload in its slot, behind kind and number."""
 
@@ -33,9 +34,9 @@ class Intake(Gateware):
         Bytes of the packet that is coming; see `PacketReceiver`.
     arrived : In(1)
         A pulse: the packet is one in sequence.
-    is_frame, number, length : In
-        Of that packet: whether it is a FRAME, its number (some cycles before), and the length of
-        its payload.
+    is_frame, is_load, number, length : In
+        Of that packet: whether it is a FRAME or a LOAD, its number (some cycles before), and the
+        length of its payload.
     accepted : Out(1)
         In the same cycle: it is the one that was due, and is kept.
     gap : Out(1)
@@ -45,9 +46,9 @@ class Intake(Gateware):
     freed : Out(1)
         A pulse: all of a packet has been taken.
     header : Out
-        Payload of a FRAME, while ``header_valid``; it goes with ``header_taken``.
-    header_fits : Out(1)
-        It has the right length.
+        Payload of a FRAME or a LOAD, while ``header_valid``; it goes with ``header_taken``.
+    header_fits, header_is_load : Out(1)
+        It has the right length; it is a LOAD.
     o : Out(stream of 8)
         Payload of INPUT packets.
     """
@@ -55,7 +56,8 @@ class Intake(Gateware):
     def __init__(self, *, slots: int):
         self._slots = Slots(count=slots)
         ports = {"w_en": In(1), "w_data": In(8), "offset": In(8), "begins": In(1)}
-        ports |= {"arrived": In(1), "is_frame": In(1), "number": In(8), "length": In(8)}
+        ports |= {"arrived": In(1), "is_frame": In(1), "is_load": In(1)}
+        ports |= {"number": In(8), "length": In(8), "header_is_load": Out(1)}
         ports |= {"accepted": Out(1), "gap": Out(1), "expected": Out(8), "limit": Out(8)}
         ports |= {"freed": Out(1), "header": Out(HEADER_BITS), "header_valid": Out(1)}
         ports |= {"header_taken": In(1), "header_fits": Out(1), "o": Out(stream.Signature(8))}
@@ -89,18 +91,18 @@ class Intake(Gateware):
             m.d.sync += [self.expected.eq(self.expected + 1), stored.eq(0)]
 
         m.submodules.entries = entries = Memory(
-            shape=unsigned(9), depth=slots.count, init=[], attrs={"ram_style": "distributed"}
+            shape=unsigned(10), depth=slots.count, init=[], attrs={"ram_style": "distributed"}
         )
         write, read = entries.write_port(), entries.read_port(domain="comb")
         m.d.comb += [
             write.en.eq(self.accepted),
             write.addr.eq(self.expected[:bits]),
-            write.data.eq(Cat(self.length, self.is_frame)),
+            write.data.eq(Cat(self.length, self.is_frame, self.is_load)),
             read.addr.eq(consumed[:bits]),
         ]
         # A register between the memory of what came and all that depends on it.
-        length, is_frame = Signal(8), Signal()
-        m.d.sync += Cat(length, is_frame).eq(read.data)
+        length, is_frame, is_load = Signal(8), Signal(), Signal()
+        m.d.sync += Cat(length, is_frame, is_load).eq(read.data)
         m.d.comb += [
             slots.slot.eq(consumed[:bits]),
             slots.first.eq(PAYLOAD_PLACE),
@@ -111,13 +113,16 @@ class Intake(Gateware):
                 m.next = "START"
             with m.State("START"):
                 m.d.comb += slots.start.eq(1)
-                m.d.sync += self.header_fits.eq(length == protocol.FRAME.size)
+                m.d.sync += [
+                    self.header_fits.eq(length == protocol.FRAME.size),
+                    self.header_is_load.eq(is_load),
+                ]
                 m.next = "READ"
                 with m.If(length == 0):
                     m.next = "FREE"
             with m.State("READ"):
                 last = slots.o.payload.last
-                with m.If(is_frame):
+                with m.If(is_frame | is_load):
                     m.d.comb += slots.o.ready.eq(1)
                     with m.If(slots.o.valid):
                         m.d.sync += self.header.eq(Cat(self.header[8:], slots.o.payload.byte))

@@ -31,7 +31,8 @@ class Outlet(Gateware):
     session : In(32)
     begin : In(1)
         A pulse: a frame begins, of ``expected`` bytes of output.
-    expected : In(32)
+    expected, none : In
+        With ``begin``: how many bytes, or that there are none.
     i : In(stream of 8)
         Its output; not taken beyond those bytes.
     more : Out(1)
@@ -61,8 +62,14 @@ class Outlet(Gateware):
         self._builder = PacketBuilder()
         self._sender = PacketSender()
         byte = stream.Signature(8)
-        ports = {"session": In(32), "begin": In(1), "expected": In(32), "i": In(byte)}
-        ports |= {"more": Out(1), "ends": In(1), "cycles": In(32), "complete": Out(1)}
+        ports = {"session": In(32), "begin": In(1), "expected": In(32), "none": In(1)}
+        ports |= {
+            "i": In(byte),
+            "more": Out(1),
+            "ends": In(1),
+            "cycles": In(32),
+            "complete": Out(1),
+        }
         ports |= {"ack": In(1), "ack_again": In(1), "ack_number": In(8), "sent": Out(8)}
         ports |= {"ready": In(1), "taken": Out(1), "single": In(stream.Signature(ITEM))}
         ports |= {"pause": In(1), "idle": Out(1), "o": Out(byte)}
@@ -169,7 +176,7 @@ class Outlet(Gateware):
                     m.d.sync += done_due.eq(0)
                 m.next = "WAIT"
         with m.If(self.begin):
-            m.d.sync += [left.eq(self.expected), self.more.eq(1), done_due.eq(1)]
+            m.d.sync += [left.eq(self.expected), self.more.eq(~self.none), done_due.eq(1)]
 
     def resources(self, device: Device) -> Resources:
         parts = (self._slots, self._builder, self._sender)

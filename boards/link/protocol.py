@@ -7,12 +7,18 @@ stands here. How bytes become packets is `lichen.boards.link.packet`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
 
+from lichen.boards.port.fill import MAP_BYTES, Fill
 from lichen.boards.port.format import PortFormat
+from lichen.hw.engine.element import Backend
+from lichen.hw.stage.folding import StageFolding
+from lichen.hw.stage.loaded import StageTemplate
+from lichen.network.description import Activation, Format
+from lichen.network.model import ValidationError
 
 VERSION = 2
 
@@ -61,6 +67,7 @@ class Kind(IntEnum):
     ACK = ord("A")
     FRAME = ord("F")
     INPUT = ord("D")
+    LOAD = ord("L")
     OPENED = ord("o")
     INFO = ord("r")
     STATE = ord("a")
@@ -70,7 +77,7 @@ class Kind(IntEnum):
     @property
     def sequenced(self) -> bool:
         """Whether packets of the kind are numbered, kept, and sent again when they are lost."""
-        return self in (Kind.FRAME, Kind.INPUT, Kind.DONE, Kind.OUTPUT)
+        return self in (Kind.FRAME, Kind.INPUT, Kind.LOAD, Kind.DONE, Kind.OUTPUT)
 
     @property
     def sessionless(self) -> bool:
@@ -145,7 +152,7 @@ class State(IntEnum):
 
     IDLE = 0
     BUSY = 1
-    """A frame is in flight."""
+    """A frame or a load is in flight."""
     HALTED = 2
     """An error has stopped it until a session is opened."""
 
@@ -156,11 +163,15 @@ class Error(IntFlag):
     SIZE = 1
     """A frame is wider than its transform, something in it is 0, or there is no such transform."""
     ORDER = 2
-    """Input without a frame, more of it than the frame has, or a frame within a frame."""
+    """Input without a frame or a load, more of it than belongs to that, or one within another."""
     WATCHDOG = 4
     """The transform stood still for too long; see `Stuck`."""
     SURPLUS = 8
     """The transform made more output than the host had said it expects."""
+    LOAD = 16
+    """A load does not suit its transform, or another checksum than the device's own."""
+    EMPTY = 32
+    """A frame for a transform that is filled at run time, and is not."""
 
 
 class Stuck(IntFlag):
@@ -190,6 +201,12 @@ FRAME = Layout(
     Field("expected", 4, "bytes of output that belong to it, 1 or more"),
 )
 
+LOAD = Layout(
+    Field("transform", 1, "which one, counted from 0"),
+    Field("words", 4, "as many as the transform takes"),
+    Field("crc", 4, "CRC-32 of the words and the digest"),
+)
+
 ACK = Layout(
     Field("tag", 1, "any number; states give it back"),
     Field("flags", 1, "bit 0: send again from this packet's number; bit 1: answer with a state"),
@@ -200,14 +217,14 @@ STATE = Layout(
     Field("sent", 1, "number of the next packet in sequence that the device will send"),
     Field("tag", 1, "of the last ACK that came"),
     Field("flags", 1, "bit 0: send again from this packet's number"),
-    Field("state", 1, "0 idle, 1 a frame is in flight, 2 halted"),
+    Field("state", 1, "0 idle, 1 a frame or a load is in flight, 2 halted"),
     Field("errors", 1, "what has halted it, bits"),
     Field("stuck", 1, "what the watchdog saw, bits"),
     Field("clock", 4, "the device's cycles, modulo 2**32"),
 )
 
 DONE = Layout(
-    Field("cycles", 4, "from the first beat that the transform took to the last that it gave"),
+    Field("cycles", 4, "from the first beat that the transform took to the last; 0 for a load"),
 )
 
 CAPABILITIES = Layout(
@@ -215,7 +232,7 @@ CAPABILITIES = Layout(
     Field("transforms", 1, "how many there are"),
     Field("input_slots", 1, "packets in sequence that the device has room for"),
     Field("output_slots", 1, "packets in sequence that it sends without an ACK"),
-    Field("digest", DIGEST_BYTES, "the network's SHA-256", raw=True),
+    Field("digest", DIGEST_BYTES, "the network's SHA-256; zeros if loads fill it", raw=True),
     Field("oscillator_hz", 4, "frequency of the oscillator that the line is clocked by"),
     Field("line_hz", 4, "bits a second of the line"),
     Field("heartbeat", 4, "cycles after a state until it sends another one unasked"),
@@ -243,8 +260,69 @@ TRANSFORM = Layout(
 RATIO_CYCLES = 1024
 """Cycles of the oscillator in which the device counts its own."""
 
-PAGE_CAPABILITIES, PAGE_COUNTERS, PAGE_TRANSFORMS = 0, 1, 2
-"""Numbers of READ packets; the transforms' pages follow one another."""
+FILL = Layout(
+    Field("stages", 1, "that the transform has"),
+    Field("words", 4, "that fill it"),
+    Field("map", MAP_BYTES, "first of the SHA-256 of what both ends have to agree on", raw=True),
+    Field("digest", DIGEST_BYTES, "SHA-256 of the network that fills it; zeros: none", raw=True),
+)
+
+
+def _format(name: str, what: str) -> tuple[Field, ...]:
+    return (
+        Field(f"{name}_bits", 1, f"of {what}; bit 7: signed"),
+        Field(f"{name}_lo", 2, "least value, modulo 65536"),
+        Field(f"{name}_hi", 2, "greatest value, modulo 65536"),
+    )
+
+
+def _array(name: str, what: str) -> tuple[Field, ...]:
+    return (
+        Field(f"{name}_pixels", 2, f"P of the array for {what}"),
+        Field(f"{name}_chain", 2, "its channels in a drain chain"),
+        Field(f"{name}_lanes", 2, "its S"),
+        Field(f"{name}_backend", 1, f"what multiplies: {_told(BACKENDS)}"),
+    )
+
+
+def _told(names: Sequence[str]) -> str:
+    return ", ".join(f"{i} {name}" for i, name in enumerate(names))
+
+
+BACKENDS = tuple(Backend)
+ACTIVATIONS = tuple(Activation)
+
+STAGE = Layout(
+    Field("in_channels", 2, "at most"),
+    Field("out_channels", 2, "at most"),
+    Field("kernel", 1, "rows and columns"),
+    Field("stride", 1, ""),
+    Field("padding", 1, ""),
+    Field("output_padding", 1, ""),
+    Field("transposed", 1, "0 or 1"),
+    Field("activation", 1, _told(ACTIVATIONS)),
+    *_format("source", "the input"),
+    *_format("x", "what is requantized"),
+    *_format("output", "the output"),
+    Field("weight_bits", 1, ""),
+    Field("accumulator_bits", 1, "of a bias, too"),
+    Field("gamma_bits", 1, "0 without a normalization"),
+    Field("u_bits", 1, "the same"),
+    Field("pre_shift", 1, "least d"),
+    Field("shift", 1, "least s"),
+    Field("u_shift", 1, "least t"),
+    Field("product_shift", 1, "least a"),
+    Field("pre_cycles", 1, "of the shift by d"),
+    Field("chains", 2, "drain chains of both arrays"),
+    *_array("convolution", "the convolution"),
+    *_array("normalization", "the normalization; P of 0: none"),
+)
+
+PAGE_CAPABILITIES, PAGE_COUNTERS, PAGE_TRANSFORMS, PAGE_FILLS, PAGE_STAGES = 0, 1, 2, 16, 64
+"""Numbers of READ packets; the transforms' pages follow one another, and so do the stages'."""
+
+STAGES_MAX = 32
+"""Stages of a transform that pages can tell."""
 
 PAYLOADS: dict[Kind, Layout | None] = {
     Kind.OPEN: SESSION,
@@ -253,6 +331,7 @@ PAYLOADS: dict[Kind, Layout | None] = {
     Kind.ACK: ACK,
     Kind.FRAME: FRAME,
     Kind.INPUT: None,
+    Kind.LOAD: LOAD,
     Kind.OPENED: SESSION,
     Kind.INFO: None,
     Kind.STATE: STATE,
@@ -277,6 +356,77 @@ def transform_of(page: bytes) -> PortFormat:
         raise ProtocolError(f"not a transform: {error}") from None
 
 
+def fill_page(fill: Fill) -> bytes:
+    """The page of what fills a transform, without the digest at its end."""
+    page = FILL.pack(
+        stages=len(fill.templates), words=fill.words, map=fill.map, digest=bytes(DIGEST_BYTES)
+    )
+    return page[:-DIGEST_BYTES]
+
+
+def stage_number(transform: int, stage: int) -> int:
+    """The page of a stage."""
+    return PAGE_STAGES + STAGES_MAX * transform + stage
+
+
+def stage_pages(fill: Fill) -> list[bytes]:
+    """The pages of a transform's stages; ValueError where a number does not fit."""
+    if len(fill.templates) > STAGES_MAX:
+        raise ValueError(f"at most {STAGES_MAX} stages can be loaded, not {len(fill.templates)}")
+    pairs = zip(fill.templates, fill.folding.stages, strict=True)
+    return [_stage_page(template, folding) for template, folding in pairs]
+
+
+def _stage_page(template: StageTemplate, folding: StageFolding) -> bytes:
+    values: dict[str, Any] = {name: value or 0 for name, value in vars(template).items()}
+    values["activation"] = ACTIVATIONS.index(template.activation)
+    values["chains"] = folding.chains
+    for name in ("source", "x", "output"):
+        form: Format = getattr(template, name)
+        values[f"{name}_bits"] = form.bits | form.signed << 7
+        values[f"{name}_lo"], values[f"{name}_hi"] = form.lo % 65536, form.hi % 65536
+    for name, array in folding.arrays.items():
+        values[f"{name}_pixels"] = array.pixels if array else 0
+        values[f"{name}_chain"] = array.chain_length if array else 0
+        values[f"{name}_lanes"] = array.lanes if array else 0
+        values[f"{name}_backend"] = BACKENDS.index(array.backend) if array else 0
+    return STAGE.pack(**values)
+
+
+def stage_of(page: bytes, name: str) -> tuple[StageTemplate, StageFolding]:
+    """The stage of a page, which gets a name; ProtocolError for anything else."""
+    values = STAGE.unpack(page)
+    try:
+        arrays = {slot: _array_of(values, slot) for slot in ("convolution", "normalization")}
+        folding = StageFolding.model_validate({"chains": values.pop("chains"), **arrays})
+        activation = ACTIVATIONS[values.pop("activation")]
+        forms = {form: _format_of(values, form) for form in ("source", "x", "output")}
+        if activation.norm is None:
+            values |= dict.fromkeys(("gamma_bits", "u_bits", "u_shift", "product_shift"))
+        fixed = {"name": name, "activation": activation, **forms}
+        return StageTemplate.model_validate(values | fixed), folding
+    except (ValidationError, IndexError) as error:
+        raise ProtocolError(f"not a stage: {error}") from None
+
+
+def _format_of(values: dict[str, Any], name: str) -> Format:
+    bits, lo, hi = (values.pop(f"{name}_{part}") for part in ("bits", "lo", "hi"))
+    signed = bool(bits >> 7)
+    if signed:
+        lo, hi = ((value + 32768) % 65536 - 32768 for value in (lo, hi))
+    return Format(bits=bits & 127, signed=signed, lo=lo, hi=hi)
+
+
+def _array_of(values: dict[str, Any], slot: str) -> dict[str, Any] | None:
+    pixels, chain, lanes, backend = (
+        values.pop(f"{slot}_{part}") for part in ("pixels", "chain", "lanes", "backend")
+    )
+    if not pixels:
+        return None
+    told = {"pixels": pixels, "chain_length": chain, "lanes": lanes}
+    return told | {"backend": BACKENDS[backend]}
+
+
 def ahead(number: int, of: int) -> int:
     """How many packets ``number`` is ahead of another one, -128 .. 127."""
     return (number - of + NUMBERS // 2) % NUMBERS - NUMBERS // 2
@@ -296,11 +446,14 @@ def tables() -> str:
         "OPEN, OPENED": SESSION,
         "ACK": ACK,
         "FRAME": FRAME,
+        "LOAD": LOAD,
         "STATE": STATE,
         "DONE": DONE,
         f"INFO {PAGE_CAPABILITIES}: what the device is": CAPABILITIES,
         f"INFO {PAGE_COUNTERS}: counters": COUNTERS,
         f"INFO from {PAGE_TRANSFORMS} on: a transform": TRANSFORM,
+        f"INFO from {PAGE_FILLS} on: what fills a transform": FILL,
+        f"INFO from {PAGE_STAGES} on, {STAGES_MAX} pages a transform: a stage": STAGE,
     }
     for title, layout in titles.items():
         rows = [f"**{title}**", "", "| byte | size | field | |", "|---|---|---|---|"]
@@ -318,7 +471,7 @@ _NUMBERS = {
 _PAYLOADS = {
     Kind.READ: "none",
     Kind.CLOSE: "none",
-    Kind.INPUT: f"1 to {PAYLOAD_BYTES} bytes of a frame's input",
+    Kind.INPUT: f"1 to {PAYLOAD_BYTES} bytes of a frame's input or of a load",
     Kind.INFO: "the page, below; empty where there is none",
     Kind.OUTPUT: f"1 to {PAYLOAD_BYTES} bytes of a frame's output",
 }

@@ -13,11 +13,13 @@ from amaranth.hdl import Module, ResetInserter, Shape, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from lichen.boards.port.fill import Fill
 from lichen.boards.port.format import PortFormat, value_bytes
 from lichen.boards.port.packer import Packer
 from lichen.boards.port.serializer import Serializer
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware
+from lichen.hw.device.load import LoadSignature
 from lichen.hw.engine.skid import Skid
 
 RESET_CYCLES = 256
@@ -35,12 +37,14 @@ class PortSignature(wiring.Signature):
         Bytes of the output.
     width, height : In(16)
         Size of the input in positions, steady from the first byte of a frame to the last.
+    load : In(LoadSignature()), only if ``loads``
+        Constants.
     reset : In(1)
         Drops all frames in flight, if held for `RESET_CYCLES`. Bytes offered meanwhile are lost,
         and what is said meanwhile does not matter.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, loads: bool = False) -> None:
         super().__init__(
             {
                 "i": In(stream.Signature(8)),
@@ -48,6 +52,7 @@ class PortSignature(wiring.Signature):
                 "width": In(16),
                 "height": In(16),
                 "reset": In(1),
+                **({"load": In(LoadSignature())} if loads else {}),
             }
         )
 
@@ -73,6 +78,8 @@ class TransformPort(Gateware):
     Attributes
     ----------
     format : PortFormat
+    fill : Fill or None
+        What the pipeline is filled with at run time, where it is.
     """
 
     def __init__(self, *, name: str, pipeline: Any, max_width: int):
@@ -93,7 +100,9 @@ class TransformPort(Gateware):
             out_channels=transform.out_channels,
             out_bytes=value_bytes(out_shape.width),
         )
-        super().__init__(PortSignature())
+        loads = "load" in pipeline.signature.members
+        self.fill = Fill.of(pipeline) if loads else None
+        super().__init__(PortSignature(loads=loads))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -113,6 +122,13 @@ class TransformPort(Gateware):
             m.submodules.pipeline = ResetInserter(restart)(pipeline)
         # As late as the first byte that they go with.
         m.d.sync += [pipeline.width.eq(self.width), pipeline.height.eq(self.height)]
+        if self.fill is not None:
+            bus, far = self.load, pipeline.load
+            m.d.sync += [
+                far.strobe.eq(bus.strobe),
+                far.address.eq(bus.address),
+                far.data.eq(bus.data),
+            ]
         wiring.connect(m, wiring.flipped(self.i), source.i)
         wiring.connect(m, source.o, packer.i)
         wiring.connect(m, packer.o, pipeline.i)

@@ -363,6 +363,16 @@ def board_engine(engine: str, network: Network | None) -> Iterator[Engine | None
         yield found
 
 
+def fill(board: Engine, transform: str, *, quiet: bool) -> None:
+    """Load the network into a transform of the board where it holds another one, and say so."""
+    if board.holds(transform):
+        return
+    title, port = board.network.title, board.connection.line.name
+    with link_progress(title, quiet=quiet) as progress:
+        board.fill(transform, progress=progress)
+    note(f"loaded {transform} of {title} into the board on {port}.")
+
+
 @contextmanager
 def link_progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], object]]:
     """A bar of what has gone over a link, where somebody sees it; takes bytes and their total."""

@@ -20,6 +20,7 @@ from lichen.errors import UserError
 @_options.max_width
 @_options.multipliers
 @_options.folding
+@_options.weights
 @click.option(
     "--speed", type=int, metavar="BAUD",
     help="Rate of the simulated serial line, at most a quarter of the board's oscillator "
@@ -33,6 +34,7 @@ def command(
     max_width: int | None,
     multipliers: int | None,
     folding_file: Path | None,
+    weights: str,
     speed: int | None,
 ) -> None:
     """Simulate a whole board, until it is interrupted.
@@ -42,7 +44,8 @@ def command(
     oscillator's. Its serial line is a pseudo-terminal, whose name is printed when it is ready;
     encode and decode take it for --engine. With --link usb there is a host controller behind the
     terminal, and what it drives are the pins of USB. Few multipliers (--multipliers) make for a
-    program that is built sooner.
+    program that is built sooner. With --weights load the board holds nothing at first: --engine
+    loads the network that it is asked for.
 
     A thousand times slower than a board, it goes faster with a faster line (--speed). SIGUSR1 takes
     the PLL's lock away for a moment.
@@ -56,8 +59,9 @@ def command(
         raise UserError("--speed is that of a serial line; USB has but its own.")
     board = simulated.with_baud(boards.find(board_name), speed).with_link(link_kind)
     names = _options.names_of(transform_name)
+    network, loads = load_network(net), weights == "load"
     designs = _options.designs_of(
-        load_network(net), names, board, max_width, multipliers, folding_file
+        network, names, board, max_width, multipliers, folding_file, loads=loads
     )
     pll = board.pll(board.oscillator_hz / 1e6)
     click.echo("building the simulation", err=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @_options.max_width
 @_options.multipliers
 @_options.folding
+@_options.weights
 @click.option(
     "--clock", type=float, metavar="MHZ",
     help="System clock [default: the highest that place and route turns out to allow].",
@@ -91,6 +92,7 @@ def command(
     max_width: int | None,
     multipliers: int | None,
     folding_file: Path | None,
+    weights: str,
     clock: float | None,
     seed: int,
     seeds: int,
@@ -112,6 +114,9 @@ def command(
 
     Several transforms share the board: each has its own pipeline, the host says which a frame is
     for, and frames per second are those of the slowest.
+
+    With --weights load the bitstream holds no network: encode and decode load the one that they are
+    to use, and so does lichen load. Another network of the same shape needs no other bitstream.
 
     Without --clock the PLL is set, after routing, to the fastest clock it can make that is no
     faster than the design.
@@ -137,7 +142,10 @@ def command(
     if unit is not None and scheduler is not None:
         raise UserError("--unit is built here; leave out --scheduler.")
     network = load_network(net)
-    found = _options.designs_of(network, names, board, max_width, multipliers, folding_file)
+    loads = weights == "load"
+    found = _options.designs_of(
+        network, names, board, max_width, multipliers, folding_file, loads=loads
+    )
     design = Bitstream(designs=tuple(found))
     pll = asked or board.pll_below(
         expected_clock(

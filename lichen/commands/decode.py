@@ -154,6 +154,7 @@ class _Board:
     ) -> npt.NDArray[np.uint8]:
         """Pixels from g_s on the board."""
         from lichen.boards.host.engine import Engine
+        from lichen.network.flow import LATENTS
 
         if self._engine is None:
             context = _options.board_engine(self._port, network)
@@ -161,6 +162,7 @@ class _Board:
             assert self._engine is not None
         # which says so where this file's network is another one
         engine = Engine(self._engine.connection, network)
+        _options.fill(engine, LATENTS[0].synthesis, quiet=self._quiet)
         with _options.link_progress(self._port, quiet=self._quiet) as progress:
             return engine.synthesize(symbols, means, height, width, progress=progress)
 

@@ -121,6 +121,7 @@ def _encode(container: Container, source: Path, target: Path, how: _How) -> dict
     from lichen.codec.container import inspect
     from lichen.codec.evaluate import PSNR_EXACT
     from lichen.codec.picture import Picture
+    from lichen.network.flow import LATENTS
     from lichen.sim.golden import analysis, psnr
 
     picture, latents = None, None
@@ -135,6 +136,7 @@ def _encode(container: Container, source: Path, target: Path, how: _How) -> dict
             picture = replace(picture, exif=None, xmp=None)
         begin = time.monotonic()
         if how.board is not None:
+            _options.fill(how.board, LATENTS[0].analysis, quiet=how.quiet)
             with _options.link_progress(source.name, quiet=how.quiet) as progress:
                 latents = how.board.analyze(picture, progress=progress)
         elif how.engine == "golden":

@@ -66,7 +66,7 @@ def command(
     """
     from lichen.boards import board as boards
     from lichen.boards.build.achieved import Clock, clock_of_plans
-    from lichen.boards.core.loader import Loader
+    from lichen.boards.link.filler import loading_resources
     from lichen.hw.device.device import Resources
     from lichen.hw.plan.planner import evaluate
     from lichen.models import load_network
@@ -123,8 +123,8 @@ def command(
                     design.frame,
                     device=board.family,
                 ).resources
-                loaded = plan.resources + Loader.resources()
-                report["weights_load"] = _difference(loaded, fixed)
+                link = loading_resources([len(design.transform.stages)], board.family)
+                report["weights_load"] = _difference(plan.resources + link, fixed)
                 sentence += f"\n{_load_sentence(report['weights_load'])}"
             sentences.append(sentence)
         if len(plans) > 1:

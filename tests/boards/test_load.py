@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from lichen.boards.core.axi import AXICore, registers_of
-from lichen.boards.core.loader import Loader, StreamCore, checksum
+from lichen.boards.core.loader import Loader, StreamCore
 from lichen.boards.design import Design
 from lichen.boards.generate import generate
+from lichen.boards.port.fill import checksum
 from lichen.hw.stage.loaded import templates
 from lichen.network import file
 from lichen.network.description import Activation, Network
