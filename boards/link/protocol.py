@@ -378,7 +378,7 @@ def stage_pages(fill: Fill) -> list[bytes]:
 
 
 def _stage_page(template: StageTemplate, folding: StageFolding) -> bytes:
-    values: dict[str, Any] = {name: value or 0 for name, value in vars(template).items()}
+    values: dict[str, Any] = {name: value or 0 for name, value in template}
     values["activation"] = ACTIVATIONS.index(template.activation)
     values["chains"] = folding.chains
     for name in ("source", "x", "output"):
@@ -404,6 +404,7 @@ def stage_of(page: bytes, name: str) -> tuple[StageTemplate, StageFolding]:
         if activation.norm is None:
             values |= dict.fromkeys(("gamma_bits", "u_bits", "u_shift", "product_shift"))
         fixed = {"name": name, "activation": activation, **forms}
+        fixed["transposed"] = bool(values["transposed"])
         return StageTemplate.model_validate(values | fixed), folding
     except (ValidationError, IndexError) as error:
         raise ProtocolError(f"not a stage: {error}") from None

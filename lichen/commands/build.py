@@ -109,8 +109,8 @@ def command(
     """Synthesize, place and route for a board.
 
     NET is a network file or the name of a shipped network. DIR gets the bitstream, report.json,
-    the Verilog it was made of, the logs of the tools and a picture of the floorplan, and appears only when all is there;
-    after a failure the files are in DIR.part.
+    the Verilog it was made of, the logs of the tools and a picture of the floorplan, and appears
+    only when all is there; after a failure the files are in DIR.part.
 
     Several transforms share the board: each has its own pipeline, the host says which a frame is
     for, and frames per second are those of the slowest.
