@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from threadpoolctl import ThreadpoolController
@@ -33,3 +36,14 @@ class Blas:
                 self.users -= 1
                 if not self.users:
                     self.limit.restore_original_limits()
+
+
+@functools.cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay, and with them the memory they work in (`lichen.sim.rooms`)."""
+    return ThreadPoolExecutor(threads, "lichen-golden")
+
+
+if hasattr(os, "register_at_fork"):
+    # no thread lives on in a child
+    os.register_at_fork(after_in_child=pool.cache_clear)

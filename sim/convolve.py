@@ -7,11 +7,9 @@ They run in float32 where every partial sum is an integer below 2**24, and in fl
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +17,14 @@ from numpy.lib.stride_tricks import as_strided
 
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Convolution, Format
+from lichen.sim.rooms import room
 
 FLOAT32_EXACT = 1 << 24
 """Integers below it are exact in float32."""
 
 Strip = tuple[tuple[slice, slice], Callable[[], npt.NDArray]]
-"""A block of the output, and what computes its sums: positions in rows, channels in columns."""
+"""A block of the output, and what computes its sums: positions in rows, channels in columns. They
+lie in a `room`, so the thread that has computed them uses them before it computes others."""
 
 
 def _chunks(weights: npt.NDArray[np.int64], magnitude: int) -> list[slice]:
@@ -57,12 +57,16 @@ class Product:
         self.dtype: type = np.float32 if self.chunks else np.float64
         self.weights = np.ascontiguousarray(weights, dtype=self.dtype)
 
-    def __call__(self, rows: npt.NDArray) -> npt.NDArray:
+    def __call__(self, rows: npt.NDArray, name: str = "sums") -> npt.NDArray:
+        """The products, in the thread's `room` of that name."""
+        shape = len(rows), self.weights.shape[1]
         if len(self.chunks) <= 1:
-            return rows @ self.weights
-        total = np.zeros((len(rows), self.weights.shape[1]), dtype=np.float64)
+            return np.matmul(rows, self.weights, out=room(name, shape, self.dtype))
+        total = room(name, shape, np.float64)
+        total[...] = 0
         for part in self.chunks:
-            total += rows[:, part] @ self.weights[part]
+            some = room("part", shape, self.dtype)
+            total += np.matmul(rows[:, part], self.weights[part], out=some)
         return total
 
 
@@ -101,25 +105,9 @@ def _correlate(
 
 
 def _multiply(product: Product, window: npt.NDArray, length: int) -> npt.NDArray:
-    rows = _scratch(window.size, window.dtype)
-    np.copyto(rows.reshape(window.shape), window)
+    rows = room("operands", window.shape, window.dtype)
+    np.copyto(rows, window)
     return product(rows.reshape(-1, length))
-
-
-_local = threading.local()
-
-
-def _scratch(size: int, dtype: np.dtype) -> npt.NDArray:
-    """Room for that many values, the thread's own: what a strip left in it is overwritten.
-
-    Memory that is asked for anew comes page by page from the system, which takes longer than
-    filling it.
-    """
-    room: npt.NDArray[np.uint8] | None = getattr(_local, "room", None)
-    wanted = size * dtype.itemsize
-    if room is None or room.nbytes < wanted:
-        room = _local.room = np.zeros(wanted, np.uint8)
-    return room[:wanted].view(dtype)
 
 
 def _matrix(weight: npt.NDArray) -> npt.NDArray[np.int64]:
@@ -153,13 +141,17 @@ class Band:
 
         Rows of the tensor that the band lacks are zeros, too.
         """
-        window: npt.NDArray = np.zeros((height, width, self.rows.shape[2]), dtype=dtype)
+        # not of zeros: those come in small pages, which take longer than to fill the edges
+        window: npt.NDArray = np.empty((height, width, self.rows.shape[2]), dtype=dtype)
         y0, y1 = max(top, self.first), min(top + height, self.end)
         x0, x1 = max(left, 0), min(left + width, self.rows.shape[1])
-        if y1 > y0 and x1 > x0:
-            window[y0 - top : y1 - top, x0 - left : x1 - left] = self.rows[
-                y0 - self.first : y1 - self.first, x0:x1
-            ]
+        if y1 <= y0 or x1 <= x0:
+            window[...] = 0
+            return window
+        rows, columns = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+        window[rows, columns] = self.rows[y0 - self.first : y1 - self.first, x0:x1]
+        window[: rows.start] = window[rows.stop :] = 0
+        window[rows, : columns.start] = window[rows, columns.stop :] = 0
         return window
 
 
@@ -293,8 +285,10 @@ def _scatter(
     def sums(q0: int, q1: int, o0: int, o1: int) -> npt.NDArray:
         window = band.window(q0 - before, -before, before + q1 - q0, columns, dtype)
         rows = window.reshape(-1, channels)
-        planes = (taps @ rows.T).reshape(kernel, kernel, outputs, q1 - q0 + before, columns)
-        total: npt.NDArray[Any] = np.zeros((outputs, (q1 - q0) * s, q_columns * s), dtype=dtype)
+        planes = np.matmul(taps, rows.T, out=room("planes", (len(taps), len(rows)), dtype))
+        planes = planes.reshape(kernel, kernel, outputs, q1 - q0 + before, columns)
+        total = room("sums", (outputs, (q1 - q0) * s, q_columns * s), dtype)
+        total[...] = 0
         for ky in range(kernel):
             for kx in range(kernel):
                 y, z = before - ky // s, before - kx // s

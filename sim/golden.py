@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,12 +38,15 @@ from lichen.network.description import (
     Stage,
     Transform,
 )
-from lichen.sim.blas import Blas
+from lichen.sim.blas import Blas, pool
 from lichen.sim.convolve import Band, Product, Strip, convolve
 from lichen.sim.images import pad_image
+from lichen.sim.rooms import room
 
 Tensor = npt.NDArray[np.integer]
 Symbols = npt.NDArray[np.int32]
+Rows = npt.NDArray[np.signedinteger]
+"""Of a stage's output, int16 where that holds it and int32 otherwise."""
 
 STRIP_BYTES = 1 << 21
 """Size of an im2col strip: one that stays in a cache, and is one of few, as BLAS packs weights."""
@@ -65,8 +67,8 @@ def _each(strips: Iterator[Strip], consume: Callable[..., None]) -> None:
         for where, sums in strips:
             consume(where, sums())
         return
-    with blas.single_threaded(), ThreadPoolExecutor(blas.threads) as pool:
-        for _ in pool.map(lambda strip: consume(strip[0], strip[1]()), strips):
+    with blas.single_threaded():
+        for _ in pool(blas.threads).map(lambda strip: consume(strip[0], strip[1]()), strips):
             pass
 
 
@@ -94,10 +96,11 @@ class StageTrace:
 def _requantize(
     sums: npt.NDArray, conv: Convolution, requantizer: Requantizer
 ) -> npt.NDArray[np.int32]:
+    """Activations, in a `room`."""
     r = requantizer
     m = r.multiplier.astype(np.int64)
     negative = m if r.negative_multiplier is None else r.negative_multiplier.astype(np.int64)
-    out = np.zeros(sums.shape, dtype=np.int32)
+    out = room("x", sums.shape, np.int32)
     compiled().requantize(
         sums,
         conv.bias.astype(np.int64),
@@ -120,14 +123,14 @@ class _Normalizer:
         self.gamma = Product(norm.gamma.T.astype(np.int64), norm.u_max(source))
 
     def sums(self, x: npt.NDArray[np.int32]) -> npt.NDArray:
-        """``sum gamma u``, without beta."""
-        u: npt.NDArray = np.zeros(x.shape, dtype=self.gamma.dtype)
+        """``sum gamma u``, without beta, in a `room`."""
+        u = room("u", x.shape, self.gamma.dtype)
         compiled().norm_input(x, self.norm.kind.squares, self.norm.u_shift, u)
-        return self.gamma(u)
+        return self.gamma(u, "norm")
 
     def __call__(self, x: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         norm = self.norm
-        out = np.zeros(x.shape, dtype=np.int32)
+        out = room("normalized", x.shape, np.int32)
         compiled().normalize(
             x,
             self.sums(x),
@@ -156,13 +159,13 @@ def _check_input(x: Tensor, source: Format, channels: int) -> None:
         )
 
 
-def _run_rows(
-    stage: Stage, source: Format, band: Band, begin: int, end: int
-) -> npt.NDArray[np.int32]:
+def _run_rows(stage: Stage, source: Format, band: Band, begin: int, end: int) -> Rows:
     """Rows ``begin .. end - 1`` of a stage's output; the band holds what they read."""
     conv = stage.convolution
     width = conv.output_size(band.rows.shape[1])
-    out = np.zeros((end - begin, width, conv.out_channels), dtype=np.int32)
+    # not of zeros: those come in small pages, and strips fill all of it
+    kind = np.int16 if stage.output.magnitude <= np.iinfo(np.int16).max else np.int32
+    out: Rows = np.empty((end - begin, width, conv.out_channels), dtype=kind)
     norm = None
     if stage.normalization is not None:
         norm = _Normalizer(stage.normalization, stage.requantizer.output)
@@ -180,7 +183,7 @@ def _run_rows(
 
 def _run_stage(
     stage: Stage, source: Format, height: int, bands: Iterable[Tensor]
-) -> Iterator[npt.NDArray[np.int32]]:
+) -> Iterator[Rows]:
     """A stage's output, top to bottom, as its input of so many rows comes in."""
     conv = stage.convolution
     out_height = conv.output_size(height)
@@ -221,11 +224,12 @@ def trace_stage(stage: Stage, source: Format, x: Tensor) -> StageTrace:
     _each(convolve(conv, source, Band(x, 0, len(x)), 0, height, STRIP_BYTES), keep)
     rows = acc.reshape(-1, conv.out_channels)
     y = _requantize(rows.astype(np.float64), conv, stage.requantizer)
+    y = y.copy()
     norm, out = None, y
     if stage.normalization is not None:
         normalizer = _Normalizer(stage.normalization, stage.requantizer.output)
         norm = normalizer.sums(y).astype(np.int64) + stage.normalization.beta.astype(np.int64)
-        norm, out = norm.reshape(acc.shape), normalizer(y)
+        norm, out = norm.reshape(acc.shape), normalizer(y).copy()
     return StageTrace(
         acc + conv.bias.astype(np.int64), y.reshape(acc.shape), norm, out.reshape(acc.shape)
     )
@@ -253,9 +257,7 @@ def run_transform(transform: Transform, x: Tensor) -> npt.NDArray[np.int32]:
     return out
 
 
-def stream_transform(
-    transform: Transform, x: Tensor
-) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+def stream_transform(transform: Transform, x: Tensor) -> Iterator[tuple[int, Rows]]:
     """`run_transform` a band at a time: the number of its first row, and its rows.
 
     The bands follow each other from top to bottom. Nothing larger than they are is held.
@@ -290,7 +292,7 @@ def run_stages(transform: Transform, x: Tensor) -> list[npt.NDArray[np.int32]]:
     outputs = []
     for stage, source in zip(transform.stages, transform.sources, strict=True):
         (x,) = _run_stage(stage, source, len(x), [x])
-        outputs.append(x)
+        outputs.append(x.astype(np.int32))
     return outputs
 
 
