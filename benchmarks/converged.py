@@ -30,8 +30,9 @@ from lichen.quant.calibration.calibrate import load_calibration
 from lichen.quant.calibration.constants import symmetric
 from lichen.quant.calibration.entropy import fit_tables
 from lichen.quant.float.source import load_float_network
-from lichen.sim.golden import channel_indices, psnr
+from lichen.sim.golden import channel_indices
 from lichen.sim.images import list_images, read_image
+from lichen.sim.quality import psnr
 
 SYMBOL_BITS = 9
 """Of the symbols in the parent's tables: FP32 has no range to keep to."""

@@ -25,14 +25,11 @@ from PIL import Image
 from lichen.codec.container import Container, inspect
 from lichen.errors import UserError
 from lichen.network.description import Network
-from lichen.sim import golden
 from lichen.sim.images import read_image
+from lichen.sim.quality import PSNR_EXACT, psnr
 
 Pixels = npt.NDArray[np.uint8]
 Metric = Callable[[Pixels, Pixels], float | None]
-
-PSNR_EXACT = 100.0
-"""What an image that comes back unchanged counts as, in dB, so that means stay finite."""
 
 
 class Codec(ABC):
@@ -321,7 +318,7 @@ def evaluate(
                 height=height,
                 bytes=size,
                 bpp=8 * size / (height * width),
-                psnr=min(golden.psnr(image, decoded), PSNR_EXACT),
+                psnr=min(psnr(image, decoded), PSNR_EXACT),
                 ms_ssim=None if ms_ssim is None else ms_ssim(image, decoded),
                 encoding_time=middle - start,
                 decoding_time=end - middle,

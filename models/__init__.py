@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ _RETIRED = re.compile(rf"{_NAME.pattern}@[1-9][0-9]*")
 
 def folder() -> Path:
     """Where the shipped files lie."""
-    return Path(str(resources.files(__name__)))
+    return Path(__file__).parent
 
 
 def names() -> list[str]:

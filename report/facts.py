@@ -11,9 +11,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from lichen.codec.container import Container
-from lichen.codec.evaluate import PSNR_EXACT
 from lichen.network.description import PHOTO, Network, Stage, Transform
-from lichen.sim.golden import psnr
+from lichen.sim.quality import PSNR_EXACT, psnr
 
 LOST_BITS = 2
 """How many low bits of its weights a stage loses to show how sensitive it is."""

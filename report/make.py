@@ -25,7 +25,7 @@ from lichen.network.identity import static_digest
 from lichen.report import charts, facts
 from lichen.report.page import Page, error_map, paragraph, picture, slider, table, text
 from lichen.report.subject import Subject
-from lichen.sim.golden import psnr
+from lichen.sim.quality import psnr
 
 FLOORPLANS = (PICTURE, "floorplan.svg")
 """Pictures of a placed design that a build leaves beside its report, or `--plot` left there."""

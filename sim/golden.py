@@ -588,15 +588,3 @@ def estimate_bits(network: Network, latents: Latents) -> dict[str, float]:
         tables = network.entropy[segment.name]
         bits[segment.name] = symbol_bits(tables, segment.symbols, segment.indices)
     return bits
-
-
-def psnr(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB of two 8-bit images; infinite when they are equal."""
-    if a.shape != b.shape:
-        raise ValueError(f"the images must have the same shape, not {a.shape} and {b.shape}")
-    total = 0
-    for one, two in zip(a, b, strict=True):
-        difference = one.astype(np.int64) - two
-        total += int(np.square(difference).sum())
-    error = total / a.size
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))

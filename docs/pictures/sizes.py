@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lichen import codec, models
-from lichen.sim.golden import psnr
+from lichen.sim.quality import psnr
 
 HERE = Path(__file__).parent
 NETWORKS = ("small-hyper-q1", "small-hyper-q2", "small-hyper-q4")

@@ -111,6 +111,7 @@ class _Walk:
         """Encode and decode the photograph; its part of the report."""
         from lichen.sim import golden
         from lichen.sim.images import write_image
+        from lichen.sim.quality import psnr
 
         height, width = pixels.shape[:2]
         self.say(f"1. Golden model: {network.title} on {name}, {width}x{height}")
@@ -120,7 +121,7 @@ class _Walk:
         decoded = golden.reconstruct(network, latents)
         seconds = (round(encoded - begin, 2), round(time.monotonic() - encoded, 2))
         bpp = sum(golden.estimate_bits(network, latents).values()) / (height * width)
-        quality = golden.psnr(pixels, decoded)
+        quality = psnr(pixels, decoded)
         reconstruction = self.output / "reconstruction.png"
         write_image(reconstruction, decoded)
         self.say(

@@ -119,10 +119,10 @@ def _encode(container: Container, source: Path, target: Path, how: _How) -> dict
     from dataclasses import replace
 
     from lichen.codec.container import inspect
-    from lichen.codec.evaluate import PSNR_EXACT
     from lichen.codec.picture import Picture
     from lichen.network.flow import LATENTS
-    from lichen.sim.golden import analysis, psnr
+    from lichen.sim.golden import analysis
+    from lichen.sim.quality import PSNR_EXACT, psnr
 
     picture, latents = None, None
     if source.suffix == ".npy":

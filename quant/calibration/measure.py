@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lichen.codec.evaluate import PSNR_EXACT
 from lichen.network.description import Network
 from lichen.quant.calibration.entropy import (
     Bottleneck,
@@ -22,10 +21,10 @@ from lichen.sim.golden import (
     analysis,
     channel_indices,
     estimate_bits,
-    psnr,
     reconstruct,
     symbol_bits,
 )
+from lichen.sim.quality import PSNR_EXACT, psnr
 
 Image = npt.NDArray[np.uint8]
 

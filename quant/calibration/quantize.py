@@ -47,9 +47,9 @@ from lichen.sim.golden import (
     choose_tables,
     estimate_bits,
     hyper_input,
-    psnr,
     synthesis_input,
 )
+from lichen.sim.quality import psnr
 
 PARAMETER_BITS = 16
 """Width of what h_s makes: scales run from 0.11 to 256."""

@@ -16,8 +16,8 @@ from lichen.codec import container as container_module
 from lichen.codec.container import Container, inspect
 from lichen.network.file import save
 from lichen.network.random import random_hyperprior
-from lichen.sim.golden import psnr
 from lichen.sim.images import read_image
+from lichen.sim.quality import psnr
 from tests.codec.cases import make_network
 
 

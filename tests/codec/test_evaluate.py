@@ -17,7 +17,6 @@ from lichen.cli import main
 from lichen.codec.container import Container, ContainerError, inspect
 from lichen.codec.evaluate import (
     PILLOW_FORMATS,
-    PSNR_EXACT,
     NetworkCodec,
     PillowCodec,
     code,
@@ -28,7 +27,8 @@ from lichen.codec.evaluate import (
 from lichen.commands.evaluate import command
 from lichen.errors import UserError
 from lichen.network.random import random_hyperprior
-from lichen.sim.golden import analysis, estimate_bits, psnr, reconstruct
+from lichen.sim.golden import analysis, estimate_bits, reconstruct
+from lichen.sim.quality import PSNR_EXACT, psnr
 
 
 @pytest.mark.parametrize("size", [(97, 83), (16, 16), (1, 1), (1, 40), (33, 192)])

@@ -41,8 +41,8 @@ from lichen.quant.training.runs import (  # noqa: E402
 )
 from lichen.quant.training.train import load_state, train  # noqa: E402
 from lichen.quant.training.trainer import TrainConfig, Trainer  # noqa: E402
-from lichen.sim.golden import psnr  # noqa: E402
 from lichen.sim.images import list_images, pad_image  # noqa: E402
+from lichen.sim.quality import psnr  # noqa: E402
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
 START = DATA / "start/factorized-n64-m96-l0.013.pth"
