@@ -121,6 +121,9 @@ class Engine:
         self._designs.clear()
         try:
             wanted = [name for name in self.transforms if name in network.transforms]
+            if not wanted:
+                have = " and ".join(self.transforms)
+                raise UserError(f"{network.title} has no {have}, which the board runs.")
             for name in wanted:
                 self._design(name)  # before anything is lost, all of them fit
             for name in wanted:

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Constants into the transforms, from bytes, and a checksum of what went in."""
 
 from __future__ import annotations

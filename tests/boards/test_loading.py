@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from lichen import boards, codec, models
+from lichen.boards.design import Bitstream
 from lichen.boards.host import connection
+from lichen.boards.host.engine import Engine
+from lichen.boards.simulated import board as simulated
+from lichen.boards.simulated.board import SimulatedBoard
+from lichen.commands import _options
 from lichen.errors import UserError
 from lichen.network.description import Network
 from lichen.network.file import save
@@ -18,6 +23,7 @@ from lichen.network.identity import static_digest
 from lichen.network.random import random_factorized
 from lichen.sim.images import read_image, write_image
 
+from .simulation import QUARTER
 from .test_engine import board_sim, lichen, photo
 
 NONE = bytes(32)
@@ -42,10 +48,23 @@ def nets(folder) -> dict[str, Network]:
     return {path.stem: models.load_network(str(path)) for path in folder.glob("*.lichen")}
 
 
+WIDEST, MULTIPLIERS = 64, 12
+
+
 @pytest.fixture(scope="module")
 def port(folder) -> Iterator[str]:
-    where = ("--transform", "g_a,g_s", "--max-width", 64, "--multipliers", 12)
+    where = ("--transform", "g_a,g_s", "--max-width", WIDEST, "--multipliers", MULTIPLIERS)
     with board_sim(folder / "a.lichen", *where, "--weights", "load") as found:
+        yield found
+
+
+@pytest.fixture
+def board(nets) -> Iterator[SimulatedBoard]:
+    """Another one of the same program."""
+    limits = (WIDEST, MULTIPLIERS, None)
+    designs = _options.designs_of(nets["a"], ["g_a", "g_s"], QUARTER, *limits, loads=True)
+    top = Bitstream(designs=tuple(designs)).top(QUARTER, QUARTER.pll(QUARTER.oscillator_hz / 1e6))
+    with simulated.running(simulated.build(QUARTER, top), QUARTER) as found:
         yield found
 
 
@@ -114,6 +133,23 @@ def test_what_does_not_fit_is_said_and_changes_nothing(port, folder, nets, capsy
     assert held(port) == before != [NONE, NONE]
 
 
+def test_a_board_that_loses_its_clock_is_filled_again(board, nets):
+    """In mid-image, and in mid-load."""
+    pixels, done = photo(32, 32), []
+
+    def disturb(arrived: int, total: int) -> None:
+        if not done and arrived:
+            done.append(arrived)
+            board.brown_out()
+
+    with boards.open(board.port, nets["a"]) as engine:
+        assert engine.encode(pixels, progress=disturb) == codec.encode(pixels, nets["a"])
+        assert done.pop()
+        engine.load(nets["b"], progress=disturb)
+        assert done and engine.holds("g_a")
+        assert engine.encode(pixels) == codec.encode(pixels, nets["b"])
+
+
 def test_what_the_board_loses_is_loaded_again(port, nets, monkeypatch):
     """Another host fills it with something else, and the board forgets its session: no frame goes
     through another network."""
@@ -128,8 +164,7 @@ def test_what_the_board_loses_is_loaded_again(port, nets, monkeypatch):
             if not done:
                 done.append(arrived)
                 ours, engine.connection.session = engine.connection.session, connection.Session()
-                other = boards.host.engine.Engine(engine.connection, nets["b"])
-                other.load(nets["b"])
+                Engine(engine.connection, nets["b"]).load(nets["b"])
                 engine.connection.session.end()
                 line.write(engine.connection.session.send())
                 engine.connection.session = ours

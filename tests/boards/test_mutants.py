@@ -38,6 +38,10 @@ THROUGH, MENDED = (
     LINK + "what_the_line_does_to_a_packet_in_sequence_is_mended",
 )
 RENEWED = LINK + "a_new_session_in_mid_frame_leaves_nothing_of_the_old"
+FILLING = "tests/boards/test_filling.py::test_"
+FILLED, COME = FILLING + "what_is_not_whole_is_not_used", FILLING + "constants_come_and_go"
+BROKEN = FILLING + "a_reset_in_mid_load_leaves_nothing"
+FILLER = "boards/link/filler.py"
 TOP, DEVICE, LINE = "boards/top.py", "boards/link/device.py", "boards/link/line.py"
 PORT, INTAKE = "boards/port/port.py", "boards/link/intake.py"
 RECEIVER, OUTLET = "boards/link/receiver.py", "boards/link/outlet.py"
@@ -112,6 +116,24 @@ MUTANTS = {
     "acknowledgements not looked at": Mutant(
         file=OUTLET, old="sender.acked.eq(acked)", new="sender.acked.eq(0)",
         test=MENDED, words="p.number < which",
+    ),
+    "loads whatever their checksum": Mutant(
+        file=DEVICE, old="with m.If(filler.right):", new="with m.If(1):",
+        test=FILLED, words="DID NOT RAISE",
+    ),
+    "held while it is filled": Mutant(
+        file=DEVICE, old="[state.loaded.bit_select(which, 1).eq(0), state.cycles.eq(0)]",
+        new="[state.cycles.eq(0)]",
+        test=BROKEN, words="AssertionError",
+    ),
+    "constants for another transform": Mutant(
+        file=FILLER, old="self.which == number", new="self.which != number",
+        test=COME, words="AssertionError",
+    ),
+    "an address a bit too high": Mutant(
+        file=FILLER, old="word[ADDRESS_START:][:ADDRESS_BITS]",
+        new="word[ADDRESS_START + 1:][:ADDRESS_BITS]",
+        test=COME, words="AssertionError",
     ),
     "zeros for signs": Mutant(
         file="boards/port/serializer.py", old="value.eq(self.i.payload[i])",
