@@ -75,6 +75,7 @@ def build_again(record: Path, seed: int) -> Path:
             *(sys.executable, "-m", "lichen.cli", "build", net, "--board", report["board"]),
             *("--transform", report["transform"], "--folding", str(record)),
             *("--link", report.get("link_kind", "uart")),
+            *("--weights", report.get("weights", "fixed")),
             *("--seed", str(seed), "-o", str(folder)),
         ],
         check=True,

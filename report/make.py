@@ -425,6 +425,7 @@ def _planned_units(subject: Subject) -> dict[str, dict[str, int]]:
     """What a build's plan gave each unit, by ``TRANSFORM.UNIT``; nothing without its network."""
     from lichen.hw.plan.planner import evaluate
     from lichen.hw.stage.folding import Folding
+    from lichen.hw.stage.loaded import loadable
 
     build, network = subject.build or {}, subject.network
     if network is None:
@@ -434,7 +435,9 @@ def _planned_units(subject: Subject) -> dict[str, dict[str, int]]:
     try:
         for key, part in parts.items():
             folding = Folding.model_validate(part["folding"])
-            plan = evaluate(network.transform(key), folding, frame=network.frames(*PHOTO)[key])
+            own = network.transform(key)
+            planned = loadable(own) if build.get("weights") == "load" else own
+            plan = evaluate(planned, folding, frame=network.frames(*PHOTO)[key])
             for row in plan.stages():
                 found[f"{key}.{row['name']}"] = {kind: row[kind] for kind in KINDS[:3]}
     except (ValueError, KeyError, TypeError, UserError):
