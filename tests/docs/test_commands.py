@@ -92,7 +92,8 @@ SHORTER = {
     "build": "--multipliers 24",
     "simulate": "--multipliers 24",
 }
-"""Options that are added to a command, the last ones count: the same work, less of it."""
+"""Options that are added to a command, the last ones count: the same work, less of it. `--minutes`
+and `--compile` are left out."""
 
 
 @dataclass(frozen=True)
@@ -173,10 +174,10 @@ def test_targets_of_make():
             assert target in targets, f"{page.relative_to(ROOT)}: make {target}"
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the pages take for granted."""
-    folder = tmp_path_factory.mktemp("reader")
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    """A folder with everything that the pages take for granted, and nothing of other pages."""
+    folder = tmp_path
     photo = crop_middle(read_image(models.photograph()), 384, 448)
     write_image(folder / "photo.png", photo)
     write_image(folder / "more.jpg", photo[:64, :96])
@@ -198,7 +199,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases = "\n".join(f'  {name}) set -- "$@" {more};;' for name, more in SHORTER.items())
     (tools / "lichen").write_text(
         "#!/bin/bash\n"
-        'for a; do shift; [ $a = --compile ] || set -- "$@" $a; done\n'
+        "skip=; for a; do shift\n"
+        "  if [ $skip ]; then skip=; continue; fi\n"
+        '  case "$a" in --compile) ;; --minutes) skip=1;; *) set -- "$@" "$a";; esac\n'
+        "done\n"
         f'case "$1" in\n{cases}\nesac\nexec "{sys.executable}" -m lichen.cli "$@"\n'
     )
     (tools / "python").write_text(f'#!/bin/bash\nexec "{sys.executable}" "$@"\n')
