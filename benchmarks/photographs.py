@@ -44,6 +44,7 @@ def read_report(file: Path | None) -> dict[str, Any]:
 
 def note_command(report: dict[str, Any], images: Path) -> None:
     """Add this command to those that made the report; the folder goes by its name alone."""
+    report["set"] = images.name
     words = [images.name if word == str(images) else word for word in sys.argv[1:]]
     command = " ".join(["python", "benchmarks/photographs.py", *words])
     known = report["command"].split(" && ") if report["command"] else []

@@ -290,6 +290,14 @@ def containers() -> str:
     return benchmark.table(read("containers")["rows"])
 
 
+def photographs() -> str:
+    """Gateware on whole photographs."""
+    import photographs as benchmark
+
+    where = f"Of {read('photographs')['set'].capitalize()}: {source('photographs', NOTES)}."
+    return f"{benchmark.table(read('photographs')['runs'])}\n\n{where}"
+
+
 def speed() -> str:
     """The commands' times."""
     import codec_speed as benchmark
@@ -305,6 +313,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "builds": builds,
     "containers": containers,
     "speed": speed,
+    "photographs": photographs,
 }
 """What may stand between marks."""
 
