@@ -94,7 +94,7 @@ def work(task: Task, files: Files) -> Outcome:
             failure, log = "", folder / LOG
             try:
                 command = [tool.find(), *task.arguments]
-                run(command, folder=folder, log=log, progress=Progress())
+                run(command, folder=folder, log=log, progress=Progress(), stuck=tool.stuck)
             except ToolFailedError as error:
                 failure = str(error).replace(f"; see {log}", "")
             return Outcome(files=pack(folder, (*task.results, LOG)), failure=failure)

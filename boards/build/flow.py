@@ -18,7 +18,7 @@ from lichen.boards.build.cluster import Cluster
 from lichen.boards.build.folder import complete_folder
 from lichen.boards.build.report import OutputError, Placed, Used
 from lichen.boards.build.toolchain import CLOCK_NET, Aim, Places, Toolchain
-from lichen.boards.build.tools import Progress, ToolFailedError, run
+from lichen.boards.build.tools import Progress, StuckError, ToolFailedError, run
 from lichen.boards.design import FRAME, binds, check_fits
 from lichen.boards.record import Board, Clock
 from lichen.boards.top import Top
@@ -33,6 +33,9 @@ PICTURE = "floorplan.png"
 
 KEPT = (BITSTREAM, "top.v", REPORT, "logs")
 """What stays in the folder of a complete build, beside what its toolchain keeps."""
+
+MORE_SEEDS = 2
+"""How many are tried after one with which routing does not come to an end."""
 
 CROWDED = 0.5
 """Share of the lookup tables above which a design without a floorplan is spread."""
@@ -340,11 +343,26 @@ class _Run:
                 )
 
     def _place_and_route(self, command: list[str]) -> dict[int, float]:
-        """Place and route with every seed, several at once, and keep what the fastest one wrote.
+        """Place and route; with the seeds that follow, where one alone does not come to an end.
 
         Returns the highest frequency of every seed.
         """
+        for _ in range(MORE_SEEDS if len(self.seeds) == 1 else 0):
+            try:
+                return self._seeds(command)
+            except StuckError as error:
+                (seed,) = self.seeds
+                self.seeds = (seed + 1,)
+                self.progress.say(f"seed {seed}: {str(error).rstrip('.')}; trying seed {seed + 1}")
+        return self._seeds(command)
+
+    def _seeds(self, command: list[str]) -> dict[int, float]:
+        """Place and route with every seed, several at once, and keep what the fastest one wrote.
+
+        Returns the highest frequency of every seed that came to an end.
+        """
         toolchain, several = self.toolchain, len(self.seeds) > 1
+        stuck: dict[int, StuckError] = {}
         suffixes = {seed: f".{seed}" if several else "" for seed in self.seeds}
         logs = {
             seed: self.logs / f"{toolchain.place_and_route.name}.log{suffix}"
@@ -352,13 +370,17 @@ class _Run:
         }
 
         def attempt(seed: int) -> None:
-            run(
-                toolchain.seeded(command, seed, suffixes[seed]),
-                folder=self.folder,
-                log=logs[seed],
-                progress=self.progress,
-                note=toolchain.note,
-            )
+            try:
+                run(
+                    toolchain.seeded(command, seed, suffixes[seed]),
+                    folder=self.folder,
+                    log=logs[seed],
+                    progress=self.progress,
+                    note=toolchain.note,
+                    stuck=toolchain.place_and_route.stuck,
+                )
+            except StuckError as error:
+                stuck[seed] = error
 
         if self.cluster is None:
             concurrently(attempt, self.seeds)
@@ -373,12 +395,15 @@ class _Run:
                 folder=self.folder,
                 progress=self.progress,
             )
+        if len(stuck) == len(self.seeds):
+            raise stuck[self.seeds[0]]
         achieved = {
             seed: self._placed(f"{toolchain.placement}{suffix}").fmax_mhz
             for seed, suffix in suffixes.items()
+            if seed not in stuck
         }
         if several:
-            best = max(self.seeds, key=lambda seed: achieved[seed])
+            best = max(achieved, key=lambda seed: achieved[seed])
             placed = self.folder / toolchain.placement
             shutil.copyfile(f"{placed}.{best}", placed)
             for name in toolchain.results(command):

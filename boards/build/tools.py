@@ -26,6 +26,10 @@ from lichen import caches, processes
 from lichen.errors import UserError
 
 
+def _never(log: str) -> str:
+    return ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tool:
     """An external program.
@@ -45,6 +49,8 @@ class Tool:
     native : str
         Name of a program on the path that is taken first if its version is that of the package:
         compiled for the processor it is twice as fast. Empty for none.
+    stuck : callable
+        What keeps the program from ever ending, going by the end of its log; empty for nothing.
     """
 
     name: str
@@ -53,6 +59,7 @@ class Tool:
     programs: tuple[str, ...]
     version_option: str
     native: str = ""
+    stuck: Callable[[str], str] = _never
 
     def find(self) -> str:
         """Path of the program; a UserError says how to get it."""
@@ -144,6 +151,10 @@ class ToolFailedError(Exception):
     """A program ended badly; the message is one sentence with the log's path."""
 
 
+class StuckError(ToolFailedError):
+    """A program would never end, and was ended; with another seed it may."""
+
+
 class Progress:
     """Says which step runs and for how long.
 
@@ -183,6 +194,11 @@ class Progress:
         if self._live:
             self._show(note, "")
 
+    def say(self, sentence: str) -> None:
+        """Say something on a line of its own."""
+        if self._stream is not None:
+            print(f"\r\x1b[K{sentence}" if self._live else sentence, file=self._stream, flush=True)
+
     def _show(self, note: str, end: str) -> None:
         if self._stream is None:
             return
@@ -201,20 +217,26 @@ def run(
     log: Path,
     progress: Progress,
     note: Callable[[str], str] = lambda text: "",
+    stuck: Callable[[str], str] = _never,
 ) -> None:
     """Run a program in ``folder`` and write what it prints to ``log``.
 
-    ``note`` turns the end of the log so far into a word for the progress line. Raises
-    ToolFailedError, with the last error of the log and of the one that the program itself writes
-    (option ``-l``), when the program fails. The program does not outlive this call.
+    ``note`` turns the end of the log so far into a word for the progress line; ``stuck`` is a
+    `Tool`'s. Raises StuckError where that says so, ToolFailedError, with the last error of the log
+    and of the one that the program itself writes (option ``-l``), when the program fails. The program does not outlive this call.
     """
     name = Path(command[0]).name
     caches.prepare()
+
+    def tick() -> None:
+        end = _tail(log)
+        progress.tick(note(end))
+        if reason := stuck(end):
+            raise StuckError(f"{name} {reason}; see {log}.")
+
     with log.open("wb") as out:
         try:
-            status = processes.run(
-                command, cwd=folder, output=out, tick=lambda: progress.tick(note(_tail(log)))
-            ).status
+            status = processes.run(command, cwd=folder, output=out, tick=tick).status
         except OSError as error:
             raise ToolFailedError(f"{name} cannot be run: {error.strerror}.") from None
     if status == 0:

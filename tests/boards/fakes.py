@@ -59,6 +59,16 @@ pathlib.Path(report).write_text(json.dumps({
     "utilization": {name: {"used": count, "available": 9999} for name, count in used.items()},
 }))
 """
+STUCK = """
+import sys, time
+if sys.argv[sys.argv.index("--seed") + 1] in %(seeds)r:
+    for i in range(1, 201):
+        print(f"Info:     iter={i} wires=1028578 overused={max(1, 40 - i)} overuse=1 archfail=NA")
+    sys.stdout.flush()
+    time.sleep(600)
+"""
+"""Before `NEXTPNR`: with these seeds the router goes on for ever."""
+
 ECPPACK = f"""
 import pathlib, sys
 pathlib.Path(sys.argv[sys.argv.index("--bit") + 1]).write_bytes({BIT_HEADER!r})

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -14,9 +15,10 @@ import pytest
 from lichen.boards.board import ULX3S_85F
 from lichen.boards.build.cluster import connected
 from lichen.boards.build.flow import BuildFailedError, Report, build
-from lichen.boards.build.tools import Tool
+from lichen.boards.build.tools import Progress, Tool
 from lichen.boards.design import check_fits
 from lichen.boards.ecp5.floorplan.place import Effort
+from lichen.boards.ecp5.toolchain import NEXTPNR_ECP5
 from lichen.boards.port.port import TransformPort
 from lichen.boards.top import Top
 from lichen.errors import UserError
@@ -199,6 +201,46 @@ def test_the_floorplan_stands_between_synthesis_and_placement(tmp_path, tools, m
     with pytest.raises(UserError, match="cannot write"):
         run(tmp_path / "new", plot=tmp_path / "nowhere" / "floor.svg")
     assert (tmp_path / "new" / "top.bit").exists()
+
+
+def routers(**options) -> str:
+    """nextpnr, whose router does not come to an end with some seeds."""
+    agree = {"dsp": PLANNED.dsp, "bram": PLANNED.bram, "fmax": 80}
+    return fakes.STUCK % options + fakes.NEXTPNR % agree
+
+
+def test_a_router_that_gets_nowhere_is_ended_and_the_next_seed_tried(tmp_path, tools):
+    tools(nextpnr_ecp5=routers(seeds=["1", "2"]))
+    said = io.StringIO()
+    report = run(tmp_path / "out", progress=Progress(said))
+    assert (report.seed, report.seeds) == (3, {"3": 80.0})
+    assert "finds no way around a wire that two nets need, after 200 iterations" in said.getvalue()
+    assert "trying seed 2" in said.getvalue() and "trying seed 3" in said.getvalue()
+
+
+def test_several_seeds_go_on_without_one_that_gets_nowhere(tmp_path, tools):
+    tools(nextpnr_ecp5=routers(seeds=["2"]))
+    report = run(tmp_path / "out", seeds=3)
+    assert set(report.seeds) == {"1", "3"}
+
+
+def test_no_seed_comes_to_an_end(tmp_path, tools):
+    tools(nextpnr_ecp5=routers(seeds=["4", "5", "6"]))
+    with pytest.raises(BuildFailedError, match="finds no way around a wire"):
+        run(tmp_path / "one", seed=4)
+    with pytest.raises(BuildFailedError, match="finds no way around a wire"):
+        run(tmp_path / "several", seed=4, seeds=3)
+
+
+def test_a_router_that_gets_on_is_left_alone():
+    def log(counts: list[int]) -> str:
+        return "".join(f"Info: iter={i} wires=9 overused={n} x\n" for i, n in enumerate(counts, 1))
+
+    stuck = NEXTPNR_ECP5.stuck
+    assert stuck(log([*range(300, 1, -1)])) == ""
+    assert stuck(log([1] * 149)) == ""
+    assert stuck(log([*range(150, 0, -1), *[1] * 40])) == ""
+    assert "2 wires that nets share" in stuck(log([2] * 200))
 
 
 @pytest.mark.parametrize(
