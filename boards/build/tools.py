@@ -223,7 +223,8 @@ def run(
 
     ``note`` turns the end of the log so far into a word for the progress line; ``stuck`` is a
     `Tool`'s. Raises StuckError where that says so, ToolFailedError, with the last error of the log
-    and of the one that the program itself writes (option ``-l``), when the program fails. The program does not outlive this call.
+    and of the one that the program itself writes (option ``-l``), when the program fails. The
+    program does not outlive this call.
     """
     name = Path(command[0]).name
     caches.prepare()
