@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Convolution, Format
-from lichen.sim.rooms import room
+from lichen.sim.rooms import WINDOW_BYTES_MAX, room
 
 FLOAT32_EXACT = 1 << 24
 """Integers below it are exact in float32."""
@@ -33,14 +33,14 @@ def _chunks(weights: npt.NDArray[np.int64], magnitude: int) -> list[slice]:
     One slice when float32 holds the whole; when more than three would be needed, none: float64
     is faster then.
     """
-    bounds = np.abs(weights).max(axis=1) * magnitude
-    total = int((np.abs(weights) * magnitude).sum(axis=0).max())
+    sizes = np.abs(weights)
+    total = int(sizes.sum(axis=0).max()) * magnitude
     if total < FLOAT32_EXACT:
         return [slice(0, len(weights))]
-    if total >= 3 * FLOAT32_EXACT or int(bounds.max()) >= FLOAT32_EXACT:
+    if total >= 3 * FLOAT32_EXACT or int(sizes.max()) * magnitude >= FLOAT32_EXACT:
         return []
     cuts, running = [0], np.zeros(weights.shape[1], dtype=np.int64)
-    for i, row in enumerate(np.abs(weights) * magnitude):
+    for i, row in enumerate(sizes * magnitude):
         running = running + row
         if running.max() >= FLOAT32_EXACT:
             cuts.append(i)
@@ -139,10 +139,11 @@ class Band:
     def window(self, top: int, left: int, height: int, width: int, dtype: type) -> npt.NDArray:
         """The part of the tensor that begins at (top, left), zeros where that lies outside of it.
 
-        Rows of the tensor that the band lacks are zeros, too.
+        Rows of the tensor that the band lacks are zeros, too. It lies in a `room`, one for each
+        dtype.
         """
-        # not of zeros: those come in small pages, which take longer than to fill the edges
-        window: npt.NDArray = np.empty((height, width, self.rows.shape[2]), dtype=dtype)
+        shape = height, width, self.rows.shape[2]
+        window = room(f"window {np.dtype(dtype)}", shape, dtype, WINDOW_BYTES_MAX)
         y0, y1 = max(top, self.first), min(top + height, self.end)
         x0, x1 = max(left, 0), min(left + width, self.rows.shape[1])
         if y1 <= y0 or x1 <= x0:

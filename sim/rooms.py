@@ -12,21 +12,28 @@ import numpy as np
 import numpy.typing as npt
 
 ROOM_BYTES_MAX = 1 << 24
-"""Largest array that is kept: strips of very wide images take more."""
+"""Largest array of a strip that is kept: those of very wide images take more."""
+
+WINDOW_BYTES_MAX = 1 << 26
+"""The same of a band's."""
 
 _local = threading.local()
 
 
-def room(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray:
-    """An array of the thread's own under this name; what the last one of it held is in it still.
+def room(
+    name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, most: int = ROOM_BYTES_MAX
+) -> npt.NDArray:
+    """An array of the thread's own under this name, with anything in it.
 
-    It is good until the thread asks for the name again, so nothing may keep it.
+    It is good until the thread asks for the name again, so nothing may keep it. Arrays of more than
+    ``most`` bytes are made anew.
     """
     kind = np.dtype(dtype)
     wanted = math.prod(shape) * kind.itemsize
     held: npt.NDArray[np.uint8] | None = getattr(_local, name, None)
     if held is None or held.nbytes < wanted:
-        held = np.zeros(wanted, np.uint8)
-        if wanted <= ROOM_BYTES_MAX:
+        # not of zeros: those come in small pages
+        held = np.empty(wanted, np.uint8)
+        if wanted <= most:
             setattr(_local, name, held)
     return held[:wanted].view(kind).reshape(shape)
