@@ -46,6 +46,7 @@ WHERE = {
     "docs/onnx.md": {"lichen export": QUICK},
     "docs/manual/boards.md": {
         "lichen plan": SLOW,
+        "lichen build small-opt-q2": "tests/boards/test_loading.py::test_one_network_after_another",
         "lichen ": "tests/boards/test_engine.py::test_a_photograph_through_a_simulated_board",
     },
     "docs/manual/codec.md": {"lichen ": QUICK},
