@@ -233,8 +233,10 @@ def test_what_is_not_whole_is_not_used(fill, work, message):
         works = {"frame": frame, "short": short, "unknown": replace(whole, transform=2)}
         if work == "wrong":  # a word is another one than the checksum has
             host.session.submit(whole)
-            kind, payload = host.session._sequence.packets[1]
-            host.session._sequence.packets[1] = kind, payload[:9] + b"?" + payload[10:]
+            kind, payload = host.session._sequence.packets[-1]
+            assert (kind, payload) == (Kind.INPUT, whole.payload)
+            changed = payload[:9] + bytes([payload[9] ^ 1]) + payload[10:]
+            host.session._sequence.packets[-1] = kind, changed
         else:
             host.session.submit(works[work])
         with pytest.raises(HaltedError, match=message):
