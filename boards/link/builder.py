@@ -57,10 +57,13 @@ class PacketBuilder(Gateware):
         m = Module()
         m.submodules.skid = skid = self._skid
         wiring.connect(m, wiring.flipped(self.i), skid.i)
-        place, mark = Signal(8, init=1), Signal(8)  # of the next byte, and of the last zero
+        place = Signal(8, init=1)  # of the next byte
+        mark = Signal(8)  # of the last zero
         register = Signal(CRC_BITS)
         inside = Signal()
-        value, takes, ends = Signal(8), Signal(), Signal()
+        value = Signal(8)
+        takes = Signal()
+        ends = Signal()
         with m.FSM():
             with m.State("CONTENT"):
                 m.d.comb += [

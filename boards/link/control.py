@@ -96,7 +96,8 @@ class Control(Gateware):
         m.submodules.memory = memory = Memory(
             shape=unsigned(8), depth=ROOM, init=[], attrs={"ram_style": "distributed"}
         )
-        write, read = memory.write_port(), memory.read_port(domain="comb")
+        write = memory.write_port()
+        read = memory.read_port(domain="comb")
         m.d.comb += [
             write.en.eq(builder.w_en),
             write.addr.eq(builder.w_addr),
@@ -111,7 +112,8 @@ class Control(Gateware):
 
         shift = Signal(8 * (2 + protocol.COUNTERS.size))  # what comes before any of the ROM
         # Bytes left of that, of the ROM, and of a digest.
-        own, fixed = Signal(range(len(shift) // 8 + 1)), Signal(range(256))
+        own = Signal(range(len(shift) // 8 + 1))
+        fixed = Signal(range(256))
         told = Signal(range(protocol.DIGEST_BYTES + 1))
         behind = Mux(fixed == 0, self.digest, rom_read.data)
         m.d.comb += [

@@ -39,8 +39,10 @@ class Crossing(Gateware):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         held = Signal(self.width)
-        given, taken = Signal(), Signal()  # toggle with every item
-        told, heard = Signal(), Signal()
+        given = Signal()  # toggles with every item, as does
+        taken = Signal()
+        told = Signal()
+        heard = Signal()
         m.submodules.told = FFSynchronizer(given, told, o_domain=self.target)
         m.submodules.heard = FFSynchronizer(taken, heard, o_domain=self.source)
         m.d.comb += [

@@ -45,31 +45,51 @@ class _Registers:
     def __init__(self, transforms: int) -> None:
         self.phase = Signal(_Phase)
         self.quiet = Signal(range(RESET_CYCLES))
-        self.errors, self.stuck, self.raised = Signal(8), Signal(8), Signal(8)
+        self.errors = Signal(8)
+        self.stuck = Signal(8)
+        self.raised = Signal(8)
         # Of the session: the one that is open, and the one that will be.
-        self.session, self.wanted = Signal(32), Signal(32)
-        self.tag, self.again, self.said = Signal(8), Signal(), Signal()
+        self.session = Signal(32)
+        self.wanted = Signal(32)
+        self.tag = Signal(8)
+        self.again = Signal()
+        self.said = Signal()
         self.page = Signal(8)
-        self.opened_wanted, self.info_wanted, self.state_wanted = Signal(), Signal(), Signal()
+        self.opened_wanted = Signal()
+        self.info_wanted = Signal()
+        self.state_wanted = Signal()
         # Of the frame: its transform, and what has come of it.
         self.which = Signal(range(max(2, transforms)))
-        self.width, self.height, self.expected = Signal(16), Signal(16), Signal(32)
-        self.byte, self.byte_last = Signal(17), Signal(17)
-        self.column, self.row = Signal(16), Signal(16)
-        self.column_last, self.row_last = Signal(16), Signal(16)
+        self.width = Signal(16)
+        self.height = Signal(16)
+        self.expected = Signal(32)
+        self.byte = Signal(17)
+        self.byte_last = Signal(17)
+        self.column = Signal(16)
+        self.row = Signal(16)
+        self.column_last = Signal(16)
+        self.row_last = Signal(16)
         # Of the load: its checksum, whether it is one, and whether it has begun. Which transforms
         # hold a whole one.
-        self.crc, self.is_load, self.filling = Signal(32), Signal(), Signal()
+        self.crc = Signal(32)
+        self.is_load = Signal()
+        self.filling = Signal()
         self.loaded = Signal(max(2, transforms))
-        self.input_done, self.counting = Signal(), Signal()
-        self.to, self.back = (stream.Signature(8).create() for _ in range(2))
+        self.input_done = Signal()
+        self.counting = Signal()
+        self.to = stream.Signature(8).create(path=("to",))
+        self.back = stream.Signature(8).create(path=("back",))
         # Of the packet that is coming, settled long before it has arrived: its kind, and whether
         # it names the session that is open.
         self.kinds = {kind: Signal(name=f"is_{kind.name.lower()}") for kind in Kind}
         self.ours = Signal()
         # Counters.
-        self.clock, self.frames, self.cycles = Signal(32), Signal(32), Signal(32)
-        self.damaged, self.lost, self.framing = Signal(16), Signal(16), Signal(16)
+        self.clock = Signal(32)
+        self.frames = Signal(32)
+        self.cycles = Signal(32)
+        self.damaged = Signal(16)
+        self.lost = Signal(16)
+        self.framing = Signal(16)
 
 
 def _pages(
@@ -190,7 +210,8 @@ class Link(Gateware):
         m = Module()
         state = _Registers(len(self.formats))
         phase = state.phase
-        silent, flush = Signal(), Signal()
+        silent = Signal()
+        flush = Signal()
         m.d.comb += [
             self.busy.eq(
                 (phase == _Phase.INPUT) | (phase == _Phase.DRAIN) | (phase == _Phase.FILL)

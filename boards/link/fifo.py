@@ -55,11 +55,15 @@ class Fifo(Gateware):
             init=[],
             attrs={"ram_style": "distributed"},
         )
-        write, read = memory.write_port(), memory.read_port(domain="comb")
-        written, taken = Signal(range(self.depth)), Signal(range(self.depth))
+        write = memory.write_port()
+        read = memory.read_port(domain="comb")
+        written = Signal(range(self.depth))
+        taken = Signal(range(self.depth))
         stored = Signal(range(self.depth + 1))  # in the memory; the register holds one more
 
-        push, fill, pop = Signal(), Signal(), Signal()
+        push = Signal()
+        fill = Signal()
+        pop = Signal()
         m.d.comb += [
             self.i.ready.eq(self.level != self.depth),
             push.eq(self.i.valid & self.i.ready),

@@ -78,11 +78,14 @@ class Filler(Gateware):
             init=[],
             attrs={"ram_style": "distributed"},
         )
-        write, read = digests.write_port(), digests.read_port(domain="comb")
-        word, at = Signal(WORD_BITS), Signal(range(protocol.DIGEST_BYTES))
+        write = digests.write_port()
+        read = digests.read_port(domain="comb")
+        word = Signal(WORD_BITS)
+        at = Signal(range(protocol.DIGEST_BYTES))
         left = Signal(range(max(self.words) + 1))
         register = Signal(CRC_BITS)
-        taken, strobe = Signal(), Signal()
+        taken = Signal()
+        strobe = Signal()
         m.d.comb += [
             taken.eq(self.i.valid & self.i.ready),
             write.addr.eq(Cat(at, self.which)),

@@ -69,7 +69,8 @@ class Intake(Gateware):
         bits = exact_log2(slots.count)
         consumed = Signal(8)
         # Decided with the first byte of a packet: room that comes later is for the next.
-        room, stored = Signal(), Signal()
+        room = Signal()
+        stored = Signal()
         m.d.comb += [
             self.limit.eq(consumed + slots.count),
             room.eq(self.expected != self.limit),
@@ -80,7 +81,9 @@ class Intake(Gateware):
         with m.If(self.begins):
             m.d.sync += stored.eq(room)
         # Compared while the packet comes, for its number is the second of its bytes.
-        distance, is_due, is_ahead = Signal(8), Signal(), Signal()
+        distance = Signal(8)
+        is_due = Signal()
+        is_ahead = Signal()
         m.d.comb += distance.eq(self.number - self.expected)
         m.d.sync += [is_due.eq(distance == 0), is_ahead.eq((distance != 0) & ~distance[7])]
         m.d.comb += [
@@ -93,7 +96,8 @@ class Intake(Gateware):
         m.submodules.entries = entries = Memory(
             shape=unsigned(10), depth=slots.count, init=[], attrs={"ram_style": "distributed"}
         )
-        write, read = entries.write_port(), entries.read_port(domain="comb")
+        write = entries.write_port()
+        read = entries.read_port(domain="comb")
         m.d.comb += [
             write.en.eq(self.accepted),
             write.addr.eq(self.expected[:bits]),
@@ -101,7 +105,9 @@ class Intake(Gateware):
             read.addr.eq(consumed[:bits]),
         ]
         # A register between the memory of what came and all that depends on it.
-        length, is_frame, is_load = Signal(8), Signal(), Signal()
+        length = Signal(8)
+        is_frame = Signal()
+        is_load = Signal()
         m.d.sync += Cat(length, is_frame, is_load).eq(read.data)
         m.d.comb += [
             slots.slot.eq(consumed[:bits]),

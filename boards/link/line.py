@@ -73,7 +73,8 @@ class SerialLine(Gateware):
         wiring.connect(m, said.o, transmitter.i)
         m.d.comb += [receiver.rx.eq(self.rx), self.tx.eq(transmitter.tx)]
 
-        lost, pending = Signal(), Signal()
+        lost = Signal()
+        pending = Signal()
         m.d.comb += [
             lost.eq(receiver.framing | receiver.overrun | receiver.break_),
             heard.i.payload.byte.eq(receiver.o.payload),

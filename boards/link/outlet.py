@@ -81,11 +81,13 @@ class Outlet(Gateware):
         m.submodules.builder = builder = self._builder
         m.submodules.sender = sender = self._sender
         bits = exact_log2(slots.count)
-        made, acked = Signal(8), Signal(8)
+        made = Signal(8)
+        acked = Signal(8)
         m.submodules.lengths = lengths = Memory(
             shape=unsigned(8), depth=slots.count, init=[], attrs={"ram_style": "distributed"}
         )
-        write, read = lengths.write_port(), lengths.read_port(domain="comb")
+        write = lengths.write_port()
+        read = lengths.read_port(domain="comb")
         m.d.comb += [
             slots.w_en.eq(builder.w_en),
             slots.w_addr.eq(Cat(builder.w_addr, made[:bits])),
@@ -112,7 +114,9 @@ class Outlet(Gateware):
         wiring.connect(m, sender.o, wiring.flipped(self.o))
 
         # Only what was made can be acknowledged; compared while the packet comes.
-        progress, kept, is_made = Signal(8), Signal(8), Signal()
+        progress = Signal(8)
+        kept = Signal(8)
+        is_made = Signal()
         m.d.comb += [progress.eq(self.ack_number - acked), kept.eq(made - acked)]
         m.d.sync += is_made.eq(progress <= kept)
         with m.If(self.ack & is_made):
@@ -125,7 +129,8 @@ class Outlet(Gateware):
     def _make(self, m: Module, made: Signal, kept: Signal) -> None:
         """Packets of output, and at the end of the frame its DONE."""
         builder = self._builder
-        is_done, done_due = Signal(), Signal()
+        is_done = Signal()
+        done_due = Signal()
         left = Signal(32)  # bytes of the frame that have not come
         count = Signal(range(protocol.PAYLOAD_BYTES + 1))
         shift = Signal(8 * protocol.DONE.size)

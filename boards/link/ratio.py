@@ -32,7 +32,8 @@ class Ratio(Gateware):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         elapsed = Signal(exact_log2(RATIO_CYCLES) + 1)
-        gate, before = Signal(), Signal()
+        gate = Signal()
+        before = Signal()
         m.d[DOMAIN] += elapsed.eq(elapsed + 1)
         m.submodules.gate = FFSynchronizer(elapsed[-1], gate)
         own = Signal(16)

@@ -69,7 +69,9 @@ class PacketReceiver(Gateware):
         damaged = Signal()
         left = Signal(8)  # bytes until the next code byte
         register = Signal(CRC_BITS)
-        delimiter, coded, emits = Signal(), Signal(), Signal()
+        delimiter = Signal()
+        coded = Signal()
+        emits = Signal()
         m.d.comb += [
             self.i.ready.eq(1),
             delimiter.eq(self.i.valid & (byte == protocol.DELIMITER)),
@@ -81,8 +83,11 @@ class PacketReceiver(Gateware):
             m.d.sync += [inside.eq(1), left.eq(Mux(coded, byte, left) - 1)]
 
         # A register on the way to the checksum and the memory.
-        value, taken, ends = Signal(8), Signal(), Signal()
-        whole, sessionless = Signal(), Signal()
+        value = Signal(8)
+        taken = Signal()
+        ends = Signal()
+        whole = Signal()
+        sessionless = Signal()
         known = [byte == kind for kind in Kind if kind.sessionless]
         m.d.sync += [
             value.eq(Mux(coded, 0, byte)),
@@ -94,7 +99,8 @@ class PacketReceiver(Gateware):
         with m.If(delimiter):
             m.d.sync += inside.eq(0)
 
-        first, full = Signal(), Signal()
+        first = Signal()
+        full = Signal()
         count = self.offset
         seed = ~Mux(sessionless, 0, self.session)
         m.d.comb += [

@@ -68,7 +68,8 @@ class PacketSender(Gateware):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        rewind, is_single = Signal(), Signal()
+        rewind = Signal()
+        is_single = Signal()
         behind = Signal(8)  # how far the host's acknowledgement is ahead of what was sent
         m.d.comb += behind.eq(self.acked - self.sent)
         overtaken = (behind != 0) & ~behind[7]

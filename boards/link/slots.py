@@ -68,7 +68,9 @@ class Slots(Gateware):
         m = Module()
         m.submodules.memory = memory = self._memory
         m.submodules.queue = queue = self._queue
-        slot, offset, left = Signal.like(self.slot), Signal(8), Signal(8)
+        slot = Signal.like(self.slot)
+        offset = Signal(8)
+        left = Signal(8)
         asks = Signal()
         m.d.comb += [
             memory.w_en.eq(self.w_en),

@@ -35,6 +35,14 @@ def test_hiding_them_is_still_needed(tmp_path: Path) -> None:
     assert synthesize(tmp_path, "hierarchy -top top\nproc\nflatten") != 0
 
 
+def test_every_signal_of_a_board_has_the_name_it_has_in_the_source() -> None:
+    board = find("ulx3s-25f")
+    platform, elaboratable = board.platform(make_top(board), board.pll())
+    text = platform.prepare(elaboratable, "top", emit_src=False).files["top.il"]
+    text = text if isinstance(text, str) else text.decode()
+    assert re.findall(r"^ *wire .*\\\$(?:signal|signature)\S*$", text, re.M) == []
+
+
 @pytest.mark.parametrize("name", ["ulx3s-25f", "ecpix5-45f"])
 def test_no_name_over_usb_is_an_address_in_memory(name: str) -> None:
     """Equal designs are equal texts."""
