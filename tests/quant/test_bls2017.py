@@ -158,12 +158,10 @@ def test_the_first_two_stages_of_a_small_crop(quantized: Quantized) -> None:
     whole = quantized.network.transforms["g_a"]
     transform = Transform(input=whole.input, stages=[narrow(s, 8) for s in whole.stages[:2]])
     folding = Folding(max_width=32, stages=FOLDING.stages)
-    folding = Folding.model_validate(
-        json.loads(
-            json.dumps(folding.model_dump()).replace('"chain_length": 8', '"chain_length": 2')
-        )
-        .replace('"chain_length":4', '"chain_length":2')
-    )  # fmt: skip
+    text = json.dumps(folding.model_dump(mode="json"))
+    for length in (8, 4):
+        text = text.replace(f'"chain_length": {length}', '"chain_length": 2')
+    folding = Folding.model_validate(json.loads(text))
     image = crop_middle(read_image(CALIBRATE / "1418519.png"), 32, 32)
     simulation = simulate_transform(transform, folding, image, simulator="icarus")
     assert not simulation.faults, simulation.faults
