@@ -13,7 +13,7 @@ from lichen.boards.board import ULX3S_85F
 from lichen.boards.build import achieved
 from lichen.boards.build.achieved import Achieved, Clock, expected_clock, fingerprint
 from lichen.boards.build.report import LUT_PROMISE
-from lichen.boards.design import Design
+from lichen.boards.design import Bitstream, Design
 from lichen.hw.device.device import Resources
 from lichen.hw.stage.folding import Folding
 from lichen.models import load_network, shipped_network
@@ -120,13 +120,15 @@ def test_no_record_is_stale(path):
     report = json.loads(path.read_text())
     name = report["network"]["name"]
     shipped = shipped_network(name) is not None
-    design = Design.make(
-        load_network(name if shipped else str(CHECKPOINTS / f"{name}.lichen")),
-        report["transform"],
-        Folding.model_validate(report["folding"]),
+    network = load_network(name if shipped else str(CHECKPOINTS / f"{name}.lichen"))
+    parts = report.get("transforms", {report["transform"]: report})
+    designs = tuple(
+        Design.make(network, transform, Folding.model_validate(part["folding"]))
+        for transform, part in parts.items()
     )
-    planned = design.pipeline().resources(boards.find(report["board"]).family)
-    assert design.digest == report["network"]["sha256"]
+    design = Bitstream(designs=designs)
+    planned = design.resources(boards.find(report["board"]))
+    assert {one.digest for one in designs} == {report["network"]["sha256"]}
     assert design.cycles_per_frame == report["cycles_per_frame"]
     link = report.get("link", {"bram": 0, "lut": 0})
     assert (planned.dsp, planned.bram) == (report["dsp"], report["bram"] - link["bram"])
