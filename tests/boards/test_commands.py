@@ -350,12 +350,10 @@ def test_boards_lists_them_all(capsys):
     assert rows["ulx3s-85f"]["budget"] == {"dsp": 156, "bram": 208, "lut": 83640}
     usb = {"kind": "usb", "speed": "full"}
     assert rows["ulx3s-85f"]["links"] == [{"kind": "uart", "baud": 3_000_000}, usb]
-    assert rows["ulx3s-85f"]["builds"] == [
-        "small-opt-q3 g_s, 18 columns (103.55 MHz)",  # of latents
-        "small-opt-q3 g_a, 768 columns (103.11 MHz)",  # the planner's folding
-        "small-opt-q3 g_a, 768 columns (93.44 MHz)",  # by hand
-        "small-w6-q3 g_a, 288 columns (90.38 MHz)",
-    ]
+    assert "small-opt-q3 g_s, 18 columns (103.55 MHz)" in rows["ulx3s-85f"]["builds"]  # of latents
+    for row in rows.values():
+        device = [one for one in achieved.records() if one.device == row["device"]]
+        assert row["builds"] == [f"{one.design} ({one.fmax_mhz:g} MHz)" for one in device]
     # A faster grade of the same device is another one.
     assert rows["orangecrab-85f"]["device"] == "LFE5U-85F-8"
     assert rows["orangecrab-85f"]["builds"] == []
