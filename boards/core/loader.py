@@ -8,12 +8,12 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from lichen.boards.link.crc import CRC_BITS, advanced
-from lichen.boards.port.fill import ADDRESS_START, WORD_BITS
+from lichen.boards.port.fill import ADDRESS_START, WORD_BITS, WORD_BYTES
 from lichen.hw.device.device import Resources
 from lichen.hw.device.load import ADDRESS_BITS, DATA_BITS, LoadSignature
 from lichen.hw.stage.pipeline import Pipeline
 
-CYCLES_PER_WORD = WORD_BITS // 8 + 1
+CYCLES_PER_WORD = WORD_BYTES + 1
 """That a `Loader` takes: one for each byte's checksum, one to take the word."""
 
 CRC_INIT = (1 << CRC_BITS) - 1
@@ -55,7 +55,7 @@ class Loader(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         rest = Signal(WORD_BITS)
-        left = Signal(range(WORD_BITS // 8 + 1))
+        left = Signal(range(WORD_BYTES + 1))
         register = Signal(CRC_BITS, init=CRC_INIT)
         m.d.comb += [self.i.ready.eq(left == 0), self.crc.eq(~register)]
         m.d.sync += self.load.strobe.eq(self.i.valid & self.i.ready)
@@ -71,7 +71,7 @@ class Loader(wiring.Component):
             with m.If(self.i.valid):
                 m.d.sync += [
                     rest.eq(self.i.payload),
-                    left.eq(WORD_BITS // 8),
+                    left.eq(WORD_BYTES),
                     self.load.address.eq(self.i.payload[ADDRESS_START:][:ADDRESS_BITS]),
                     self.load.data.eq(self.i.payload[:DATA_BITS]),
                 ]
