@@ -24,6 +24,7 @@ from lichen.codec.layout import Layout, Window
 from lichen.network import context as network_context
 from lichen.network.context import (
     BASE_MAX,
+    CARRY_BITS,
     EXCESS_LIMITS,
     GAIN_BITS,
     GAIN_LIMITS,
@@ -66,6 +67,7 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
     excess_least, excess_most = EXCESS_LIMITS
     gain_bits, base_most = GAIN_BITS, BASE_MAX
     gain_least, gain_most = GAIN_LIMITS
+    carry_bits = CARRY_BITS
 
     @inline
     def places(i, j, top, left, right):
@@ -112,14 +114,40 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
         return min(bias[c] + (total >> shifts[2]), most), mean
 
     @inline
-    def start(sums, i, j, window, zeros, y):
+    def start(i, j, window, zeros, y):
         """Where the neighbours of a place lie."""
-        sums[:] = 0
         top, left, right = window[0], window[1], window[2]
         w, n, nw, ne = places(i, j, top, left, right)
         if w[0] < 0:
             return zeros, zeros, zeros, zeros
         return y[w[0], w[1]], y[n[0], n[1]], y[nw[0], nw[1]], y[ne[0], ne[1]]
+
+    @inline
+    def enter(sums, carried, i, j, window):
+        """What the sums of a place start at."""
+        carry, began, totals = carried
+        top, left, right = window[0], window[1], window[2]
+        sums[:] = 0
+        if carry.shape[0] == 0:
+            return
+        w, n, nw, ne = places(i, j, top, left, right)
+        for k in range(sums.shape[0]):
+            began[k] = 0
+            if w[0] >= 0:
+                started = carry[0, k] * totals[w[0] & 1, w[1] - left, k]
+                started += carry[1, k] * totals[n[0] & 1, n[1] - left, k]
+                started += carry[2, k] * totals[nw[0] & 1, nw[1] - left, k]
+                started += carry[3, k] * totals[ne[0] & 1, ne[1] - left, k]
+                began[k] = started >> carry_bits
+            sums[k] = began[k]
+
+    @inline
+    def leave(sums, carried, i, j, window):
+        """Keep the sums of a place over its own channels, for its neighbours."""
+        carry, began, totals = carried
+        if carry.shape[0]:
+            for k in range(sums.shape[0]):
+                totals[i & 1, j - window[1], k] = sums[k] - began[k]
 
     @inline
     def extra_sum(i, j, c, indices, spread, levels, shifts):
@@ -136,6 +164,21 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
         if m:
             for k in range(inner.shape[0]):
                 sums[k] += inner[k, c] * m
+
+    @inline
+    def before(sums, carried, window, inner, y, indices, unit, usual):
+        """The sums of the places before a window that its own have for neighbours."""
+        carry, began, _ = carried
+        left, right, first = window[1], window[2], window[3]
+        if carry.shape[0] == 0:
+            return
+        began[:] = 0
+        for place in range(max(0, first - (right - left) - 1), first):
+            i, j = window[0] + place // (right - left), left + place % (right - left)
+            sums[:] = 0
+            for c in range(y.shape[2]):
+                add(sums, inner, i, j, c, y[i, j, c], indices, unit, usual)
+            leave(sums, carried, i, j, window)
 
     @inline
     def code_escape(out, state, v, above):
@@ -181,35 +224,42 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
 
     def predictions(
         y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, unit,
-        usual, sums, zeros,
+        usual, carry, sums, zeros, began, totals,
         scales, means,
     ):  # fmt: skip
         """All scales and means of a window, for fitting."""
         model = bias, near, slope, inner, outer, shifts, unit.shape[0] > 0
         top, left, right, first, last = window[0], window[1], window[2], window[3], window[4]
+        carried = carry, began, totals
+        before(sums, carried, window, inner, y, indices, unit, usual)
         for place in range(first, last):
             i, j = top + place // (right - left), left + place % (right - left)
-            w, n, nw, ne = start(sums, i, j, window, zeros, y)
+            w, n, nw, ne = start(i, j, window, zeros, y)
+            enter(sums, carried, i, j, window)
             for c in range(y.shape[2]):
                 extra = extra_sum(i, j, c, indices, spread, levels, shifts)
                 scale, mean = predict(c, w[c], n[c], nw[c], ne[c], sums, model, extra)
                 scales[i, j, c], means[i, j, c] = scale, mean
                 add(sums, inner, i, j, c, y[i, j, c], indices, unit, usual)
+            leave(sums, carried, i, j, window)
         return 0
 
     def encode(
         y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, unit,
-        usual, sums, zeros,
+        usual, carry, sums, zeros, began, totals,
         bins, phase, chosen, cdf, lengths, offsets, state, out,
     ):  # fmt: skip
         """Writes the stream of a window; returns its length."""
         model = bias, near, slope, inner, outer, shifts, unit.shape[0] > 0
         top, left, right, first, last = window[0], window[1], window[2], window[3], window[4]
+        carried = carry, began, totals
+        before(sums, carried, window, inner, y, indices, unit, usual)
         state[:] = 0
         state[1] = np.uint64(0xFFFFFFFF)
         for place in range(first, last):
             i, j = top + place // (right - left), left + place % (right - left)
-            w, n, nw, ne = start(sums, i, j, window, zeros, y)
+            w, n, nw, ne = start(i, j, window, zeros, y)
+            enter(sums, carried, i, j, window)
             for c in range(y.shape[2]):
                 extra = extra_sum(i, j, c, indices, spread, levels, shifts)
                 scale, mean = predict(c, w[c], n[c], nw[c], ne[c], sums, model, extra)
@@ -227,20 +277,24 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
                     v = value - beyond + 1 if value >= 0 else -value
                     code_escape(out, state, v, value >= 0)
                 add(sums, inner, i, j, c, y[i, j, c], indices, unit, usual)
+            leave(sums, carried, i, j, window)
         return finish(out, state)
 
     def decode(
         y, indices, window, bias, near, slope, inner, outer, shifts, spread, levels, unit,
-        usual, sums, zeros,
+        usual, carry, sums, zeros, began, totals,
         bins, phase, chosen, cdf, lengths, offsets, state, buckets, data, lo, hi,
     ):  # fmt: skip
         """Fills a window; returns 0 or a key of _FAILURES."""
         model = bias, near, slope, inner, outer, shifts, unit.shape[0] > 0
         top, left, right, first, last = window[0], window[1], window[2], window[3], window[4]
+        carried = carry, began, totals
+        before(sums, carried, window, inner, y, indices, unit, usual)
         begin_decoding(data, state)
         for place in range(first, last):
             i, j = top + place // (right - left), left + place % (right - left)
-            w, n, nw, ne = start(sums, i, j, window, zeros, y)
+            w, n, nw, ne = start(i, j, window, zeros, y)
+            enter(sums, carried, i, j, window)
             for c in range(y.shape[2]):
                 extra = extra_sum(i, j, c, indices, spread, levels, shifts)
                 scale, mean = predict(c, w[c], n[c], nw[c], ne[c], sums, model, extra)
@@ -266,6 +320,7 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
                     return BEYOND_LIMITS
                 y[i, j, c] = symbol
                 add(sums, inner, i, j, c, symbol, indices, unit, usual)
+            leave(sums, carried, i, j, window)
         return 0 if ends_right(data, state) else ranges.ENDS_WRONG
 
     return {"predictions": predictions, "encode": encode, "decode": decode}
@@ -273,8 +328,8 @@ def _loops(inline: Callable[..., Any]) -> dict[str, Callable[..., int]]:
 
 _LATENT = ("int32[3]", "int32[3]", "int64[1]")
 _MODEL = (
-    "int64[1]", *["int64[2]"] * 4, *["int64[1]"] * 5,
-    "int64[1]", "int32[1]",
+    "int64[1]", *["int64[2]"] * 4, *["int64[1]"] * 5, "int64[2]",
+    "int64[1]", "int32[1]", "int64[1]", "int64[3]",
 )  # fmt: skip
 _TABLES = ("uint8[1]", "int64[1]", "int64[2]", "int32[2]", "int64[1]", "int64[1]", "uint64[1]")
 _SIGNATURES = {
@@ -366,9 +421,13 @@ class ContextCoder:
 
 
 def _scratch(window: Window, model: Sequence[Any], inner: int, channels: int) -> tuple[Any, ...]:
-    """A window, a model, room for its sums over channels, and neighbours where there are none."""
+    """A window, a model, room for its sums over channels, neighbours where there are none, and
+    room for what sums started at and for those of two rows."""
     measures = np.array([window.rows[0], *window.columns, *window.places], np.int64)
-    return (measures, *model, np.zeros(inner, np.int64), np.zeros(channels, np.int32))
+    left, right = window.columns
+    totals = np.zeros((2, right - left, inner), np.int64)
+    sums, began = np.zeros((2, inner), np.int64)
+    return (measures, *model, sums, np.zeros(channels, np.int32), began, totals)
 
 
 def arithmetic(model: ContextModel) -> list[npt.NDArray[np.int64]]:
@@ -378,7 +437,9 @@ def arithmetic(model: ContextModel) -> list[npt.NDArray[np.int64]]:
         model.bias, model.near, model.slope, model.inner, model.outer, shifts, model.spread,
         model.levels, model.unit, model.usual,
     )  # fmt: skip
-    return [np.ascontiguousarray([] if a is None else a, np.int64) for a in arrays]
+    carry = np.zeros((0, 0)) if model.carry is None else model.carry
+    found = [np.ascontiguousarray([] if a is None else a, np.int64) for a in arrays]
+    return [*found, np.ascontiguousarray(carry, np.int64)]
 
 
 def predictions(

@@ -12,7 +12,9 @@ full, `lichen.codec.context` computes it):
 - ``m(v) = min(|v|, MAGNITUDE_MAX)``; W, N, NW and NE are the neighbours (i, j-1), (i-1, j),
   (i-1, j-1) and (i-1, j+1) of channel c. Where there is no row above, W stands for all; beyond
   the left or right edge N; at the first place all are 0.
-- ``A[k] = sum over channels d < c of inner[k, d] m(symbol[i, j, d])``.
+- ``A[k] = sum over channels d < c of inner[k, d] m(symbol[i, j, d])``. With ``carry`` it starts at
+  ``carry[., k] . (T[k] at W, N, NW, NE) >> CARRY_BITS`` in place of 0, where ``T[k]`` is the sum
+  over all channels of a place, without what it started at.
 - ``sum = (near[., c] . m(W, N, NW, NE) << near_shift) + outer[., c] . A`` and, beside a
   hyperprior, ``+ (spread[c] levels[index] << spread_shift)``.
 - ``scale = min(bias[c] + (sum >> shift), SCALE_MAX)``; ``bin`` is how many edges it reaches.
@@ -67,6 +69,9 @@ GAIN_BITS = 8
 GAIN_LIMITS = (1 << (GAIN_BITS - 2), 1 << (GAIN_BITS + 2))
 """A quarter to four."""
 
+CARRY_BITS = 6
+"""Fractional bits of the weights of the neighbours' sums over channels."""
+
 BASE_MAX = (1 << 20) - 1
 """What a scale counts as at most before its gain."""
 
@@ -80,10 +85,22 @@ BITS_MAX = 12000
 SUM_MAX = (1 << 31) - 1
 
 EXCESS = ("unit", "usual", "gain_shift")
-"""Fields that came with format 3 of the network file."""
+"""What corrects a hyperprior's scales: all of them or none."""
 
-_WEIGHT_BITS, _SLOPE_BITS, _BIAS_BITS, _LEVEL_BITS, _EDGE_BITS = 5, 6, 12, 16, 16
-_PHASE_BITS, _CHOICE_BITS, _UNIT_BITS = 3, 7, 9
+SINCE = {**dict.fromkeys(EXCESS, 3), "carry": 4}
+"""Formats of the network file with which fields came that format 2 has not."""
+
+_WEIGHT_BITS, _SLOPE_BITS, _BIAS_BITS, _LEVEL_BITS, _UNIT_BITS = 5, 6, 12, 16, 9
+
+
+def _stored(array: IntArray | None) -> int:
+    """Bits of a memory for an array: as wide as its widest entry, of two's complement or none."""
+    if array is None or not array.size:
+        return 0
+    low, high = int(array.min()), int(array.max())
+    return array.size * max(
+        high.bit_length() + (low < 0), (-low - 1).bit_length() + 1 if low < 0 else 1
+    )
 
 
 class ContextModel(Model):
@@ -99,6 +116,9 @@ class ContextModel(Model):
         -32 .. 31, of the same neighbours.
     inner, outer : int array (k, channels)
         0 .. 31; k from 0 to 8.
+    carry : int array (4, k) or None
+        0 .. 31: what the sums of the neighbours W, N, NW and NE over all their channels count at
+        the start of a place, in 1/64. Only beside ``inner``.
     spread : int array (channels,) or None
         0 .. 31. Only for latents whose table number a hyperprior gives.
     levels : int array (levels,) or None
@@ -123,6 +143,7 @@ class ContextModel(Model):
     slope: IntArray
     inner: IntArray
     outer: IntArray
+    carry: IntArray | None = None
     spread: IntArray | None = None
     levels: IntArray | None = None
     unit: IntArray | None = None
@@ -142,22 +163,13 @@ class ContextModel(Model):
     @property
     def bits(self) -> int:
         """Of weights, edges and the choice of tables, as gateware would store them."""
-        weights = self.near.size + self.inner.size + self.outer.size
-        total = _WEIGHT_BITS * weights + _SLOPE_BITS * self.slope.size
-        total += _BIAS_BITS * self.bias.size + _EDGE_BITS * self.edges.size
-        total += _PHASE_BITS * self.phase.size + _CHOICE_BITS * self.choice.size
-        if self.spread is not None and self.levels is not None:
-            total += _WEIGHT_BITS * self.spread.size + _LEVEL_BITS * self.levels.size
-        if self.unit is not None and self.usual is not None:
-            total += _UNIT_BITS * (self.unit.size + self.usual.size)
-        return int(total)
+        arrays = (value for _, value in self if isinstance(value, np.ndarray))
+        return sum(_stored(array) for array in arrays)
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
         """`Model.model_dump`; fields that format 2 lacks are left out where they say nothing."""
         found = super().model_dump(**options)
-        return {
-            key: value for key, value in found.items() if key not in EXCESS or value is not None
-        }
+        return {key: value for key, value in found.items() if key not in SINCE or value is not None}
 
     def _check(self) -> None:
         require(self.bias.ndim == 1 and self.bias.size > 0, "bias must have one dimension")
@@ -170,6 +182,10 @@ class ContextModel(Model):
                 f"{', '.join(map(str, counts))}, not {array.shape}",
             )
         require_shape("outer", self.outer, self.inner.shape)
+        if self.carry is not None:
+            require(len(self.inner) > 0, "carry goes with inner")
+            require_shape("carry", self.carry, (len(NEIGHBOURS), len(self.inner)))
+            require_range("carry", self.carry, 0, (1 << _WEIGHT_BITS) - 1)
         require_range("bias", self.bias, 0, (1 << _BIAS_BITS) - 1)
         for name in ("near", "inner", "outer"):
             require_range(name, getattr(self, name), 0, (1 << _WEIGHT_BITS) - 1)
@@ -220,7 +236,11 @@ class ContextModel(Model):
         near = int((self.near.astype(object).sum(axis=0) * MAGNITUDE_MAX).max()) << self.near_shift
         most = MAGNITUDE_MAX if self.unit is None else -EXCESS_LIMITS[0]
         reached = self.inner.astype(np.int64).sum(axis=1) * most
-        across = 0
+        across = carried = 0
+        if self.carry is not None:
+            products = self.carry.astype(np.int64).sum(axis=0) * reached
+            carried = int(products.max())
+            reached = reached + (products >> CARRY_BITS) + 1  # sums of excesses round down
         if len(self.outer):
             across = int((self.outer.astype(object) * reached[:, None].astype(object)).sum(0).max())
         spread = 0
@@ -230,8 +250,9 @@ class ContextModel(Model):
         if self.unit is not None:
             # the gain is added up apart from the scale
             base = min(spread, BASE_MAX) * GAIN_LIMITS[1] >> GAIN_BITS
-            return max(across, near + base + (1 << _BIAS_BITS), BASE_MAX * GAIN_LIMITS[1])
-        return near + across + spread + (1 << _BIAS_BITS)
+            total = near + base + (1 << _BIAS_BITS)
+            return max(across, carried, total, BASE_MAX * GAIN_LIMITS[1])
+        return max(carried, near + across + spread + (1 << _BIAS_BITS))
 
 
 class Replaced(Model):
@@ -273,7 +294,13 @@ class Contexts(Model):
     @property
     def format(self) -> int:
         """Of the network file: the least that has all there is."""
-        return 2 if all(model.unit is None for model in self.latents.values()) else 3
+        models = self.latents.values()
+        newer = (
+            since
+            for name, since in SINCE.items()
+            if any(getattr(model, name) is not None for model in models)
+        )
+        return max(newer, default=2)
 
     @property
     def entries(self) -> int:

@@ -19,14 +19,14 @@ from safetensors.numpy import save as safetensors_save
 
 from lichen.errors import UserError
 from lichen.files import write_atomically
-from lichen.network.context import EXCESS
+from lichen.network.context import SINCE
 from lichen.network.model import ValidationError
 from lichen.network.names import printable
 from lichen.network.network import Network
 
 HEADER = "lichen"
 
-FORMATS = (1, 2, 3)
+FORMATS = (1, 2, 3, 4)
 """Formats that are read; what is written has the least that will do."""
 
 TENSOR_TYPES = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "F16", "F32", "F64")
@@ -175,7 +175,7 @@ def _check_format(tree: Any) -> None:
     if not isinstance(tree, dict):
         return
     parts = {part: since for part, since in Network.OPTIONAL_PARTS.items() if part in tree}
-    parts |= dict.fromkeys(_newer_fields(tree), 3)
+    parts |= _newer_fields(tree)
     needed = max([1, *parts.values()])
     found = tree.pop("format", 1)
     if isinstance(found, bool) or found not in FORMATS:
@@ -184,19 +184,22 @@ def _check_format(tree: Any) -> None:
             f"format: this Lichen knows {known}, not {_shown(json.dumps(found, default=str))}"
         )
     if found != needed:
+        newest = [part for part, since in parts.items() if since == needed]
         raise ValueError(
-            f"format: it is {found}, but {' and '.join(parts)} come with format {needed}"
+            f"format: it is {found}, but {' and '.join(newest)} come with format {needed}"
             if found < needed
             else f"format: it is {found}, but nothing in it is newer than format {needed}"
         )
 
 
-def _newer_fields(tree: dict[str, Any]) -> list[str]:
-    """Fields of context models that format 2 lacks, in a header where nothing need be right."""
-    found = []
+def _newer_fields(tree: dict[str, Any]) -> dict[str, int]:
+    """Fields of context models that format 2 lacks, in a header where nothing need be right, and
+    the formats with which they came."""
+    found: dict[str, int] = {}
     try:
         for name, model in tree["contexts"]["latents"].items():
-            found += [f"contexts.latents.{name}.{key}" for key in EXCESS if key in model]
+            prefix = f"contexts.latents.{name}."
+            found |= {prefix + key: since for key, since in SINCE.items() if key in model}
     except (KeyError, TypeError, AttributeError):
         pass
     return found

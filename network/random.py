@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lichen.network.arithmetic import MULTIPLIER_MAX, ROOT_TABLES, NormKind, normalized_root
-from lichen.network.context import PHASES, ContextModel, Contexts
+from lichen.network.context import NEIGHBOURS, PHASES, ContextModel, Contexts
 from lichen.network.description import (
     IMAGE_FORMAT,
     Activation,
@@ -288,10 +288,13 @@ def random_hyperprior(
     )
 
 
-def random_contexts(seed: int, network: Network, *, excess: bool = False) -> Network:
+def random_contexts(
+    seed: int, network: Network, *, excess: bool = False, carry: bool = False
+) -> Network:
     """The network with random context models, every field of which says something.
 
-    Those of format 3 with ``excess``, where there is a hyperprior.
+    Those of format 3 with ``excess``, where there is a hyperprior; those of format 4 with
+    ``carry``.
     """
     rng = np.random.default_rng(seed)
     latents = {}
@@ -312,6 +315,7 @@ def random_contexts(seed: int, network: Network, *, excess: bool = False) -> Net
             slope=rng.integers(-32, 32, (int(rng.choice([0, 2, 4])), channels)),
             inner=rng.integers(0, 32, (inner, channels)),
             outer=rng.integers(0, 32, (inner, channels)),
+            carry=rng.integers(0, 32, (len(NEIGHBOURS), inner)) if carry else None,
             spread=None if levels is None else rng.integers(0, 32, channels),
             levels=None if levels is None else rng.integers(0, 2000, levels),
             near_shift=int(rng.integers(0, 5)),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from lichen.codec.context import ContextCoder, predictions
 from lichen.codec.layout import Layout
 from lichen.codec.version2 import groups
-from lichen.network.context import BITS_MAX, ContextModel, Contexts
+from lichen.network.context import BINS_MAX, BITS_MAX, ContextModel, Contexts
 from lichen.network.description import Network
 from lichen.network.identity import replacing
 from lichen.quant.calibration.entropy import scale_table
@@ -22,22 +22,22 @@ from lichen.quant.contexts.weights import Schedule, Shape, Symbols, integers, le
 from lichen.sim.golden import analysis, channel_indices, symbol_bits
 
 SHAPES = (
-    Shape(4, 4, 4),
-    Shape(4, 4, 3),
-    Shape(4, 4, 2),
-    Shape(2, 2, 2),
-    Shape(2, 2, 1),
+    Shape(4, 4, 4, carry=True),
+    Shape(4, 4, 3, carry=True),
+    Shape(4, 4, 2, carry=True),
+    Shape(2, 2, 2, carry=True),
+    Shape(2, 2, 1, carry=True),
     Shape(2, 2, 0),
     Shape(2, 0, 0),
 )
 """From the best to the smallest, for networks of ever more channels."""
 
 CORRECTED_SHAPES = (
-    Shape(4, 4, 4, excess=True),
-    Shape(2, 4, 4, excess=True),
-    Shape(2, 4, 2, 34, excess=True),
-    Shape(2, 2, 2, 34, excess=True),
-    Shape(2, 2, 1, 34, excess=True),
+    Shape(4, 4, 4, BINS_MAX, carry=True, excess=True),
+    Shape(2, 4, 4, BINS_MAX, carry=True, excess=True),
+    Shape(2, 2, 3, BINS_MAX, carry=True, excess=True),
+    Shape(2, 2, 2, BINS_MAX, carry=True, excess=True),
+    Shape(2, 2, 1, BINS_MAX, carry=True, excess=True),
 )
 """The same beside a hyperprior, tried before them."""
 
@@ -57,12 +57,22 @@ WEIGHT_IMAGES = 120
 """As many images teach the weights; all fill the tables."""
 
 
-def _bits(shape: Shape, channels: int, levels: int) -> int:
-    """Of a model of this shape, its edges and choice at their most."""
-    a_channel = 12 + 5 * shape.near + 6 * shape.slope + 10 * shape.inner + (5 if levels else 0)
-    cells = shape.bins * (int(_phase(shape).max()) + 1)
-    a_level = 16 + (18 if shape.excess else 0)
-    return channels * a_channel + a_level * levels + 16 * shape.bins + 51 + 7 * cells
+BINS_LEAST = 24
+"""Bins of y's scales for which a model leaves room; it takes more where there is."""
+
+
+def _weight_bits(shape: Shape, channels: int, levels: int) -> int:
+    """Of a model's memories but those of bins, as wide as their entries usually take."""
+    bias = 6 if shape.excess else 9
+    a_channel = bias + 5 * shape.near + 6 * shape.slope + 10 * shape.inner + (5 if levels else 0)
+    a_level = 15 + (15 if shape.excess else 0)
+    carried = 20 * shape.inner if shape.carry else 0
+    return carried + channels * a_channel + a_level * levels
+
+
+def _bin_bits(shape: Shape) -> int:
+    """Of a bin's edge and its choice of tables."""
+    return 16 + 7 * (int(_phase(shape).max()) + 1)
 
 
 def _phase(shape: Shape) -> npt.NDArray[np.int64]:
@@ -70,44 +80,56 @@ def _phase(shape: Shape) -> npt.NDArray[np.int64]:
     return tables.PHASE if shape.slope else np.zeros_like(tables.PHASE)
 
 
-def choose_shapes(channels: Mapping[str, int], levels: int) -> dict[str, Shape]:
-    """The largest models that fit together; ``levels`` of y's hyperprior, 0 without."""
+def choose_shapes(channels: Mapping[str, int], levels: int) -> list[dict[str, Shape]]:
+    """Models that may fit together, the largest first; ``levels`` of y's hyperprior, 0 without."""
     shapes = [*CORRECTED_SHAPES, *SHAPES] if levels else SHAPES
+    found = []
     for inner, shape in itertools.product(HYPER_SHAPES, shapes):
         chosen = {name: shape if name == "y" else inner for name in channels}
         total = sum(
-            _bits(chosen[name], count, levels if name == "y" else 0)
+            _weight_bits(chosen[name], count, levels if name == "y" else 0)
+            + _bin_bits(chosen[name]) * (BINS_LEAST if name == "y" else inner.bins)
             for name, count in channels.items()
         )
         if total <= BITS_MAX:
-            return chosen
-    raise ValueError("no context model of so many channels fits")
+            found.append(chosen)
+    if not found:
+        raise ValueError("no context model of so many channels fits")
+    return found
 
 
-def _model(
+def _draft(
     images: Sequence[Symbols],
     shape: Shape,
     levels: npt.NDArray[np.float64] | None,
     schedule: Schedule,
     progress: Callable[[str], None],
-) -> tuple[dict[str, Any], tables.Cells]:
-    """The fields of one latent's model but its choice of tables, and the cells it makes."""
-    layout = Layout()
+) -> ContextModel:
+    """One latent's model, of one bin and table."""
     step = max(1, len(images) // WEIGHT_IMAGES)
-    learner = learn(images[::step], shape, levels, layout.rows, schedule, progress)
-    fields = integers(learner)
-    phase = _phase(shape)
-    draft = ContextModel(
-        **fields, edges=np.zeros(0, np.int32), phase=phase,
+    learner = learn(images[::step], shape, levels, Layout().rows, schedule, progress)
+    phase = _phase(shape).astype(np.int32)
+    return ContextModel(
+        **integers(learner), edges=np.zeros(0, np.int32), phase=phase,
         choice=np.zeros((1, int(phase.max()) + 1), np.int32),
     )  # fmt: skip
-    scales, means = [], []
-    for one in images:
-        found = predictions(draft, one.values, one.indices, layout)
-        scales.append(found[0])
-        means.append(found[1])
-    progress("predictions")
-    return fields, tables.count(scales, means, [one.values for one in images], shape.bins, phase)
+
+
+def _bins(drafts: Mapping[str, ContextModel], shapes: Mapping[str, Shape]) -> dict[str, int] | None:
+    """How many bins each latent's scales get: y's take what is left. None if that is too little."""
+    bins = {name: shape.bins for name, shape in shapes.items()}
+    rest = BITS_MAX - sum(draft.bits for draft in drafts.values())
+    rest -= sum(count * _bin_bits(shapes[name]) for name, count in bins.items() if name != "y")
+    bins["y"] = min(bins["y"], rest // _bin_bits(shapes["y"]))
+    return bins if bins["y"] >= BINS_LEAST else None
+
+
+def _cells(draft: ContextModel, images: Sequence[Symbols], bins: int) -> tables.Cells:
+    """The histograms of a latent's bins and phases."""
+    found = [predictions(draft, one.values, one.indices, Layout()) for one in images]
+    scales, means = zip(*found, strict=True)
+    values = [one.values for one in images]
+    return tables.count(scales, means, values, bins, draft.phase.astype(np.int64))
 
 
 def fit_contexts(
@@ -131,20 +153,27 @@ def fit_contexts(
     """
     schedule = Schedule() if schedule is None else schedule
     channels = {name: symbols[0].values.shape[2] for name, symbols in images.items()}
-    shapes = choose_shapes(channels, 0 if scales is None else len(scales))
-    fields, cells = {}, {}
-    for name, symbols in images.items():
-        levels, plan = (scales, schedule) if name == "y" else (None, schedule.longer(Z_TIMES))
-        fields[name], cells[name] = _model(symbols, shapes[name], levels, plan, progress)
+    drafts, bins = {}, None
+    for shapes in choose_shapes(channels, 0 if scales is None else len(scales)):
+        for name, symbols in images.items():
+            levels, plan = (scales, schedule) if name == "y" else (None, schedule.longer(Z_TIMES))
+            drafts[name] = _draft(symbols, shapes[name], levels, plan, progress)
+        bins = _bins(drafts, shapes)
+        if bins is not None:
+            break
+    else:
+        raise ValueError("no context model of so many channels fits")
+    cells = {name: _cells(drafts[name], images[name], bins[name]) for name in images}
+    progress("predictions")
     found = []
     for outside in OUTSIDES:
         bank, choices = tables.make(cells, outside=outside)
         latents = {
-            name: ContextModel(
-                **fields[name], edges=cells[name].edges.astype(np.int32),
-                phase=cells[name].phase.astype(np.int32), choice=choices[name].astype(np.int32),
+            name: draft.model_copy(
+                update={"edges": cells[name].edges.astype(np.int32),
+                        "choice": choices[name].astype(np.int32)}
             )
-            for name in images
+            for name, draft in drafts.items()
         }  # fmt: skip
         found.append(Contexts(tables=bank, latents=latents))
         progress("tables")

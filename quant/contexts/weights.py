@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lichen.network.context import (
+    CARRY_BITS,
     EXCESS_LIMITS,
     GAIN_BITS,
     GAIN_LIMITS,
@@ -39,6 +40,9 @@ SPREAD_BITS = 4
 UNIT_STEPS, UNIT_MAX = 32, 511
 """Steps of what a magnitude counts beside its scale, and the most of them."""
 
+CARRY_FIRST = (0.2, 0.15, 0.05, 0.05)
+"""First guess of what the sums of W, N, NW and NE count at the start of a place."""
+
 GAIN_STEPS = 1 << GAIN_BITS
 LIKELIHOOD_MIN = 1e-7
 
@@ -57,6 +61,8 @@ class Shape:
         Sums over earlier channels.
     bins : int
         Of scales, at most.
+    carry : bool
+        Sums start with a share of the neighbours'.
     excess : bool
         Sums are of what magnitudes exceed a hyperprior's scale by, and correct it.
     """
@@ -65,6 +71,7 @@ class Shape:
     slope: int = 4
     inner: int = 4
     bins: int = 40
+    carry: bool = False
     excess: bool = False
 
 
@@ -138,12 +145,15 @@ class Learner(torch.nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         parameter = torch.nn.Parameter
-        self.group, self.rounded, self.excess = group, False, shape.excess
+        self.group, self.rounded = group, False
+        self.excess, self.carries = shape.excess, shape.carry
         self.bias = parameter(torch.full((channels,), 0.3))
         self.near = parameter(torch.full((shape.near, channels), 0.1))
         self.slope = parameter(torch.zeros(shape.slope, channels))
         self.inner = parameter(0.2 * torch.rand(shape.inner, channels, generator=generator))
         self.outer = parameter(0.1 * torch.rand(shape.inner, channels, generator=generator))
+        if shape.carry:
+            self.carry = parameter(torch.tensor(CARRY_FIRST).repeat(shape.inner, 1).T.clone())
         self.mixture = parameter(torch.tensor([0.5, 0.5, -0.6]))
         self.widths = parameter(torch.tensor([-1.0, -0.6, -0.1]))
         self.levels: Tensor | None = None
@@ -188,6 +198,8 @@ class Learner(torch.nn.Module):
             found["spread"] = self.spread.abs()
         if self.excess:
             found |= {"unit": torch.exp(self.unit), "usual": self.usual.abs()}
+        if self.carries:
+            found["carry"] = self.carry.abs()
         if not self.rounded:
             return found
         steps = {
@@ -199,6 +211,7 @@ class Learner(torch.nn.Module):
             "spread": 1 << SPREAD_BITS,
             "unit": UNIT_STEPS,
             "usual": UNIT_STEPS,
+            "carry": 1 << CARRY_BITS,
         }
         ranges = {"bias": (0, 4095), "slope": (-32, 31)}
         ranges |= dict.fromkeys(("unit", "usual"), (0, UNIT_MAX))
@@ -221,9 +234,16 @@ class Learner(torch.nn.Module):
             least, most = (limit / UNIT_STEPS for limit in EXCESS_LIMITS)
             counted = (magnitudes * w["unit"][indices] - w["usual"][indices]).clamp(least, most)
         across = torch.zeros_like(values)
-        for inner, outer in zip(w["inner"], w["outer"], strict=True):
+        for k, (inner, outer) in enumerate(zip(w["inner"], w["outer"], strict=True)):
             weighted = counted * inner
-            across = across + (weighted.cumsum(dim=2) - weighted) * outer
+            sums = weighted.cumsum(dim=2)
+            before = sums - weighted
+            if self.carries:
+                totals = neighbours(sums[:, :, -1:], self.group)
+                before = before + sum(
+                    total * weight for total, weight in zip(totals, w["carry"][:, k], strict=True)
+                )
+            across = across + before * outer
         hyper = torch.zeros_like(values)
         if self.levels is not None and indices is not None:
             hyper = torch.exp(self.levels + self.correction)[indices] * w["spread"]
@@ -312,6 +332,8 @@ def integers(learner: Learner) -> dict[str, Any]:
         levels = np.rint(np.clip(scales * SCALE_STEPS, 0, 65535))
         fields |= {"spread": whole("spread", 1 << SPREAD_BITS), "levels": levels.astype(np.int32)}
         fields["spread_shift"] = shift - SPREAD_BITS
+    if learner.carries:
+        fields["carry"] = whole("carry", 1 << CARRY_BITS)
     if learner.excess:
         fields |= {name: whole(name, UNIT_STEPS) for name in ("unit", "usual")}
         fields["gain_shift"] = int(np.log2(UNIT_STEPS * INNER_STEPS * outer_steps // GAIN_STEPS))

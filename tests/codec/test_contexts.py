@@ -32,35 +32,42 @@ def latent(network, name, size, seed, spread=3.0):
 def definition(model: ContextModel, y, indices, i, j, c, top, left, right):
     """Scale and mean of a symbol as docs/contexts.md says them, in Python's integers."""
 
-    def at(row, column):
-        return int(y[row, column, c])
-
     has_w, has_n = j > left, i > top
     if not has_w and not has_n:
-        around = [0, 0, 0, 0]
+        places = []
     elif not has_n:
-        around = [at(i, j - 1)] * 4
+        places = [(i, j - 1)] * 4
     else:
-        n = at(i - 1, j)
-        around = [
-            at(i, j - 1) if has_w else n,
+        n = i - 1, j
+        places = [
+            (i, j - 1) if has_w else n,
             n,
-            at(i - 1, j - 1) if has_w else n,
-            at(i - 1, j + 1) if j + 1 < right else n,
+            (i - 1, j - 1) if has_w else n,
+            (i - 1, j + 1) if j + 1 < right else n,
         ]
+    around = [int(y[row, column, c]) for row, column in places] or [0] * 4
     total = sum(int(w) * min(abs(v), 31) for w, v in zip(model.near[:, c], around, strict=False))
     total <<= model.near_shift
 
-    def counts(d):
-        m = min(abs(int(y[i, j, d])), 31)
+    def counts(row, column, d):
+        m = min(abs(int(y[row, column, d])), 31)
         if model.unit is None:
             return m
-        index = indices[i, j, d]
+        index = indices[row, column, d]
         return max(-256, min(m * int(model.unit[index]) - int(model.usual[index]), 255))
 
+    def channels_sum(k, row, column, end):
+        return sum(int(model.inner[k, d]) * counts(row, column, d) for d in range(end))
+
+    def starts(k):
+        if model.carry is None or not places:
+            return 0
+        totals = [channels_sum(k, *place, y.shape[2]) for place in places]
+        return sum(int(w) * t for w, t in zip(model.carry[:, k], totals, strict=True)) >> 6
+
     across = sum(
-        int(outer[c]) * sum(int(inner[d]) * counts(d) for d in range(c))
-        for inner, outer in zip(model.inner, model.outer, strict=True)
+        int(outer[c]) * (starts(k) + channels_sum(k, i, j, c))
+        for k, outer in enumerate(model.outer)
     )
     hyper = 0
     if model.levels is not None:
@@ -75,10 +82,11 @@ def definition(model: ContextModel, y, indices, i, j, c, top, left, right):
     return scale, sum(int(w) * v for w, v in zip(model.slope[:, c], limited, strict=False))
 
 
+@pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("excess", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_predictions_are_the_definition(kind, excess):
-    network = random_contexts(5, make_network(kind), excess=excess)
+def test_predictions_are_the_definition(kind, excess, carry):
+    network = random_contexts(5, make_network(kind), excess=excess, carry=carry)
     for name, model in network.contexts.latents.items():
         y, indices = latent(network, name, (5, 7), 3)
         for layout in LAYOUTS[:2]:
@@ -93,7 +101,7 @@ def test_predictions_are_the_definition(kind, excess):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
 def test_streams_come_back(kind, seed):
-    network = random_contexts(seed, make_network(kind), excess=bool(seed % 2))
+    network = random_contexts(seed, make_network(kind), excess=bool(seed % 2), carry=seed >= 2)
     for name in network.contexts.latents:
         coder = ContextCoder(network.contexts, name)
         y, indices = latent(network, name, (11, 13), seed, 1.0 + seed)
@@ -108,7 +116,7 @@ def test_streams_come_back(kind, seed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_interpreter_makes_the_same_streams(kind, monkeypatch):
     """Compiled loops are the Python they are written in, without its checks."""
-    network = random_contexts(4, make_network(kind), excess=True)
+    network = random_contexts(4, make_network(kind), excess=True, carry=True)
     window = Window((0, 3), (0, 5), (2, 15))
     for name in network.contexts.latents:
         y, indices = latent(network, name, (3, 5), 6)

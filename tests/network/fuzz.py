@@ -66,7 +66,7 @@ def base(rng: Rng) -> Network:
             seed, n=n, m=m, means=kind == 2, scales=scales, fraction=fraction, **widths
         )
     return (
-        random_contexts(seed, network, excess=bool(rng.integers(2)))
+        random_contexts(seed, network, excess=bool(rng.integers(2)), carry=bool(rng.integers(2)))
         if rng.random() < 0.4
         else network
     )

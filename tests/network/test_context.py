@@ -14,16 +14,19 @@ from lichen.network.random import random_contexts
 from tests.codec.cases import KINDS, make_network
 
 
+@pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("excess", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_contexts_come_back_from_the_file(kind, excess, tmp_path):
+def test_contexts_come_back_from_the_file(kind, excess, carry, tmp_path):
     plain = make_network(kind)
-    network = random_contexts(3, plain, excess=excess)
+    network = random_contexts(3, plain, excess=excess, carry=carry)
     save(network, tmp_path / "net.lichen")
     again = load(tmp_path / "net.lichen")
     assert dumps(again) == dumps(network)
     newer = excess and network.hyper
-    assert (b'\\"format\\":3' if newer else b'\\"format\\":2') in dumps(network)
+    least = 4 if carry else 3 if newer else 2
+    assert f'\\"format\\":{least}'.encode() in dumps(network)
+    assert (b"carry" in dumps(network)) == carry
     assert (b"gain_shift" in dumps(network)) == newer
     assert b'\\"format\\":1' in dumps(plain)
     assert decoder_digest(again) == decoder_digest(network)
@@ -91,6 +94,18 @@ EXCESS = {
         (EXCESS | {"usual": np.full(2, -1)}, "usual must lie in 0 .. 511"),
         (EXCESS | {"unit": np.ones(3, int)}, "unit must have shape"),
         (EXCESS | {"gain_shift": 16}, "gain_shift"),
+        ({"carry": np.ones((4, 2), int)}, "carry must have shape"),
+        ({"carry": np.ones((2, 1), int)}, "carry must have shape"),
+        ({"carry": np.full((4, 1), 32)}, "carry must lie in 0 .. 31"),
+        ({"carry": np.full((4, 1), -1)}, "carry must lie in 0 .. 31"),
+        (
+            {
+                "carry": np.zeros((4, 0), int),
+                "inner": np.zeros((0, 2), int),
+                "outer": np.zeros((0, 2), int),
+            },
+            "carry goes with inner",
+        ),
         (
             {
                 "spread": np.full(2, 31),
@@ -138,7 +153,7 @@ def test_networks_that_are_refused():
     check({"y": y.model_copy(update={"levels": np.ones(3, int)}), "z": z}, "levels has 3 entries")
     high = y.model_copy(update={"choice": y.choice + 9})
     check({"y": high, "z": z}, "latents.y.choice must lie in 0 .. 8")
-    wide = {name: np.ones((4, 400), int) for name in ("near", "slope", "inner", "outer")}
+    wide = {name: np.full((4, 400), 31) for name in ("near", "slope", "inner", "outer")}
     many = model(bias=np.ones(400, int), **wide)
     check({"y": many, "z": z}, "bits, more than 12000")
     lengths = np.full(9, 700)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from lichen.network.context import BITS_MAX, ENTRIES_MAX
 from lichen.network.file import load
 from lichen.network.identity import static_digest
 from lichen.quant.contexts import fit, tables
-from lichen.quant.contexts.weights import Learner, Shape, neighbours
+from lichen.quant.contexts.weights import Learner, Schedule, Shape, Symbols, neighbours
 from lichen.sim.images import read_image
 
 
@@ -42,20 +43,41 @@ def test_the_command_makes_a_network_that_saves_bits(tmp_path, capsys):
     assert static_digest(network) == static_digest(before)
 
 
-@pytest.mark.parametrize("channels", [3, 48, 96, 192, 320])
+@pytest.mark.parametrize("channels", [3, 48, 96, 192, 480])
 @pytest.mark.parametrize("levels", [0, 64])
 def test_shapes_fit_the_limits(channels, levels):
     latents = {"y": channels} | ({"z": min(channels, 128)} if levels else {})
-    if (channels, levels) == (320, 64):
+    if (channels, levels) == (480, 64):
         with pytest.raises(ValueError, match="no context model of so many channels"):
             fit.choose_shapes(latents, levels)
         return
-    shapes = fit.choose_shapes(latents, levels)
-    total = sum(
-        fit._bits(shapes[name], count, levels if name == "y" else 0)
-        for name, count in latents.items()
-    )
-    assert total <= BITS_MAX
+    for shapes in fit.choose_shapes(latents, levels):
+        total = sum(
+            fit._weight_bits(shapes[name], count, levels if name == "y" else 0)
+            + fit._bin_bits(shapes[name]) * (fit.BINS_LEAST if name == "y" else shapes[name].bins)
+            for name, count in latents.items()
+        )
+        assert total <= BITS_MAX
+
+
+@pytest.mark.parametrize("room", [12000, 2500, 1200])
+def test_bins_take_the_room_that_weights_leave(monkeypatch, room):
+    """However wide weights come out: fewer bins, or a smaller model, never a refusal."""
+    monkeypatch.setattr(fit, "BITS_MAX", room)
+    rng = np.random.default_rng(2)
+    images = {
+        "y": [
+            Symbols(
+                np.rint(rng.laplace(0, 3, (8, 8, 12))).astype(np.int32),
+                rng.integers(0, 6, (8, 8, 12)).astype(np.int32),
+            )
+            for _ in range(2)
+        ]
+    }
+    levels = np.geomspace(0.2, 6, 6)
+    for contexts in fit.fit_contexts(images, levels, schedule=Schedule(passes=2)):
+        assert contexts.bits <= room
+        assert len(contexts.latents["y"].edges) >= 10
 
 
 def test_the_learner_looks_where_the_coder_looks():
@@ -109,7 +131,10 @@ def test_the_learner_computes_what_the_coder_does():
     y = np.rint(rng.laplace(0, 2, (9, 5, 12))).astype(np.int32)
     indices = rng.integers(0, 6, y.shape).astype(np.int32)
     levels = np.geomspace(0.2, 6, 6)
-    for shape in (Shape(2, 4, 2, excess=True), Shape(4, 2, 3)):
+    corrected = Shape(2, 4, 2, excess=True)
+    for shape in (
+        corrected, Shape(4, 2, 3), replace(corrected, carry=True), Shape(4, 2, 3, carry=True),
+    ):  # fmt: skip
         learner = Learner(12, shape, levels, 8, 1)
         with torch.no_grad():
             learner.outer.mul_(0.3)
