@@ -25,6 +25,7 @@ from typing import Any
 
 import click
 
+from lichen import processes
 from lichen.boards import board as boards
 from lichen.boards.design import Design
 from lichen.commands import _options
@@ -159,4 +160,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    with processes.orderly_signals():  # a simulator must not outlive it
+        main()

@@ -290,6 +290,18 @@ def containers() -> str:
     return benchmark.table(read("containers")["rows"])
 
 
+def contexts() -> str:
+    """What the shipped networks' context models take."""
+    lines = ["| network | tables | entries | bits |", "|---|---|---|---|"]
+    for name in models.names():
+        found = models.load_network(name).contexts
+        if found is not None:
+            lines.append(
+                f"| {name} | {len(found.tables.lengths)} | {found.entries} | {found.bits} |"
+            )
+    return "\n".join(lines)
+
+
 def photographs() -> str:
     """Gateware on whole photographs."""
     import photographs as benchmark
@@ -312,6 +324,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "integers": integers,
     "builds": builds,
     "containers": containers,
+    "contexts": contexts,
     "speed": speed,
     "photographs": photographs,
 }
