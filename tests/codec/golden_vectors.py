@@ -39,7 +39,13 @@ DIGESTS = FOLDER / "digests.json"
 CONTEXTS = "contexts"
 """How the names of networks begin whose files are of version 2."""
 
-NETWORKS = ("tiny", *KINDS, *(f"{CONTEXTS}-{kind}" for kind in KINDS))
+CARRY = f"{CONTEXTS}-carry"
+"""And of those with all that later formats of the network file brought."""
+
+NETWORKS = (
+    "tiny", *KINDS, *(f"{CONTEXTS}-{kind}" for kind in KINDS),
+    f"{CARRY}-factorized", f"{CARRY}-hyperprior",
+)  # fmt: skip
 
 
 def network(name: str) -> Network:
