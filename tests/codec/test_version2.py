@@ -33,7 +33,7 @@ EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"
 @pytest.fixture(scope="module", params=KINDS)
 def small(request):
     """A file of many segments with every kind of part: its container, bytes and pixels."""
-    network = random_contexts(4, make_network(request.param))
+    network = random_contexts(4, make_network(request.param), excess=True, carry=True)
     container = Container(network, threads=1, layout=SMALL)
     image = pattern(70, 90, 4)
     picture = Picture(
@@ -96,7 +96,7 @@ def test_bytes_are_as_documented(small):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (65, 64), (130, 33)])
 def test_round_trip_is_the_golden_reconstruction(kind, size):
-    network = random_contexts(4, make_network(kind))
+    network = random_contexts(4, make_network(kind), excess=True, carry=True)
     image = pattern(*size)
     latents = analysis(network, image)
     for layout in (Layout(), SMALL):
@@ -307,7 +307,7 @@ def test_parts_that_a_later_lichen_writes_are_skipped(small):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_regions_are_those_of_the_whole(kind, monkeypatch):
-    network = random_contexts(4, make_network(kind))
+    network = random_contexts(4, make_network(kind), excess=True, carry=True)
     image = pattern(330, 270, 4)
     for version, layout in ((1, None), (2, Layout(columns=8, rows=2, places=8))):
         container = Container(network, version=version, layout=layout)
@@ -347,7 +347,7 @@ def test_regions_take_what_they_depend_on_and_no_more(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_work_for_a_region_is_in_proportion_to_it(kind, monkeypatch):
     """Symbols that are decoded and products that are made, counted and not timed."""
-    network = random_contexts(4, make_network(kind))
+    network = random_contexts(4, make_network(kind), excess=True, carry=True)
     layout = Layout(columns=8, rows=4, places=8)
     container = Container(network, threads=1, layout=layout)
     height, width = 1280, 768
