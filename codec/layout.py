@@ -42,6 +42,17 @@ class Window:
     def first_row(self) -> int:
         return self.rows[0] + self.places[0] // self.width
 
+    @property
+    def end_row(self) -> int:
+        """Behind the last row that has one of its places."""
+        return self.rows[0] - -self.places[1] // self.width
+
+    def is_wanted(self, rows: tuple[int, int], columns: tuple[int, int]) -> bool:
+        """Whether these rows and columns take the segment; those above in its group go with it."""
+        (top, bottom), (left, right) = rows, columns
+        across = self.columns[0] < right and left < self.columns[1]
+        return across and self.first_row < bottom and top < self.rows[1]
+
     def blocks(self) -> Iterator[tuple[slice, slice]]:
         """Its places as rectangles: the rest of a row, whole rows, and the start of one."""
         (top, _), (left, _), width = self.rows, self.columns, self.width

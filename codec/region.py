@@ -66,10 +66,12 @@ class Region:
 
 @dataclass(frozen=True)
 class Spans:
-    """Of one latent: what is read of it, and what is decoded for that, rows and columns each."""
+    """Of one latent, rows and columns each: what is read of it, what its segments are chosen for,
+    and what these reach, which is further where a segment has several rows of a narrow strip."""
 
     read: tuple[Span, Span]
     decoded: tuple[Span, Span]
+    reached: tuple[Span, Span]
 
 
 def spans(
@@ -86,13 +88,21 @@ def spans(
         rows, columns = (
             needed(transform, span, length) for span, length in zip(wanted, shape[:2], strict=True)
         )
-        strip = layout.strip(outer // network.rows(latent.name))
+        ratio = outer // network.rows(latent.name)
+        strip = layout.strip(ratio)
         decoded = (
             (rows[0] - rows[0] % layout.rows, rows[1]),
             (columns[0] - columns[0] % strip, min(-(-columns[1] // strip) * strip, shape[1])),
         )
-        found[latent.name] = Spans((rows, columns), decoded)
-        wanted = decoded
+        ends = (
+            window.end_row
+            for group in layout.groups(*shape[:2], ratio)
+            for window in group
+            if window.is_wanted(*decoded)
+        )
+        reached = ((decoded[0][0], max(ends)), decoded[1])
+        found[latent.name] = Spans((rows, columns), decoded, reached)
+        wanted = reached
     return found
 
 
@@ -109,12 +119,12 @@ def decode_region(
     within: golden.Tensor | None = None
     for latent in reversed(network.latents):
         shape, own = shapes[latent.name], chosen[latent.name]
-        part = tuple(slice(*span) for span in own.decoded)
+        part = tuple(slice(*span) for span in own.reached)
         means: golden.Tensor | None = None
         indices = golden.channel_indices(shape)
         inner = network.inner(latent)
         if inner is not None and within is not None:
-            made = run_window(network.transform(inner.synthesis), within, *own.decoded)
+            made = run_window(network.transform(inner.synthesis), within, *own.reached)
             parameters = golden.choose_tables(network, latent, made)
             indices = np.zeros(shape, np.int32)
             indices[part] = parameters.indices

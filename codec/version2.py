@@ -426,12 +426,7 @@ class Reader(PartReader):
         return symbols
 
     def _is_wanted(self, name: str, window: Window) -> bool:
-        """Whether a segment is needed; those above in its group are needed with it."""
-        if self.wanted is None:
-            return True
-        (top, bottom), (left, right) = self.wanted[name]
-        across = window.columns[0] < right and left < window.columns[1]
-        return across and window.first_row < bottom and top < window.rows[1]
+        return self.wanted is None or window.is_wanted(*self.wanted[name])
 
 
 def _any(mask: Mask, window: Window) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from lichen import models
 from lichen.codec import version2
 from lichen.codec.container import Container, ContainerError, Kind, inspect
 from lichen.codec.context import ContextCoder
@@ -23,6 +24,7 @@ from lichen.errors import UserError
 from lichen.network.random import random_contexts
 from lichen.sim import golden
 from lichen.sim.golden import analysis, reconstruct
+from lichen.sim.images import read_image
 from tests.codec.cases import KINDS, make_network, pattern
 from tests.codec.test_damage import mutate
 
@@ -323,6 +325,18 @@ def test_regions_are_those_of_the_whole(kind, monkeypatch):
         for region in (Region((0, 331)), Region((5, 5)), Region((0, 9), (200, 271))):
             with pytest.raises(UserError, match="not within the image"):
                 container.decode(data, region=region)
+
+
+def test_regions_of_images_whose_last_strip_is_narrow():
+    """A segment has rows there that no pixel of the region asks for, and h_s must say all."""
+    photo = read_image(models.photograph())
+    image = np.concatenate([photo, photo], axis=1)[:160, :800]
+    container = Container(models.load_network("small-hyper-q3"))
+    data = container.encode(Picture.of(image))
+    whole = container.decode(data).picture.pixels
+    for region in (Region((0, 1)), Region((30, 70)), Region((129, 160), (790, 800))):
+        part = container.decode(data, region=region).picture.pixels
+        assert np.array_equal(part, whole[region.slices])
 
 
 def test_regions_take_what_they_depend_on_and_no_more(monkeypatch):
