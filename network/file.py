@@ -216,12 +216,10 @@ def _shown(text: str) -> str:
 def _first_error(error: ValidationError, tree: Any) -> str:
     """Where and what the first error is, with the name of the stage where it is in one."""
     path, message = error.path, error.reason
-    where = ".".join(str(part) for part in path)
     if len(path) > 3 and path[2] == "stages" and isinstance(path[3], int):
         name = _name_of(tree, path[1], path[3])
         message += f" (stage {printable(name)})" if name else ""
-    more = f" (and {len(error.errors) - 1} more)" if len(error.errors) > 1 else ""
-    return _shown(f"{where}: {message}" if where else message) + more
+    return _shown(f"{error.where}: {message}" if error.where else message) + error.others
 
 
 def _name_of(tree: Any, transform: Any, stage: int) -> str | None:

@@ -57,10 +57,18 @@ class ValidationError(ValueError):
         """What is wrong first."""
         return self.errors[0][1]
 
+    @property
+    def where(self) -> str:
+        """`path` for people; empty for the whole."""
+        return ".".join(str(part) for part in self.path)
+
+    @property
+    def others(self) -> str:
+        """What a sentence on the first error says of those after it."""
+        return f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
+
     def __str__(self) -> str:
-        where = ".".join(str(part) for part in self.path)
-        more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
-        return (f"{where}: {self.reason}" if where else self.reason) + more
+        return (f"{self.where}: {self.reason}" if self.where else self.reason) + self.others
 
 
 class _Limits:
