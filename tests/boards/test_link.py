@@ -335,13 +335,16 @@ def test_an_opening_that_comes_twice_does_no_harm():
     host.run(testbench)
 
 
-@pytest.mark.parametrize(("fault", "cycles"), [("deaf", 1400), (None, 3000)])
-def test_a_new_session_in_mid_frame_leaves_nothing_of_the_old(fault, cycles):
+@pytest.mark.parametrize(
+    ("fault", "cycles", "lanes"), [("deaf", 1400, 7), (None, 3000, 7), (None, 3000, 2)]
+)
+def test_a_new_session_in_mid_frame_leaves_nothing_of_the_old(fault, cycles, lanes):
     """Input before the pipeline, half a value in it, and output on its way to the line.
 
-    The deaf one has its first packet by then, and the watchdog has not barked yet.
+    The deaf one has its first packet by then, and the watchdog has not barked yet. Two lanes are
+    held back between the beats of a pixel.
     """
-    host = Host(Bench(Standin(fault=fault, out_channels=7, out_lanes=7, bits=16)))
+    host = Host(Bench(Standin(fault=fault, out_channels=7, out_lanes=lanes, bits=16)))
 
     async def testbench(ctx):
         await host.open(ctx)

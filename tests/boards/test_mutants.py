@@ -111,7 +111,7 @@ MUTANTS = {
     ),
     "half an output kept over a session": Mutant(
         file=PORT, old="ResetInserter(restart)(self._serializer)", new="self._serializer",
-        test=RENEWED, words="more output than the frame has",
+        test=RENEWED, words="Mismatched elements",
     ),
     "acknowledgements not looked at": Mutant(
         file=OUTLET, old="sender.acked.eq(acked)", new="sender.acked.eq(0)",
