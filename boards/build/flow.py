@@ -10,11 +10,18 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from lichen.boards.build.cluster import Cluster
+from lichen.boards.build.earlier import (
+    PLACES,
+    Earlier,
+    PlacesDifferError,
+    digest_of,
+    sha256_of,
+)
 from lichen.boards.build.folder import complete_folder
 from lichen.boards.build.report import OutputError, Placed, Used
 from lichen.boards.build.toolchain import CLOCK_NET, Aim, Places, Toolchain
@@ -31,7 +38,7 @@ BITSTREAM = "top.bit"
 PICTURE = "floorplan.png"
 """The floorplan, drawn; `lichen report` shows it."""
 
-KEPT = (BITSTREAM, "top.v", REPORT, "logs")
+KEPT = (BITSTREAM, "top.v", REPORT, PLACES, PICTURE, "logs")
 """What stays in the folder of a complete build, beside what its toolchain keeps."""
 
 MORE_SEEDS = 2
@@ -101,8 +108,14 @@ class Report:
     seconds : dict
         Per step.
     tool_versions : dict
+    inputs : str
+        SHA-256 of all that the bitstream depends on: the design, the options, the tools' versions.
+    reused : str or None
+        What is an earlier build's: ``build``, all of it, or ``places``, those of multipliers and
+        block RAMs.
     bitstream : str
         File in the build's folder.
+    bitstream_sha256 : str
     details : dict
         What the caller knows of the design: network, digest, folding, ...
     """
@@ -134,6 +147,9 @@ class Report:
     units: dict[str, dict[str, int]]
     seconds: dict[str, float]
     tool_versions: dict[str, str]
+    inputs: str
+    reused: str | None
+    bitstream_sha256: str
     bitstream: str = BITSTREAM
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -175,6 +191,7 @@ def build(
     frame: tuple[int, int] = FRAME,
     details: dict[str, Any] | None = None,
     plot: Path | None = None,
+    earlier: Earlier | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Synthesize, place, route and pack.
@@ -212,6 +229,10 @@ def build(
         More fields for the report.
     plot : Path or None
         Where else to draw the floorplan, with the worst path of the placement that was kept.
+    earlier : Earlier or None
+        A build that is taken over if its inputs are the same; if not, its places of multipliers
+        and block RAMs are if this design has the same. ``progress`` tells which, or why neither.
+        May be the one in ``folder``.
     progress : Progress or None
 
     Returns
@@ -248,6 +269,7 @@ def build(
             programs=programs,
             progress=progress,
             fps_link=fps_link,
+            earlier=earlier,
         )
         try:
             report = run(cycles_per_frame, frame, details or {})
@@ -260,7 +282,8 @@ def build(
                 path.unlink()
     # Last of all: a picture that cannot be written costs no bitstream.
     if run.places is not None:
-        for path in (folder / PICTURE, *([] if plot is None else [plot])):
+        own = [] if report.reused == "build" else [folder / PICTURE]
+        for path in (*own, *([] if plot is None else [plot])):
             toolchain.draw_places(run.places, board, folder / toolchain.placement, path)
     return report
 
@@ -281,6 +304,9 @@ class _Run:
     programs: dict[str, str]
     progress: Progress
     fps_link: float | None
+    earlier: Earlier | None = None
+    inputs: str = ""
+    reused: str | None = None
     places: Places | None = None
     units: dict[str, Used] = field(default_factory=dict)
 
@@ -306,6 +332,11 @@ class _Run:
         with self.progress.step("elaborate"):
             platform, elaboratable = self.board.platform(self.top, self.target)
             self.toolchain.prepare(platform, elaboratable, self.aim).extract(self.folder)
+        self.inputs = self._inputs()
+        if self.earlier is not None and self.earlier.report.get("inputs") == self.inputs:
+            taken = self._take_over(self.earlier, cycles_per_frame, frame, details)
+            if taken is not None:
+                return taken
         pll, achieved, placed = self.target, dict[int, float](), None
         plan = json.loads((self.folder / "build_top.json").read_bytes())
         for tool, *arguments in plan["commands"]:
@@ -326,6 +357,47 @@ class _Run:
         write_json(self.folder / REPORT, report.to_json())
         return report
 
+    def _inputs(self) -> str:
+        """See `Report.inputs`; before anything but the design is in the folder."""
+        versions = {tool.name: tool.version() for tool in self.toolchain.tools}
+        settings = [self.board.name, self.board.device, self.seeds, self.floorplan, self.any_clock]
+        files = (path for path in self.folder.iterdir() if path.is_file())
+        return digest_of(files, [versions, *settings])
+
+    def _take_over(
+        self,
+        earlier: Earlier,
+        cycles_per_frame: int | None,
+        frame: tuple[int, int],
+        details: dict[str, Any],
+    ) -> Report | None:
+        """Copy a build of the same inputs; returns its report, or None if it is not whole."""
+        if not earlier.whole:
+            self.progress.say(f"{earlier.folder} was made of the same, but its files are damaged")
+            return None
+        self.progress.say(f"{earlier.folder} was made of the same: its bitstream is taken over")
+        earlier.copy(self.folder, (*KEPT, *self.toolchain.kept))
+        kept = {f.name: earlier.report[f.name] for f in fields(Report) if f.name != "details"}
+        speed = self._speed(kept["clock_mhz"], cycles_per_frame, frame)
+        kept |= {"reused": "build", "seconds": dict(self.progress.seconds)}
+        report = Report(**(kept | speed), details=details)
+        write_json(self.folder / REPORT, report.to_json())
+        return report
+
+    def _earlier_places(self, earlier: Earlier) -> Places | None:
+        """Places of an earlier build, if this design has the same multipliers and block RAMs."""
+        try:
+            found = self.toolchain.take_places(self.folder, self.board, earlier.places())
+        except PlacesDifferError as error:
+            self.progress.say(f"nothing of {earlier.folder} is taken over: {error}")
+            return None
+        self.progress.say(
+            f"{earlier.folder} was made of other logic: the places of its multipliers and block "
+            "RAMs are taken over, the rest is placed anew"
+        )
+        self.reused = "places"
+        return found
+
     def _synthesized(self) -> None:
         """Hold what synthesis made to the plan; choose places."""
         made = self.toolchain.read_statistics(self.folder / self.toolchain.statistics)
@@ -338,9 +410,13 @@ class _Run:
         self.units = self.toolchain.count_units(self.folder)
         if self.floorplan is not None:
             with self.progress.step("floorplan"):
-                self.places = self.toolchain.give_places(
+                if self.earlier is not None:
+                    self.places = self._earlier_places(self.earlier)
+                self.places = self.places or self.toolchain.give_places(
                     self.folder, self.board, self.aim.clock_hz, self.floorplan, self.progress
                 )
+        if self.places is not None:
+            write_json(self.folder / PLACES, self.toolchain.keep_places(self.places, self.board))
 
     def _place_and_route(self, command: list[str]) -> dict[int, float]:
         """Place and route; with the seeds that follow, where one alone does not come to an end.
@@ -436,7 +512,6 @@ class _Run:
     ) -> Report:
         board, planned, clock_mhz = self.board, self.planned, pll.output_mhz
         link = self.top.link_resources(board.family)
-        fps = round(clock_mhz * 1e6 / cycles_per_frame, 3) if cycles_per_frame else None
         return Report(
             board=board.name,
             device=board.device,
@@ -445,11 +520,7 @@ class _Run:
             fmax_mhz=placed.fmax_mhz,
             timing_met=placed.fmax_mhz >= clock_mhz and not placed.slow,
             slow_clocks=list(placed.slow),
-            cycles_per_frame=cycles_per_frame,
-            frame={"width": frame[0], "height": frame[1]},
-            fps=fps,
-            fps_link=None if self.fps_link is None else round(self.fps_link, 3),
-            binds=binds(fps, self.fps_link),
+            **self._speed(clock_mhz, cycles_per_frame, frame),
             dsp=placed.dsp,
             bram=placed.bram,
             lut=placed.lut,
@@ -465,8 +536,24 @@ class _Run:
             units={name: asdict(used) for name, used in self.units.items()},
             seconds=dict(self.progress.seconds),
             tool_versions=tool_versions(self.toolchain),
+            inputs=self.inputs,
+            reused=self.reused,
+            bitstream_sha256=sha256_of(self.folder / BITSTREAM),
             details=details,
         )
+
+    def _speed(
+        self, clock_mhz: float, cycles_per_frame: int | None, frame: tuple[int, int]
+    ) -> dict[str, Any]:
+        """The report's fields of how fast frames are."""
+        fps = round(clock_mhz * 1e6 / cycles_per_frame, 3) if cycles_per_frame else None
+        return {
+            "cycles_per_frame": cycles_per_frame,
+            "frame": {"width": frame[0], "height": frame[1]},
+            "fps": fps,
+            "fps_link": None if self.fps_link is None else round(self.fps_link, 3),
+            "binds": binds(fps, self.fps_link),
+        }
 
 
 def tool_versions(toolchain: Toolchain) -> dict[str, str]:

@@ -113,6 +113,15 @@ class Toolchain(Protocol):
         not what synthesis used to write.
         """
 
+    def keep_places(self, places: Any, board: Board) -> dict[str, Any]:
+        """What a later build needs to know of places."""
+
+    def take_places(self, folder: Path, board: Board, kept: dict[str, Any]) -> Places:
+        """Take those that an earlier build kept, between synthesis and placement.
+
+        Raises PlacesDifferError when they are of another design, OutputError as `give_places`.
+        """
+
     def draw_places(self, places: Any, board: Board, report: Path, path: Path) -> None:
         """Draw them, with the worst path of a report of place and route."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lichen import caches
 from lichen.boards.build.report import OutputError, Used
@@ -56,6 +56,25 @@ def give_places(
         )
     except FloorplanError as error:
         raise ToolFailedError(f"no floorplan: {error}; --no-floorplan builds without.") from None
+    except NetlistError as error:
+        raise OutputError(str(error)) from None
+
+
+def keep_places(plan: Floorplan, board: Board) -> dict[str, Any]:
+    """See `lichen.boards.build.toolchain.Toolchain.keep_places`."""
+    from lichen.boards.ecp5.floorplan import earlier
+
+    return earlier.record(plan, board.device)
+
+
+def take_places(folder: Path, board: Board, kept: dict[str, Any]) -> Floorplan:
+    """See `lichen.boards.build.toolchain.Toolchain.take_places`."""
+    caches.prepare()
+    from lichen.boards.ecp5.floorplan import earlier
+    from lichen.boards.ecp5.floorplan.netlist import NetlistError
+
+    try:
+        return earlier.apply(folder / NETLIST, board.device, kept)
     except NetlistError as error:
         raise OutputError(str(error)) from None
 

@@ -165,6 +165,12 @@ class ECP5Toolchain:
     ) -> Floorplan | None:
         return floor.give_places(folder, board, aim_hz, seed, progress)
 
+    def keep_places(self, places: Any, board: Board) -> dict[str, Any]:
+        return floor.keep_places(places, board)
+
+    def take_places(self, folder: Path, board: Board, kept: dict[str, Any]) -> Floorplan:
+        return floor.take_places(folder, board, kept)
+
     def draw_places(self, places: Any, board: Board, report: Path, path: Path) -> None:
         floor.draw_places(places, board, report, CLOCK_NET, path)
 

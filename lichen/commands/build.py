@@ -15,6 +15,7 @@ from lichen.errors import UserError
 
 if TYPE_CHECKING:
     from lichen.boards.board import Board
+    from lichen.boards.build.earlier import Earlier
     from lichen.boards.build.flow import Report
     from lichen.boards.design import Design
 
@@ -65,6 +66,11 @@ if TYPE_CHECKING:
     help="Leave multipliers and block RAMs to nextpnr's placer.",
 )  # fmt: skip
 @click.option(
+    "--placement-from", "earlier_folder", metavar="DIR", type=click.Path(path_type=Path),
+    help="An earlier build: taken over if it was made of the same, else its places of multipliers "
+    "and block RAMs are, if this design has the same ones.",
+)  # fmt: skip
+@click.option(
     "--plot", "plot_file", metavar="FILE", type=click.Path(path_type=Path),
     help="Draw the floorplan, and the worst path after routing, here as well as in "
     "DIR/floorplan.png (.svg, .png or .pdf).",
@@ -101,6 +107,7 @@ def command(
     placer: str | None,
     floorplan_seed: int,
     no_floorplan: bool,
+    earlier_folder: Path | None,
     plot_file: Path | None,
     unit: str | None,
     baseline: Path | None,
@@ -142,6 +149,7 @@ def command(
         raise UserError("--unit builds a unit of one transform; name only that.")
     if unit is not None and scheduler is not None:
         raise UserError("--unit is built here; leave out --scheduler.")
+    earlier = _earlier(earlier_folder, without=no_floorplan or unit is not None)
     network = load_network(net)
     loads = weights == "load"
     found = _options.designs_of(
@@ -180,6 +188,7 @@ def command(
             fps_link=design.fps_link(board),
             details=design.describe(),
             plot=plot_file,
+            earlier=earlier,
             progress=Progress(sys.stderr),
         )
     except BuildFailedError as error:
@@ -220,6 +229,18 @@ def _build(scheduler: str | None, **arguments: Any) -> Report:
         return build(**arguments)
     with connected(scheduler) as cluster:
         return build(cluster=cluster, **arguments)
+
+
+def _earlier(folder: Path | None, *, without: bool) -> Earlier | None:
+    """The build that --placement-from names; UserError where it is none, or of no use."""
+    from lichen.boards.build import earlier
+    from lichen.boards.build.flow import REPORT
+
+    if folder is None:
+        return None
+    if without:
+        raise UserError("--placement-from needs a floorplan, and this build makes none.")
+    return earlier.find(folder, REPORT)
 
 
 def _check_plot(path: Path, *, without: bool) -> None:

@@ -32,13 +32,13 @@ from .standin import Standin
 PLL = ULX3S_85F.pll()
 
 
-def make_top(pipeline: Standin | None = None) -> Top:
+def make_top(pipeline: Standin | None = None, digest: bytes = bytes(32)) -> Top:
     return Top(
         ports=[TransformPort(name="g_a", pipeline=pipeline or Standin(), max_width=64)],
         clock_hz=PLL.output_hz,
         oscillator_hz=ULX3S_85F.oscillator_hz,
         link=ULX3S_85F.link,
-        digest=bytes(32),
+        digest=digest,
     )
 
 
