@@ -140,7 +140,8 @@ def test_what_fails_on_a_cluster(tmp_path, tools, scheduler, monkeypatch):
             run(tmp_path / "out", cluster=cluster)
         (log,) = (tmp_path / "out.part" / "logs").glob("nextpnr-ecp5.log")
         assert "no place is left" in log.read_text()
-        versions = iter(["1.2.3", "9.9"])  # here, there
+        # Of every tool for the report, then of nextpnr here and there.
+        versions = iter([*["1.2.3"] * len(ULX3S_85F.makers.toolchain.tools), "1.2.3", "9.9"])
         monkeypatch.setattr(Tool, "version", lambda tool: next(versions))
         with pytest.raises(BuildFailedError, match=r"nextpnr-ecp5 is 9\.9 there, and 1\.2\.3 here"):
             run(tmp_path / "out", cluster=cluster)
