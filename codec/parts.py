@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
@@ -31,10 +32,30 @@ _TITLES = {Kind.ALPHA: "alpha", Kind.ICC: "ICC profile", Kind.EXIF: "EXIF", Kind
 
 
 class Flags(IntFlag):
-    """Of the header; all other bits are 0."""
+    """Of the header; all other bits are 0, and in version 1 all but the first.
+
+    Those after `SRGB` tell which parts there are of the kinds of their names, so that one that was
+    cut out as a whole is missed.
+    """
 
     GREY = 1
     SRGB = 2
+    ALPHA = 4
+    ICC = 8
+    EXIF = 16
+    XMP = 32
+
+
+PLAIN = (Kind.ALPHA, Kind.ICC, Kind.EXIF, Kind.XMP)
+"""Kinds of parts that are no segments."""
+
+
+def flags_of(kinds: Iterable[int]) -> Flags:
+    """What tells parts of these kinds; nothing of those without a flag."""
+    found = Flags(0)
+    for kind in set(PLAIN).intersection(kinds):
+        found |= Flags[kind.name]
+    return found
 
 
 class ContainerError(UserError):

@@ -87,7 +87,7 @@ class PartReader(ABC):
         """What a part that no network is needed for holds; None without one."""
         for part in self.header.of_kind(kind):
             if not part.intact:
-                self.lose(part, CHECKSUM_FAILS)
+                self.lose(part, CHECKSUM_FAILS if part.overhead else "is missing")
                 continue
             try:
                 return unpack(self.payload(part))

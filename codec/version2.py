@@ -11,14 +11,24 @@ import contextlib
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lichen.codec.context import ContextCoder
 from lichen.codec.entropy import EntropyError
 from lichen.codec.layout import Layout, Window
-from lichen.codec.parts import MAGIC, SEGMENTS, ContainerError, Flags, Header, Kind, Part
+from lichen.codec.parts import (
+    MAGIC,
+    PLAIN,
+    SEGMENTS,
+    ContainerError,
+    Flags,
+    Header,
+    Kind,
+    Part,
+    flags_of,
+)
 from lichen.codec.reader import CHECKSUM_FAILS, Mask, PartReader, Symbols, parallel, symbol_limits
 from lichen.network.description import Latent, Network
 from lichen.sim import golden
@@ -158,6 +168,7 @@ def pack(
     frame: Frame, counts: Sequence[int], parts: Sequence[tuple[Kind, bytes]], coded: Sequence[bytes]
 ) -> bytes:
     """The file of parts and streams."""
+    frame = replace(frame, flags=frame.flags | flags_of([kind for kind, _ in parts]))
     found = [header_bytes(frame, counts)]
     found += [part_bytes(kind, payload) for kind, payload in parts]
     found.append(bytes([END_OF_PARTS]))
@@ -177,13 +188,14 @@ def inspect(data: bytes, *, truncated: bool = False) -> Header:
     try:
         flags, digest, numbers, at = _fixed(data)
         parts, at = _parts_before(data, at, truncated)
+        parts = _parts_told(Flags(flags), parts, at, truncated)
     except _EndsError:
         raise ContainerError("the file is damaged: it ends within its header.") from None
     width, height, columns, rows, places, *counts = numbers
     layout = Layout(columns, rows, places)
     if not width or not height or not all(0 < n <= MEASURE_MAX for n in (columns, rows, places)):
         raise ContainerError("the file is damaged: its header makes no sense.")
-    if max(width, height) >= 1 << 32 or flags & ~int(Flags.GREY | Flags.SRGB):
+    if max(width, height) >= 1 << 32 or flags & ~sum(Flags):
         raise ContainerError("the file is damaged: its header makes no sense.")
     kinds = [kind for kind, count in zip(SEGMENTS, counts, strict=True) for _ in range(count)] if (
         sum(counts) <= len(data)
@@ -253,6 +265,24 @@ def _parts_before(data: bytes, at: int, truncated: bool) -> tuple[list[Part], in
         parts.append(part)
         at = part.offset + part.length
     return parts, at + 1
+
+
+def _parts_told(flags: Flags, parts: list[Part], at: int, truncated: bool) -> list[Part]:
+    """The parts, if they are those that the header tells; with ``truncated`` one that is missing
+    is marked as damaged, and one that does not belong is left out.
+
+    A header that tells none may have any: Lichen 0.2.0 did not tell them.
+    """
+    told = [kind for kind in PLAIN if Flags[kind.name] in flags]
+    found = [part.kind for part in parts if part.kind in PLAIN]
+    if not told or set(told) == set(found):
+        return parts
+    missing = [Part(kind, 0, at, 0, False, 0) for kind in told if kind not in found]
+    strange = [part for part in parts if part.kind in PLAIN and part.kind not in told]
+    if not truncated:
+        what = f"{missing[0].name} is missing" if missing else f"{strange[0].name} is out of place"
+        raise ContainerError(f"the file is damaged: {what}.")
+    return [part for part in parts if part not in strange] + missing
 
 
 def _parts_after(data: bytes, at: int, truncated: bool) -> tuple[list[Part], int]:

@@ -113,7 +113,7 @@ def test_with_another_numpy(tmp_path):
     python = tmp_path / "venv/bin/python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     wanted = "numpy<2" if int(np.__version__.split(".")[0]) >= 2 else "numpy>=2"
-    packages = [wanted, "numba", "pillow", "safetensors", "threadpoolctl"]
+    packages = [wanted, "numba", "pillow", "platformdirs", "safetensors", "threadpoolctl"]
     install = [python, "-m", "pip", "install", "--quiet", *packages]
     if subprocess.run(install, capture_output=True).returncode:
         pytest.skip("pip cannot install another NumPy here")

@@ -17,6 +17,7 @@ from lichen.codec.container import Container, ContainerError, Kind, inspect
 from lichen.codec.context import ContextCoder
 from lichen.codec.layout import Layout
 from lichen.codec.metadata import is_srgb, srgb_profile
+from lichen.codec.parts import PLAIN, Flags, Part
 from lichen.codec.picture import Picture
 from lichen.codec.region import Region
 from lichen.codec.version2 import part_bytes, segment_bytes, varint
@@ -67,7 +68,7 @@ def numbers_of(data, at, count):
 
 def test_bytes_are_as_documented(small):
     container, data, picture = small
-    assert data[:6] == b"\x8bLIC\x02\x00"
+    assert data[:6] == b"\x8bLIC\x02\x3c"  # alpha, a profile, EXIF and XMP
     assert data[6:22].hex() == container.digest
     (width, height, columns, rows, places, z, y), at = numbers_of(data, 22, 7)
     assert (width, height, columns, rows, places) == (90, 70, 4, 2, 5)
@@ -260,6 +261,43 @@ def test_mutations_are_found(small, rounds):
             container.decode(damaged)
         if i % 10 == 0:
             check_salvage(container, damaged, picture)
+
+
+def cut_out(data: bytes, part: Part) -> bytes:
+    return data[: part.offset - part.overhead] + data[part.offset + part.length :]
+
+
+def test_a_part_that_was_cut_out_is_missed(small):
+    container, data, picture = small
+    for part in inspect(data).parts[:4]:
+        rest = cut_out(data, part)
+        with pytest.raises(ContainerError, match=f"{part.name} is missing"):
+            container.decode(rest)
+        decoded = container.decode(rest, salvage=True)
+        assert decoded.lost == (f"{part.name} is missing",)
+        assert np.array_equal(decoded.picture.pixels, picture.pixels)
+    assert [part.kind for part in inspect(data).parts[:4]] == list(PLAIN)
+
+
+def test_parts_that_the_header_does_not_tell(small):
+    """None are told by Lichen 0.2.0; others do not belong."""
+    container, data, picture = small
+
+    def told(flags: Flags) -> bytes:
+        end = inspect(data).parts[0].offset - inspect(data).parts[0].overhead - 4
+        head = data[:5] + bytes([flags]) + data[6:end]
+        return head + zlib.crc32(head).to_bytes(4, "little") + data[end + 4 :]
+
+    assert told(Flags.ALPHA | Flags.ICC | Flags.EXIF | Flags.XMP) == data
+    older = container.decode(told(Flags(0))).picture
+    assert np.array_equal(older.alpha, picture.alpha)
+    assert (older.icc, older.exif, older.xmp) == (picture.icc, picture.exif, picture.xmp)
+    fewer = told(Flags.ALPHA | Flags.ICC | Flags.EXIF)
+    with pytest.raises(ContainerError, match="XMP is out of place"):
+        container.decode(fewer)
+    assert container.decode(fewer, salvage=True).picture.xmp is None
+    with pytest.raises(ContainerError, match="header makes no sense"):
+        container.decode(told(Flags(64)))
 
 
 @settings(max_examples=200, deadline=None)
