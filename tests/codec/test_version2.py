@@ -365,6 +365,26 @@ def test_regions_are_those_of_the_whole(kind, monkeypatch):
                 container.decode(data, region=region)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_regions_under_any_layout(seed):
+    rng = np.random.default_rng(seed)
+    network = make_network(KINDS[seed % len(KINDS)])
+    network = random_contexts(seed, network, excess=bool(seed % 2), carry=bool(seed % 4 // 2))
+    layout = Layout(*(int(rng.integers(1, most)) for most in (20, 9, 30)))
+    container = Container(network, layout=layout, threads=1)
+    height, width = (int(one) for one in rng.integers(1, 400, 2))
+    data = container.encode(pattern(height, width))
+    whole = container.decode(data).picture.pixels
+    for _ in range(4):
+        rows, columns = (
+            tuple(sorted(int(one) for one in rng.choice(most + 1, 2, replace=False)))
+            for most in (height, width)
+        )
+        region = Region(rows, columns)
+        part = container.decode(data, region=region).picture.pixels
+        assert np.array_equal(part, whole[region.slices])
+
+
 def test_regions_of_images_whose_last_strip_is_narrow():
     """A segment has rows there that no pixel of the region asks for, and h_s must say all."""
     photo = read_image(models.photograph())
