@@ -429,7 +429,10 @@ class _Run:
             except StuckError as error:
                 (seed,) = self.seeds
                 self.seeds = (seed + 1,)
-                self.progress.say(f"seed {seed}: {str(error).rstrip('.')}; trying seed {seed + 1}")
+                log = self.logs / f"{self.toolchain.place_and_route.name}.log"
+                kept = log.replace(log.with_name(f"{log.name}.{seed}"))
+                said = str(error).rstrip(".").replace(str(log), str(kept))
+                self.progress.say(f"seed {seed}: {said}; trying seed {seed + 1}")
         return self._seeds(command)
 
     def _seeds(self, command: list[str]) -> dict[int, float]:

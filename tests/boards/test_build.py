@@ -217,6 +217,11 @@ def test_a_router_that_gets_nowhere_is_ended_and_the_next_seed_tried(tmp_path, t
     assert (report.seed, report.seeds) == (3, {"3": 80.0})
     assert "finds no way around a wire that two nets need, after 200 iterations" in said.getvalue()
     assert "trying seed 2" in said.getvalue() and "trying seed 3" in said.getvalue()
+    logs = tmp_path / "out/logs"
+    for seed in (1, 2):
+        assert f"nextpnr-ecp5.log.{seed}; trying" in said.getvalue()
+        assert "overused" in (logs / f"nextpnr-ecp5.log.{seed}").read_text()
+    assert (logs / "nextpnr-ecp5.log").exists()
 
 
 def test_several_seeds_go_on_without_one_that_gets_nowhere(tmp_path, tools):
