@@ -47,6 +47,7 @@ WHERE = {
     "docs/manual/boards.md": {
         "lichen plan": SLOW,
         "lichen build small-opt-q2": "tests/boards/test_loading.py::test_one_network_after_another",
+        "lichen build small-opt-q3": "tests/boards/test_earlier.py::test_real_builds",
         "lichen ": "tests/boards/test_engine.py::test_a_photograph_through_a_simulated_board",
     },
     "docs/manual/codec.md": {"lichen ": QUICK},
