@@ -46,7 +46,7 @@ class Flags(IntFlag):
     XMP = 32
 
 
-PLAIN = (Kind.ALPHA, Kind.ICC, Kind.EXIF, Kind.XMP)
+PLAIN = tuple(_TITLES)
 """Kinds of parts that are no segments."""
 
 

@@ -305,6 +305,7 @@ class _Run:
     progress: Progress
     fps_link: float | None
     earlier: Earlier | None = None
+    versions: dict[str, str] = field(default_factory=dict)
     inputs: str = ""
     reused: str | None = None
     places: Places | None = None
@@ -332,6 +333,7 @@ class _Run:
         with self.progress.step("elaborate"):
             platform, elaboratable = self.board.platform(self.top, self.target)
             self.toolchain.prepare(platform, elaboratable, self.aim).extract(self.folder)
+        self.versions = tool_versions(self.toolchain)
         self.inputs = self._inputs()
         if self.earlier is not None and self.earlier.report.get("inputs") == self.inputs:
             taken = self._take_over(self.earlier, cycles_per_frame, frame, details)
@@ -359,7 +361,7 @@ class _Run:
 
     def _inputs(self) -> str:
         """See `Report.inputs`; before anything but the design is in the folder."""
-        versions = {tool.name: tool.version() for tool in self.toolchain.tools}
+        versions = {tool.name: self.versions[tool.name] for tool in self.toolchain.tools}
         settings = [self.board.name, self.board.device, self.seeds, self.floorplan, self.any_clock]
         files = (path for path in self.folder.iterdir() if path.is_file())
         return digest_of(files, [versions, *settings])
@@ -372,12 +374,13 @@ class _Run:
         details: dict[str, Any],
     ) -> Report | None:
         """Copy a build of the same inputs; returns its report, or None if it is not whole."""
-        if not earlier.whole:
+        own = [f.name for f in fields(Report) if f.name != "details"]
+        if not earlier.whole or not earlier.report.keys() >= set(own):
             self.progress.say(f"{earlier.folder} was made of the same, but its files are damaged")
             return None
         self.progress.say(f"{earlier.folder} was made of the same: its bitstream is taken over")
         earlier.copy(self.folder, (*KEPT, *self.toolchain.kept))
-        kept = {f.name: earlier.report[f.name] for f in fields(Report) if f.name != "details"}
+        kept = {name: earlier.report[name] for name in own}
         speed = self._speed(kept["clock_mhz"], cycles_per_frame, frame)
         kept |= {"reused": "build", "seconds": dict(self.progress.seconds)}
         report = Report(**(kept | speed), details=details)
@@ -538,7 +541,7 @@ class _Run:
             floorplan=None if self.places is None else self.places.describe(),
             units={name: asdict(used) for name, used in self.units.items()},
             seconds=dict(self.progress.seconds),
-            tool_versions=tool_versions(self.toolchain),
+            tool_versions=self.versions,
             inputs=self.inputs,
             reused=self.reused,
             bitstream_sha256=sha256_of(self.folder / BITSTREAM),

@@ -190,10 +190,28 @@ def test_yosys_names_multipliers_by_any_of_their_pins(tmp_path):
     with pytest.raises(PlacesDifferError, match="it is for LFE5U-25F, not LFE5U-85F"):
         places.apply(netlist, "LFE5U-85F", kept)
     one, *_ = kept["places"]
-    for place in ("X0/Y0/NOWHERE", next(p for n, p in kept["places"].items() if n != one)):
+    for place in (
+        "X0/Y0/NOWHERE",
+        ["X0"],
+        None,
+        next(p for n, p in kept["places"].items() if n != one),
+    ):
         kept["places"][one] = place
         with pytest.raises(PlacesDifferError, match="its places are none of the device"):
             places.apply(netlist, "LFE5U-25F", kept)
+    for told in (None, [], {"seed": 1}):
+        with pytest.raises(PlacesDifferError, match="does not tell how its places were found"):
+            places.apply(netlist, "LFE5U-25F", kept | {"floorplan": told})
+
+
+def test_a_report_that_lost_a_field_is_of_no_build(tmp_path, tools):
+    run(tmp_path / "a")
+    path = tmp_path / "a" / REPORT
+    told = json.loads(path.read_text())
+    del told["clock_mhz"]
+    path.write_text(json.dumps(told))
+    report, said = run(tmp_path / "b", tmp_path / "a")
+    assert "its files are damaged" in said and report.reused == "places"
 
 
 @pytest.mark.slow

@@ -18,6 +18,9 @@ from lichen.boards.ecp5.floorplan.plan import Floorplan
 
 MACROS = (*netlists.MULTIPLIERS, *netlists.MEMORIES)
 
+TOLD = {"seed", "wire_length", "longest_ns", "tries"}
+"""What is kept of how places were found, by the names of `Floorplan`'s fields."""
+
 PIN = re.compile(r"(?<=_MULT18X18D)_[A-Z]+\d+$")
 """Yosys names a cell after the first wire at one of its pins; which one that is depends on the
 logic around it."""
@@ -68,7 +71,10 @@ def apply(netlist: Path, device: str, kept: dict[str, Any]) -> Floorplan:
     places = kept.get("places")
     if not isinstance(places, dict) or set(places) != set(keys.values()):
         raise PlacesDifferError("it has other multipliers or block RAMs")
-    found = {name: places[key] for name, key in keys.items()}
+    found = {name: str(places[key]) for name, key in keys.items()}
+    told = kept.get("floorplan")
+    if not isinstance(told, dict) or not told.keys() >= TOLD:
+        raise PlacesDifferError("it does not tell how its places were found")
     at = _corners(device)
     if len(set(found.values())) < len(found) or not at.keys() >= set(found.values()):
         raise PlacesDifferError("its places are none of the device")
@@ -76,13 +82,9 @@ def apply(netlist: Path, device: str, kept: dict[str, Any]) -> Floorplan:
         cells[name]["attributes"]["BEL"] = place
     netlist.write_text(json.dumps(design), encoding="utf-8")
     corners = np.array([at[place] for place in found.values()], dtype=float).reshape(-1, 2)
-    told = kept["floorplan"]
     return Floorplan(
-        seed=told["seed"],
+        **{name: told[name] for name in TOLD},
         places=found,
-        wire_length=told["wire_length"],
-        longest_ns=told["longest_ns"],
-        tries=told["tries"],
         x=corners[:, 0],
         y=corners[:, 1],
         names=list(found),
