@@ -20,6 +20,7 @@ from lichen.quant.float.checkpoint import Checkpoint
 from lichen.quant.training.data import CropSource
 from lichen.quant.training.device import Processes, bfloat16_pays, local_device
 from lichen.quant.training.loss import Transforms, forward_train, rd_loss
+from lichen.quant.training.normalization import use_products
 from lichen.quant.training.runs import flatten, unflatten
 
 HISTORY = (
@@ -143,6 +144,7 @@ class Trainer:
         self.processes.join(self.device)
         torch.manual_seed(config.seed)
         self.model = new_model(config.arch, config.n, config.m, config.widths)
+        use_products(self.model)
         self.scales = add_scales(self.model, config.arch, config.sparsity or {})
         # Channels last is a sixth faster on CPUs.
         self.model.train().to(self.device, memory_format=torch.channels_last)

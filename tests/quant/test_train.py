@@ -19,6 +19,8 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
+from compressai.layers import GDN, GDN1  # noqa: E402
+
 from lichen import models  # noqa: E402
 from lichen.commands._options import remark_on_precision  # noqa: E402
 from lichen.commands.train import command  # noqa: E402
@@ -33,6 +35,7 @@ from lichen.quant.training.device import (  # noqa: E402
 )
 from lichen.quant.training.evaluate import evaluate_fp32, integer_grid  # noqa: E402
 from lichen.quant.training.loss import Transforms, forward_train  # noqa: E402
+from lichen.quant.training.normalization import ProductGDN, use_products  # noqa: E402
 from lichen.quant.training.runs import (  # noqa: E402
     deferred_interrupts,
     flatten,
@@ -177,6 +180,31 @@ def test_noisy_training_passes_are_compressais(images):
         assert found["likelihoods"].keys() == expected["likelihoods"].keys()
         for name, likelihood in expected["likelihoods"].items():
             assert torch.equal(found["likelihoods"][name], likelihood)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_normalization_by_matrix_products_is_compressais(inverse):
+    torch.manual_seed(7)
+    model = torch.nn.Sequential(GDN(5, inverse=inverse), GDN1(5, inverse=inverse)).double()
+    with torch.no_grad():
+        model[0].gamma.add_(0.3 * torch.rand(5, 5))
+        model[0].beta.mul_(1 + torch.rand(5))
+    x = torch.randn(2, 5, 4, 6, dtype=torch.float64).to(memory_format=torch.channels_last)
+    wanted = torch.randn(2, 5, 4, 6, dtype=torch.float64)
+    names = [name for name, _ in model.named_parameters()]
+
+    def passes() -> list[torch.Tensor]:
+        seen = x.clone(memory_format=torch.channels_last).requires_grad_()
+        found = model(seen)
+        parameters = list(model.parameters())
+        return [found, *torch.autograd.grad((found * wanted).sum(), [seen, *parameters])]
+
+    expected = passes()
+    use_products(model)
+    assert [type(module) for module in model] == [ProductGDN, GDN1]
+    assert [name for name, _ in model.named_parameters()] == names
+    for value, before in zip(passes(), expected, strict=True):
+        torch.testing.assert_close(value, before, rtol=1e-12, atol=1e-12)
 
 
 TOGETHER = """
