@@ -38,7 +38,8 @@ WRITE_DELAY = 1
 that has been released are over."""
 
 SIZE_LATENCY = 3
-"""Cycles from a new size to the last register that follows from it; the output's size takes one."""
+"""Cycles from a new size to the last register that a frame's first beat may meet; the output's size
+takes one. What a group's start reads takes two more, and no group starts earlier after a beat."""
 
 HEIGHT_BITS = SIZE_BITS + 2
 """Bits of padded rows, and of their sums with the kernel size. Columns have
@@ -104,6 +105,25 @@ class Pointers:
         free_before = Signal(column_bits)
         finished = Signal()
         return cls(wx, wy, written, free_row, free_before, finished)
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """How far the groups of a row are.
+
+    Attributes
+    ----------
+    begun : Signal
+        A group of the row has started.
+    ends : Signal
+        The next group is the row's last.
+    count : Signal
+        Output pixels up to its last valid one.
+    """
+
+    begun: Signal
+    ends: Signal
+    count: Signal
 
 
 @dataclass(frozen=True)
@@ -277,6 +297,37 @@ class RowBuffer(Gateware):
             last_row.eq(out_height - 1),
         ]
         return Frame(out_width, right, bottom, x_end, before_end, y_end, last_row)
+
+    def _row_count(
+        self, m: Module, width: Value, skip: int, started: Signal, row_started: Signal
+    ) -> RowCount:
+        """Count a row's pixels down, ``width`` and ``skip`` together.
+
+        ``started`` follows a group's start by a cycle and ``row_started`` that of a row's last
+        group. What the next group reads is there two cycles later, when it may start at the
+        earliest (`LEAST_GROUP`), with one addition or comparison between any two registers.
+        """
+        most = self.shape.pixels * self.shape.phases.columns
+        begun = Signal(name="row_begun")
+        total = width
+        if skip:
+            total = Signal(self.shape.out_bits, name="row_total", reset_less=True)
+            m.d.sync += total.eq(width + skip)
+        left = Signal(self.shape.out_bits, name="row_left", reset_less=True)
+        ends = Signal(name="row_ends", reset_less=True)
+        one_group = Signal(name="row_of_one_group", reset_less=True)
+        two_groups = Signal(name="row_of_two_groups", reset_less=True)
+        count = Signal.like(self.feed.count, name="row_count", reset_less=True)
+        m.d.sync += [
+            one_group.eq(width <= most - skip),
+            two_groups.eq(left <= 2 * most),
+            count.eq(Mux(ends, left, most)),
+        ]
+        with m.If(started):
+            m.d.sync += [begun.eq(1), left.eq(left - most), ends.eq(two_groups)]
+        with m.If(row_started | (~begun & ~started)):  # the frame's size may still change
+            m.d.sync += [begun.eq(0), left.eq(total), ends.eq(one_group)]
+        return RowCount(begun, ends, count)
 
     def _write(self, m: Module, frame: Frame, at: Pointers) -> list[Signal]:
         """The write side: beats into their places. Returns what every frame begins with afresh."""

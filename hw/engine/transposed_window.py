@@ -65,12 +65,6 @@ class TransposedWindow(RowBuffer):
             feed=self.feed,
             row=nxt.phase,
         )
-        # Output pixels left in the row, those to skip included; those of the frame's size until a
-        # row starts.
-        left = Signal(shape.out_bits)
-        left_valid = Signal()
-        remaining = Signal(shape.out_bits)
-        m.d.comb += remaining.eq(Mux(left_valid, left, frame.out_width + skip))
         need_x = Signal(shape.column_bits, init=first + pixels - 1)
         need_y = Signal(HEIGHT_BITS, init=first)
         exhausted = Signal()  # the last group of the frame has started
@@ -79,23 +73,18 @@ class TransposedWindow(RowBuffer):
         started = Signal()
         row_started = Signal()
         last_row_started = Signal()
-        row_end = Signal(reset_less=True)
         bottom_end = Signal(reset_less=True)
-        count = Signal.like(self.feed.count, reset_less=True)
         head = Signal(reset_less=True)
-        most = pixels * stride
-        few = remaining <= most
+        row = self._row_count(m, frame.out_width, skip, started, row_started)
         last_phase = nxt.phase == stride - 1
         m.d.sync += [
             started.eq(seq.start),
-            row_started.eq(seq.start & row_end),
-            last_row_started.eq(seq.start & row_end & last_phase),
-            row_end.eq(few),
+            row_started.eq(seq.start & row.ends),
+            last_row_started.eq(seq.start & row.ends & last_phase),
             bottom_end.eq(nxt.row == frame.last_row),
-            count.eq(Mux(few, remaining, most)),
-            head.eq(~left_valid),
+            head.eq(~row.begun),
         ]
-        m.d.comb += [self.feed.count.eq(count), self.feed.head.eq(head)]
+        m.d.comb += [self.feed.count.eq(row.count), self.feed.head.eq(head)]
         available = Signal()
         arrived = at.written | (at.wy > need_y) | ((at.wy == need_y) & (at.wx > need_x))
         m.d.sync += available.eq(~started & ~exhausted & arrived)
@@ -103,15 +92,12 @@ class TransposedWindow(RowBuffer):
         last_base = shape.bank_words - shape.row_words
         with m.If(started):
             m.d.sync += [
-                left_valid.eq(1),
-                left.eq(remaining - most),
                 nxt.x.eq(nxt.x + pixels),
                 need_x.eq(need_x + pixels),
                 nxt.offset.eq(nxt.offset + shape.beats),
             ]
         with m.If(row_started):
             m.d.sync += [
-                left_valid.eq(0),
                 *(nxt[name].eq(value) for name, value in start_of_row.items()),
                 need_x.eq(need_x.init),
                 nxt.row.eq(nxt.row + 1),
@@ -131,7 +117,7 @@ class TransposedWindow(RowBuffer):
                 at.free_before.eq(Mux(nxt.x < unread, 0, nxt.x - unread)),
                 at.finished.eq(exhausted),
             ]
-        fresh = [need_x, need_y, left_valid, exhausted, available, nxt.as_value()]
+        fresh = [need_x, need_y, row.begun, exhausted, available, nxt.as_value()]
         return Groups(seq, nxt, fresh, column=seq.column, next_column=seq.next_column)
 
     def _taps(self, m: Module, groups: Groups) -> Reading:

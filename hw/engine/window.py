@@ -49,28 +49,20 @@ class Window(RowBuffer):
             }
         )
         nxt = Signal(group, init={"base": slot0})
-        left = Signal(shape.out_bits)  # pixels left in the row
-        left_valid = Signal()  # `left` follows the frame size until a frame starts
-        remaining = Signal(shape.out_bits)
-        m.d.comb += remaining.eq(Mux(left_valid, left, frame.out_width))
         need_x = Signal(shape.column_bits, init=(pixels - 1) * st + k - 1)
         need_y = Signal(HEIGHT_BITS, init=k - 1)
         exhausted = Signal()  # the last group of the frame has started
         # Groups start `LEAST_GROUP` cycles apart, so all this may come some cycles late.
         started = Signal()  # any group
         row_started = Signal()  # the last one of a row
-        row_end = Signal(reset_less=True)
         bottom_end = Signal(reset_less=True)
-        count = Signal.like(self.feed.count, reset_less=True)
-        few = remaining <= pixels
+        row = self._row_count(m, frame.out_width, 0, started, row_started)
         m.d.sync += [
             started.eq(seq.start),
-            row_started.eq(seq.start & row_end),
-            row_end.eq(few),
+            row_started.eq(seq.start & row.ends),
             bottom_end.eq(nxt.row == frame.last_row),
-            count.eq(Mux(few, remaining, pixels)),
         ]
-        m.d.comb += self.feed.count.eq(count)
+        m.d.comb += self.feed.count.eq(row.count)
         available = Signal()
         m.d.sync += available.eq(
             ~started
@@ -85,15 +77,12 @@ class Window(RowBuffer):
         )
         with m.If(started):
             m.d.sync += [
-                left_valid.eq(1),
-                left.eq(remaining - pixels),
                 nxt.x.eq(nxt.x + pixels * st),
                 need_x.eq(need_x + pixels * st),
                 nxt.offset.eq(nxt.offset + shape.position_words),
             ]
         with m.If(row_started):
             m.d.sync += [
-                left_valid.eq(0),
                 nxt.x.eq(0),
                 need_x.eq(need_x.init),
                 nxt.offset.eq(0),
@@ -109,7 +98,7 @@ class Window(RowBuffer):
                 at.free_before.eq(Mux(nxt.x == 0, 0, nxt.x - 1)),
                 at.finished.eq(exhausted),
             ]
-        fresh = [need_x, need_y, left_valid, exhausted, available, nxt.as_value()]
+        fresh = [need_x, need_y, row.begun, exhausted, available, nxt.as_value()]
         return Groups(seq, nxt, fresh, column=Const(0), next_column=Const(0))
 
     def _taps(self, m: Module, groups: Groups) -> Reading:

@@ -171,8 +171,9 @@ class ConvUnit(StageUnit):
     def elaborate(self, platform: object) -> Module:
         m = super().elaborate(platform)
         regroup, core, post, fifo = self.regroup, self.core, self.post, self.fifo
-        m.submodules.skid = skid = self.skid
-        m.submodules.window = window = self.feeder
+        skid, window = self.skid, self.feeder
+        self._add(m, "skid", skid)
+        self._add(m, "window", window)
         connect(m, regroup.o, skid.i)
         connect(m, skid.o, window.i)
         m.d.comb += [

@@ -115,8 +115,9 @@ class NormUnit(StageUnit):
     def elaborate(self, platform: object) -> Module:
         m = super().elaborate(platform)
         regroup, core, post, fifo = self.regroup, self.core, self.post, self.fifo
-        m.submodules.buffer = buffer = self.feeder
-        m.submodules.x_ram = x_ram = self.x_ram
+        buffer, x_ram = self.feeder, self.x_ram
+        self._add(m, "buffer", buffer)
+        m.submodules.x_ram = x_ram
         connect(m, regroup.o, buffer.i)
         m.d.comb += [
             regroup.i.payload.eq(self.i.payload.u),
@@ -133,6 +134,10 @@ class NormUnit(StageUnit):
             m.d.sync += x_in.eq(Mux(x_in == x_ram.depth - 1, 0, x_in + 1))
         with m.If(core.o_issue):
             m.d.sync += x_out.eq(Mux(x_out == x_ram.depth - 1, 0, x_out + 1))
+        restart = self._restarts(m, "x")
+        if restart is not None:
+            with m.If(restart):
+                m.d.sync += [x_in.eq(0), x_out.eq(0)]
         x = Signal(self._x_shape, reset_less=True)
         m.d.sync += x.as_value().eq(x_ram.r_data)
         m.d.comb += [

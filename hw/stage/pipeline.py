@@ -64,7 +64,8 @@ class Pipeline(Gateware):
         not matter with any other beat.
     restart : In(1), where there is one
         Drops all frames in flight, if held for `restart_cycles`. It walks from unit to unit, a
-        register each, so that no net spans the device.
+        register each, and has another one before every part of a unit, so that no net spans the
+        device.
     load : In(LoadSignature), where something is filled at run time
         To be used while no frame is under way. It walks from unit to unit likewise.
     """
@@ -150,12 +151,10 @@ class Pipeline(Gateware):
         empty = gate.drain
         for kind, unit in zip(self.kinds, self.units, strict=True):
             name = kind.name
-            if restart is None:
-                m.submodules[name] = unit
-            else:
-                here = Signal(name=f"restart_{name}")
+            m.submodules[name] = unit
+            if restart is not None:
+                unit.restart = here = Signal(name=f"restart_{name}")
                 m.d.sync += here.eq(restart)
-                m.submodules[name] = ResetInserter(here)(unit)
                 if unit is self.units[0]:
                     m.submodules.gate = ResetInserter(here)(gate)
                 restart = here
@@ -218,7 +217,7 @@ class Pipeline(Gateware):
     def restart_cycles(self) -> int:
         """How long ``restart`` must be high: registers without a reset have to run empty."""
         longest = max(FEED_LATENCY + unit.core.array.latency + unit.latency for unit in self.units)
-        return longest + len(self.units)
+        return longest + len(self.units) + 1
 
     def resources(self, device: Device) -> Resources:
         return Resources.total(part.resources(device) for part in (self.gate, *self.units))

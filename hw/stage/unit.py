@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from amaranth.hdl import Module
+from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -47,6 +47,11 @@ class StageUnit(Gateware):
     empty : Out(1)
         Between two frames, and nothing of the earlier one is on its way.
     load : In(LoadSignature), only when ``loads``
+
+    Attributes
+    ----------
+    restart : Signal or None
+        What resets everything inside a cycle later; set before elaboration.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class StageUnit(Gateware):
     ):
         self.regroup, self.feeder, self.core, self.post = regroup, feeder, core, post
         self.fifo = CreditFifo(shape=payload, depth=fifo_depth(self.latency))
+        self.restart: Signal | None = None
         super().__init__(
             wiring.Signature(
                 {
@@ -91,10 +97,9 @@ class StageUnit(Gateware):
     def elaborate(self, platform: object) -> Module:
         """All but what lies between regrouper and feeder, and between core and queue."""
         m = Module()
-        m.submodules.regroup = regroup = self.regroup
-        m.submodules.core = core = self.core
-        m.submodules.post = post = self.post
-        m.submodules.fifo = fifo = self.fifo
+        regroup, core, post, fifo = self.regroup, self.core, self.post, self.fifo
+        for name in ("regroup", "core", "post", "fifo"):
+            self._add(m, name, getattr(self, name))
         m.d.comb += [
             regroup.i.valid.eq(self.i.valid),
             self.i.ready.eq(regroup.i.ready),
@@ -111,6 +116,19 @@ class StageUnit(Gateware):
             connect(m, flipped(self.load), core.load)
             connect(m, flipped(self.load), post.load)
         return m
+
+    def _restarts(self, m: Module, name: str) -> Signal | None:
+        """`restart` behind a register: no part hurries another's reset, however far it lies."""
+        if self.restart is None:
+            return None
+        here = Signal(name=f"restart_{name}")
+        m.d.sync += here.eq(self.restart)
+        return here
+
+    def _add(self, m: Module, name: str, part: Gateware) -> None:
+        """Make ``part`` a submodule that is restarted with the unit."""
+        restart = self._restarts(m, name)
+        m.submodules[name] = part if restart is None else ResetInserter(restart)(part)
 
     @property
     def i_beats(self) -> int:

@@ -8,7 +8,7 @@ from compressai.layers import GDN
 from torch import Tensor, nn
 
 
-class ProductGDN(GDN):  # type: ignore[misc]
+class ProductGDN(GDN):
     """CompressAI's GDN (Ballé, Laparra & Simoncelli 2016, equation 1), computed as a product.
 
     The same parameters give the same values up to rounding. oneDNN takes three times as long for
