@@ -8,7 +8,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.hw.device.device import Device, Resources
-from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of
+from lichen.hw.device.gateware import Gateware, check_positive, delayed, lanes_of, last_of
 from lichen.hw.device.memory import Ram, ram_resources
 from lichen.hw.engine import cycles
 from lichen.hw.engine.feed import FEED_LATENCY, FeedSignature, Sequencer
@@ -87,26 +87,37 @@ class PixelBuffer(Gateware):
         # Write side.
         accept = Signal()
         complete = Signal()
+        room = Signal(init=1)
+        any_queued = Signal()
         w_bank = Signal()
         w_beat = Signal(range(steps))
         w_pixel = Signal(range(pixels))
         x = Signal(SIZE_BITS, init=1)
         counts = Array(Signal(range(pixels + 1), name=f"count_{b}") for b in range(self.banks))
-        beat_last = Signal()
+        # Whether they are the last ones, found a beat or a pixel ahead.
+        beat_last = Signal(init=steps == 1)
+        x_last = Signal()
+        before_end = Signal(SIZE_BITS)
+        one_column = Signal()
+        m.d.sync += [before_end.eq(self.width - 1), one_column.eq(self.width == 1)]
         m.d.comb += [
-            self.i.ready.eq(used != self.banks),
+            self.i.ready.eq(room),
             self.empty.eq(used == 0),
             accept.eq(self.i.valid & self.i.ready),
-            beat_last.eq(w_beat == steps - 1),
-            complete.eq(accept & beat_last & ((w_pixel == pixels - 1) | (x == self.width))),
+            complete.eq(accept & beat_last & ((w_pixel == pixels - 1) | x_last)),
         ]
         with m.If(accept):
             m.d.sync += w_beat.eq(Mux(beat_last, 0, w_beat + 1))
+            m.d.sync += beat_last.eq(last_of(steps, w_beat))
             with m.If(beat_last):
                 m.d.sync += [
                     w_pixel.eq(Mux(complete, 0, w_pixel + 1)),
-                    x.eq(Mux(x == self.width, 1, x + 1)),
+                    x.eq(Mux(x_last, 1, x + 1)),
                 ]
+        with m.If(accept & beat_last):
+            m.d.sync += x_last.eq(Mux(x_last, one_column, x == before_end))
+        with m.Else():
+            m.d.sync += x_last.eq(x == self.width)
         with m.If(complete):
             m.d.sync += [counts[w_bank].eq(w_pixel + 1), w_bank.eq(~w_bank)]
         w_enable = delayed(m, accept, 1 + WRITE_DELAY, "w_enable")
@@ -127,10 +138,14 @@ class PixelBuffer(Gateware):
         start_bank = Signal()
         bank = Signal()
         beat = Signal(range(steps))
-        m.d.comb += [seq.ready.eq(queued != 0), self.feed.count.eq(counts[start_bank])]
+        m.d.comb += [seq.ready.eq(any_queued), self.feed.count.eq(counts[start_bank])]
+        # Whether there is room or a full bank is found a cycle ahead, without the adders.
+        full = self.banks
         m.d.sync += [
             queued.eq(queued + complete - seq.start),
+            any_queued.eq((queued > 1) | ((queued == 1) & ~seq.start) | complete),
             used.eq(used + complete - seq.done),
+            room.eq((used < full - 1) | ((used == full - 1) & ~complete) | seq.done),
         ]
         with m.If(seq.start):
             m.d.sync += [bank.eq(start_bank), start_bank.eq(~start_bank)]
