@@ -172,8 +172,6 @@ class ConvUnit(StageUnit):
         m = super().elaborate(platform)
         regroup, core, post, fifo = self.regroup, self.core, self.post, self.fifo
         skid, window = self.skid, self.feeder
-        self._add(m, "skid", skid)
-        self._add(m, "window", window)
         connect(m, regroup.o, skid.i)
         connect(m, skid.o, window.i)
         m.d.comb += [
@@ -195,8 +193,15 @@ class ConvUnit(StageUnit):
         return reduction_order(self.stage.convolution.weight, lanes)
 
     @property
-    def parts(self) -> tuple[Gateware, ...]:
-        return self.regroup, self.skid, self.feeder, self.core, self.post, self.fifo
+    def submodules(self) -> dict[str, Gateware]:
+        return {
+            "regroup": self.regroup,
+            "skid": self.skid,
+            "window": self.feeder,
+            "core": self.core,
+            "post": self.post,
+            "fifo": self.fifo,
+        }
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         conv = self.stage.convolution

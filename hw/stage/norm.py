@@ -116,7 +116,6 @@ class NormUnit(StageUnit):
         m = super().elaborate(platform)
         regroup, core, post, fifo = self.regroup, self.core, self.post, self.fifo
         buffer, x_ram = self.feeder, self.x_ram
-        self._add(m, "buffer", buffer)
         m.submodules.x_ram = x_ram
         connect(m, regroup.o, buffer.i)
         m.d.comb += [
@@ -134,9 +133,8 @@ class NormUnit(StageUnit):
             m.d.sync += x_in.eq(Mux(x_in == x_ram.depth - 1, 0, x_in + 1))
         with m.If(core.o_issue):
             m.d.sync += x_out.eq(Mux(x_out == x_ram.depth - 1, 0, x_out + 1))
-        restart = self._restarts(m, "x")
-        if restart is not None:
-            with m.If(restart):
+        if self.restart is not None:
+            with m.If(self.restarted):
                 m.d.sync += [x_in.eq(0), x_out.eq(0)]
         x = Signal(self._x_shape, reset_less=True)
         m.d.sync += x.as_value().eq(x_ram.r_data)
@@ -152,8 +150,18 @@ class NormUnit(StageUnit):
         return m
 
     @property
+    def submodules(self) -> dict[str, Gateware]:
+        return {
+            "regroup": self.regroup,
+            "buffer": self.feeder,
+            "core": self.core,
+            "post": self.post,
+            "fifo": self.fifo,
+        }
+
+    @property
     def parts(self) -> tuple[Gateware, ...]:
-        return self.core, self.feeder, self.regroup, self.post, self.fifo, self.x_ram
+        return *super().parts, self.x_ram
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         return height, width

@@ -63,9 +63,8 @@ class Pipeline(Gateware):
         Of the frame whose first beat is offered; width at most ``folding.max_width``. They do
         not matter with any other beat.
     restart : In(1), where there is one
-        Drops all frames in flight, if held for `restart_cycles`. It walks from unit to unit, a
-        register each, and has another one before every part of a unit, so that no net spans the
-        device.
+        Drops all frames in flight, if held for `restart_cycles`. It walks from unit to unit and
+        through the parts of each, a register each, so that no net spans the device.
     load : In(LoadSignature), where something is filled at run time
         To be used while no frame is under way. It walks from unit to unit likewise.
     """
@@ -153,11 +152,7 @@ class Pipeline(Gateware):
             name = kind.name
             m.submodules[name] = unit
             if restart is not None:
-                unit.restart = here = Signal(name=f"restart_{name}")
-                m.d.sync += here.eq(restart)
-                if unit is self.units[0]:
-                    m.submodules.gate = ResetInserter(here)(gate)
-                restart = here
+                unit.restart, restart = restart, unit.restarted
             empty_here = Signal(name=f"empty_{name}")
             m.d.sync += empty_here.eq(empty & unit.empty)
             empty = empty_here
@@ -180,6 +175,8 @@ class Pipeline(Gateware):
                 ]
         if restart is None:
             m.submodules.gate = gate
+        else:  # the last one: nothing comes to a unit that is being reset
+            m.submodules.gate = ResetInserter(restart)(gate)
         m.d.comb += gate.empty.eq(empty)
         for lane in range(self.out_lanes):
             m.d.comb += self.o.payload[lane].eq(source.payload[lane])
@@ -217,7 +214,7 @@ class Pipeline(Gateware):
     def restart_cycles(self) -> int:
         """How long ``restart`` must be high: registers without a reset have to run empty."""
         longest = max(FEED_LATENCY + unit.core.array.latency + unit.latency for unit in self.units)
-        return longest + len(self.units) + 1
+        return longest + sum(len(unit.submodules) for unit in self.units)
 
     def resources(self, device: Device) -> Resources:
         return Resources.total(part.resources(device) for part in (self.gate, *self.units))

@@ -51,7 +51,9 @@ class StageUnit(Gateware):
     Attributes
     ----------
     restart : Signal or None
-        What resets everything inside a cycle later; set before elaboration.
+        What resets everything inside, part after part; set before elaboration.
+    restarted : Signal
+        Where there is one: resets the last part, as many cycles later as there are `submodules`.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class StageUnit(Gateware):
         self.regroup, self.feeder, self.core, self.post = regroup, feeder, core, post
         self.fifo = CreditFifo(shape=payload, depth=fifo_depth(self.latency))
         self.restart: Signal | None = None
+        self.restarted = Signal()
         super().__init__(
             wiring.Signature(
                 {
@@ -98,8 +101,7 @@ class StageUnit(Gateware):
         """All but what lies between regrouper and feeder, and between core and queue."""
         m = Module()
         regroup, core, post, fifo = self.regroup, self.core, self.post, self.fifo
-        for name in ("regroup", "core", "post", "fifo"):
-            self._add(m, name, getattr(self, name))
+        self._add_parts(m)
         m.d.comb += [
             regroup.i.valid.eq(self.i.valid),
             self.i.ready.eq(regroup.i.ready),
@@ -117,18 +119,23 @@ class StageUnit(Gateware):
             connect(m, flipped(self.load), post.load)
         return m
 
-    def _restarts(self, m: Module, name: str) -> Signal | None:
-        """`restart` behind a register: no part hurries another's reset, however far it lies."""
-        if self.restart is None:
-            return None
-        here = Signal(name=f"restart_{name}")
-        m.d.sync += here.eq(self.restart)
-        return here
+    def _add_parts(self, m: Module) -> None:
+        """Add the submodules; a restart walks through them, a register each.
 
-    def _add(self, m: Module, name: str, part: Gateware) -> None:
-        """Make ``part`` a submodule that is restarted with the unit."""
-        restart = self._restarts(m, name)
-        m.submodules[name] = part if restart is None else ResetInserter(restart)(part)
+        Registers side by side would be one to synthesis, and hurry to wherever the farthest part
+        lies.
+        """
+        restart = self.restart
+        for name, part in self.submodules.items():
+            if restart is None:
+                m.submodules[name] = part
+            else:
+                here = Signal(name=f"restart_{name}")
+                m.d.sync += here.eq(restart)
+                m.submodules[name] = ResetInserter(here)(part)
+                restart = here
+        if restart is not None:
+            m.d.comb += self.restarted.eq(restart)
 
     @property
     def i_beats(self) -> int:
@@ -142,8 +149,13 @@ class StageUnit(Gateware):
 
     @property
     @abstractmethod
+    def submodules(self) -> dict[str, Gateware]:
+        """What can be restarted, in the order in which data walk through it."""
+
+    @property
     def parts(self) -> tuple[Gateware, ...]:
         """Everything inside that answers for resources."""
+        return tuple(self.submodules.values())
 
     @abstractmethod
     def output_size(self, height: int, width: int) -> tuple[int, int]:
