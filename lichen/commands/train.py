@@ -77,6 +77,10 @@ def _import_quant() -> None:
     help="Start from a checkpoint (sets arch, N, M and lambda unless given; with another --arch, "
     "only its g_a and g_s are taken).",
 )  # fmt: skip
+@click.option(
+    "--prior", metavar="CKPT",
+    help="With --init of another architecture: where everything but g_a and g_s comes from.",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the saved state of this run.")
 @click.option("--overwrite", is_flag=True, help="Start anew though a saved state exists.")
 @click.option("--save-every", default=60.0, show_default=True, help="Seconds between saves.")
@@ -96,6 +100,7 @@ def command(
     images: str,
     output: str,
     init: str | None,
+    prior: str | None,
     resume: bool,
     overwrite: bool,
     save_every: float,
@@ -130,18 +135,21 @@ def command(
         return ctx.get_parameter_source(name) in typed
 
     target = Path(output)
-    start = None
+    start = first_prior = None
     _options.check_state(state_path(target), resume=resume, overwrite=overwrite)
     if resume:
-        if init or overwrite:
-            raise UserError("--resume goes with neither --init nor --overwrite.")
+        if init or prior or overwrite:
+            raise UserError("--resume goes with none of --init, --prior and --overwrite.")
         # What is not typed again is taken from the saved run.
         saved = load_state(target)[1]["config"]
         if given("steps") or given("minutes"):
             saved = {**saved, "steps": None, "minutes": None}
         options = {**saved, **{k: v for k, v in options.items() if given(k)}}
+    elif prior and not init:
+        raise UserError("--prior goes with --init, which gives g_a and g_s.")
     elif init:
         start = load_checkpoint(init)
+        first_prior = load_checkpoint(prior) if prior else None
         found = {"arch": start.arch, "n": start.n, "m": start.m}
         lmbda = stated_lambda(start.metadata)
         if lmbda is not None:
@@ -161,6 +169,7 @@ def command(
         images,
         target,
         init=start,
+        prior=first_prior,
         resume=resume,
         save_every=save_every,
         progress=not quiet,

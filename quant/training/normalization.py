@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from compressai.layers import GDN
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class ProductGDN(GDN):
@@ -19,7 +19,7 @@ class ProductGDN(GDN):
     def forward(self, x: Tensor) -> Tensor:
         beta, gamma = self.beta_reparam(self.beta), self.gamma_reparam(self.gamma)
         # Channels last in memory, as everything in training is, this moves no data.
-        norm = F.linear((x * x).permute(0, 2, 3, 1), gamma, beta).permute(0, 3, 1, 2)
+        norm = functional.linear((x * x).permute(0, 2, 3, 1), gamma, beta).permute(0, 3, 1, 2)
         return x * (torch.sqrt(norm) if self.inverse else torch.rsqrt(norm))
 
 

@@ -100,6 +100,7 @@ def train(
     output: str | Path,
     *,
     init: Checkpoint | None = None,
+    prior: Checkpoint | None = None,
     resume: bool = False,
     save_every: float = 60.0,
     progress: bool = True,
@@ -118,6 +119,7 @@ def train(
             `CropSource` has made of them.
         output: a path ending in `.safetensors`.
         init: a checkpoint of the same widths to start from (see `Trainer.initialise`).
+        prior: where the rest comes from if `init` is of another architecture.
         resume: go on from the state beside `output`.
         save_every: seconds between intermediate saves.
         progress: show a progress bar on stderr.
@@ -146,7 +148,7 @@ def train(
     if saved_state is not None:
         trainer.restore(*saved_state)
     elif init is not None:
-        trainer.initialise(init)
+        trainer.initialise(init, prior)
     bar = tqdm(
         total=config.steps,
         initial=trainer.step,

@@ -199,15 +199,29 @@ class Trainer:
             optimizers["soap"] = (soap, matrices)
         return optimizers, {"adam": lr_others, "soap": c.lr}
 
-    def initialise(self, start: Checkpoint) -> None:
+    def initialise(self, start: Checkpoint, prior: Checkpoint | None = None) -> None:
         """Start from the parameters of a checkpoint.
 
         One of the same architecture gives all of its parameters; one of another
         architecture, for example a factorized model for a hyperprior, its transforms g_a and
-        g_s, while the rest keeps its fresh initialisation.
+        g_s, while the rest keeps its fresh initialisation, or comes from `prior`, of this
+        architecture.
 
-        Raises UserError when N, M, the widths or the activations of the transforms differ.
+        Raises UserError when N, M, the widths or the activations of the transforms differ, or
+        nothing is left for `prior` to give.
         """
+        self._take(start)
+        if prior is None:
+            return
+        if start.arch == self.config.arch or prior.arch != self.config.arch:
+            raise UserError(
+                f"a prior gives what a starting checkpoint of another architecture lacks: it must "
+                f"be {self.config.arch}, and the start must not ({prior.arch}, {start.arch})."
+            )
+        self._take(prior, but=("g_a.", "g_s."))
+
+    def _take(self, start: Checkpoint, but: tuple[str, ...] = ()) -> None:
+        """Take over parameters and history; with ``but``, the parameters but these alone."""
         c = self.config
         same = start.arch == c.arch
         if (start.n, start.m) != (c.n, c.m) or ARCHS[start.arch].gdn != ARCHS[c.arch].gdn:
@@ -216,7 +230,13 @@ class Trainer:
                 f"transforms are not those of {c.arch} with N = {c.n}, M = {c.m}."
             )
         mine = ("",) if same else ("g_a.", "g_s.")
-        taken = [name for name in self.named if name.startswith(mine) and not name.endswith(SCALE)]
+        taken = [
+            name
+            for name in self.named
+            if name.startswith(mine)
+            and not name.endswith(SCALE)
+            and not (but and name.startswith(but))
+        ]
         for name in taken:
             if start.state_dict[name].shape != self.named[name].shape:
                 raise UserError(
@@ -227,7 +247,14 @@ class Trainer:
         with torch.no_grad():
             for name in taken:
                 self.named[name].copy_(start.state_dict[name])
-        self.init = {k: start.metadata[k] for k in ("source", "sha256") if k in start.metadata}
+        came_from: dict[str, Any] = {
+            k: start.metadata[k] for k in ("source", "sha256") if k in start.metadata
+        }
+        if but:
+            self.init["prior"] = came_from
+            self.average = self._copy()
+            return
+        self.init = came_from
         if not same:
             self.init |= {"arch": start.arch, "transforms": ["g_a", "g_s"]}
         before = start.metadata.get("init", {}).get("history", [])

@@ -380,6 +380,32 @@ def test_warm_start_from_a_factorized_model(arch, images, tmp_path, model):
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
 
 
+def test_a_prior_gives_what_other_transforms_lack(images, tmp_path, model):
+    arch, source = "bmshj2018-hyperprior", CropSource(list_images(images), patch=64)
+    config = TrainConfig(arch=arch, steps=2, **SMALL)
+    known = new_model(arch, 4, 6)
+    start, prior = tmp_path / "start.safetensors", tmp_path / "prior.safetensors"
+    save_checkpoint(start, "bmshj2018-factorized", 4, 6, parameters_of(model), {})
+    save_checkpoint(prior, arch, 4, 6, parameters_of(known), {})
+    trainer = Trainer(config, source)
+    trainer.initialise(load_checkpoint(start), load_checkpoint(prior))
+    transforms, rest = parameters_of(model), parameters_of(known)
+    for name, value in parameters_of(trainer.model).items():
+        taken = name.startswith(("g_a.", "g_s."))
+        if not name.endswith("quantiles"):
+            assert torch.equal(value, (transforms if taken else rest)[name]), name
+        assert torch.equal(value, trainer.average[name]), name
+    assert trainer.init["source"] == "start.safetensors"
+    assert trainer.init["prior"]["source"] == "prior.safetensors"
+    for first, second in ((prior, start), (start, start), (prior, prior)):
+        with pytest.raises(UserError, match="must be bmshj2018-hyperprior, and the start must not"):
+            Trainer(config, source).initialise(load_checkpoint(first), load_checkpoint(second))
+    output = tmp_path / "run.safetensors"
+    command_line = ["--images", str(images), "-o", str(output), "--prior", str(prior)]
+    result = CliRunner().invoke(command, [*command_line, "--steps", "1"])
+    assert result.exit_code != 0 and "--prior goes with --init" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("arch", "n"), [("bmshj2018-factorized-relu", 4), ("bmshj2018-hyperprior", 5)]
 )
