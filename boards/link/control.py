@@ -123,24 +123,31 @@ class Control(Gateware):
             self.digest_at.eq(protocol.DIGEST_BYTES - told),
         ]
         with m.FSM():
+            # What is next is chosen a cycle before it is laid ready: that enables hundreds of bits.
             with m.State("IDLE"):
                 with m.If(self.opened):
-                    m.d.comb += self.opened_taken.eq(1)
-                    payload = packed(protocol.SESSION, {"session": self.session})
-                    self._load(m, shift, own, Kind.OPENED, Const(0, 8), payload)
-                    m.d.sync += [builder.seed.eq(0), fixed.eq(0)]
-                    m.next = "MAKE"
+                    m.next = "OPENED"
                 with m.Elif(self.info):
-                    m.d.comb += self.info_taken.eq(1)
-                    self._load(m, shift, own, Kind.INFO, self.page, Cat())
-                    m.d.sync += [builder.seed.eq(0), fixed.eq(0)]
-                    self._choose_page(m, shift, own, at, fixed, told)
-                    m.next = "MAKE"
+                    m.next = "INFO"
                 with m.Elif(self.state):
-                    m.d.comb += self.state_taken.eq(1)
-                    self._load(m, shift, own, Kind.STATE, self.number, self.fields)
-                    m.d.sync += [builder.seed.eq(self.session), fixed.eq(0)]
-                    m.next = "MAKE"
+                    m.next = "STATE"
+            with m.State("OPENED"):
+                m.d.comb += self.opened_taken.eq(1)
+                payload = packed(protocol.SESSION, {"session": self.session})
+                self._load(m, shift, own, Kind.OPENED, Const(0, 8), payload)
+                m.d.sync += [builder.seed.eq(0), fixed.eq(0)]
+                m.next = "MAKE"
+            with m.State("INFO"):
+                m.d.comb += self.info_taken.eq(1)
+                self._load(m, shift, own, Kind.INFO, self.page, Cat())
+                m.d.sync += [builder.seed.eq(0), fixed.eq(0)]
+                self._choose_page(m, shift, own, at, fixed, told)
+                m.next = "MAKE"
+            with m.State("STATE"):
+                m.d.comb += self.state_taken.eq(1)
+                self._load(m, shift, own, Kind.STATE, self.number, self.fields)
+                m.d.sync += [builder.seed.eq(self.session), fixed.eq(0)]
+                m.next = "MAKE"
             with m.State("MAKE"):
                 m.d.comb += builder.i.valid.eq(1)
                 with m.If(builder.i.ready):
