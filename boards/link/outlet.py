@@ -120,7 +120,7 @@ class Outlet(Gateware):
         m.d.comb += [progress.eq(self.ack_number - acked), kept.eq(made - acked)]
         m.d.sync += is_made.eq(progress <= kept)
         with m.If(self.ack & is_made):
-            m.d.comb += sender.again.eq(self.ack_again)
+            m.d.comb += [sender.again.eq(self.ack_again), sender.moves.eq(1)]
             m.d.sync += acked.eq(self.ack_number)
 
         self._make(m, made, kept)

@@ -30,6 +30,8 @@ class PacketSender(Gateware):
         Number of the next packet in sequence that will be made; those before it wait.
     acked : In(8)
         Number of the first one that the host has not acknowledged.
+    moves : In(1)
+        A pulse: ``acked`` is another one from the next cycle on.
     again : In(1)
         A pulse: send from ``acked`` on.
     pause : In(1)
@@ -55,6 +57,7 @@ class PacketSender(Gateware):
                     "single": In(items),
                     "made": In(8),
                     "acked": In(8),
+                    "moves": In(1),
                     "again": In(1),
                     "pause": In(1),
                     "sent": Out(8),
@@ -71,8 +74,17 @@ class PacketSender(Gateware):
         rewind = Signal()
         is_single = Signal()
         behind = Signal(8)  # how far the host's acknowledgement is ahead of what was sent
+        # What the choice of a packet depends on lies in registers, for it reaches far. They are
+        # right in a cycle before which neither `sent` nor `acked` has changed.
+        overtaken = Signal()
+        waits = Signal()
+        moved = Signal()
         m.d.comb += behind.eq(self.acked - self.sent)
-        overtaken = (behind != 0) & ~behind[7]
+        m.d.sync += [
+            overtaken.eq((behind != 0) & ~behind[7]),
+            waits.eq(self.sent != self.made),
+            moved.eq(self.moves),
+        ]
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.pause):
@@ -83,7 +95,8 @@ class PacketSender(Gateware):
                 with m.Elif(rewind | overtaken):
                     m.d.comb += self.idle.eq(1)
                     m.d.sync += [self.sent.eq(self.acked), rewind.eq(0)]
-                with m.Elif(self.sent != self.made):
+                    m.next = "SETTLE"
+                with m.Elif(waits & ~moved):
                     m.d.comb += self.start.eq(1)
                     m.d.sync += is_single.eq(0)
                     m.next = "BYTES"
@@ -108,7 +121,10 @@ class PacketSender(Gateware):
                     m.d.comb += self.taken.eq(is_single)
                     with m.If(~is_single):
                         m.d.sync += self.sent.eq(self.sent + 1)
-                    m.next = "IDLE"
+                    m.next = "SETTLE"
+            with m.State("SETTLE"):
+                m.d.comb += self.idle.eq(1)
+                m.next = "IDLE"
         with m.If(self.again):
             m.d.sync += rewind.eq(1)
         return m

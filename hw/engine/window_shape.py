@@ -104,19 +104,21 @@ class WindowShape:
 
     @property
     def least_rows(self) -> int:
-        """Row slots without which no group could ever start."""
+        """Row slots without which no group could ever start: the rows that it reads."""
         geometry = self.geometry
-        return self.reach if geometry.transposed else max(geometry.kernel, geometry.stride) + 1
+        return self.reach if geometry.transposed else max(geometry.kernel, geometry.stride)
 
     @property
     def enough_rows(self) -> int:
         """Row slots that let writing overlap with reading.
 
-        With R slots a row into a transposed convolution may arrive during R stride - kernel + 1
-        rows of output, of which the first frees it column by column.
+        A plain convolution writes one row while it reads others; with `least_rows` writing follows
+        reading pixel by pixel, and some cycles are lost. With R slots a row into a transposed
+        convolution may arrive during R stride - kernel + 1 rows of output, of which the first
+        frees it column by column.
         """
         if not self.geometry.transposed:
-            return self.least_rows
+            return self.least_rows + 1
         stride = self.geometry.stride
         enough = self.reach * stride - self.geometry.kernel + 1 >= stride
         return max(2, self.reach + (not enough))

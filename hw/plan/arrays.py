@@ -36,6 +36,8 @@ class ArrayFoldings:
         To choose from.
     device : Device
         Of which costs are asked.
+    tight : bool
+        With buffers as small as can be (`UnitKind.tight`).
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class ArrayFoldings:
         max_width: int,
         backends: tuple[Backend, ...],
         device: Device,
+        *,
+        tight: bool = False,
     ):
-        self.device = device
+        self.device, self.tight = device, tight
         self.kind, self.size, self.max_width = kind, size, max_width
         packable = packs(*kind.operands)
         self.backends = [b for b in backends if b is not Backend.PACKED or packable]
@@ -94,6 +98,8 @@ class ArrayFoldings:
         if key not in self._cycles:
             pixels, length, lanes, backend, chains = key
             folding = ArrayFolding(pixels=pixels, chain_length=length, lanes=lanes, backend=backend)
+            if self.tight:
+                folding = self.kind.tight(folding)
             cycles = self.kind.shape(folding, chains).frame_cycles(*self.size)
             self._cycles[key] = folding, cycles
         return self._cycles[key]

@@ -236,7 +236,7 @@ def plan_together(
         have = replace(budget, dsp=min(budget.dsp, multipliers))
     backends = BACKENDS if multipliers is None else BACKENDS[:2]
     best: list[Plan] | None = None
-    searches = []
+    last: Sequence[Part] = ()
     # Narrow tiles waste much of the work on halos, but their rows need little memory: they are
     # tried where nothing else fits.
     for number, parts in enumerate(
@@ -245,19 +245,58 @@ def plan_together(
         narrow = number >= TILE_COUNTS
         if narrow and best is not None and number == TILE_COUNTS:
             break
-        search = Search(parts, backends, device=device)
-        searches.append(search)
-        found = _fastest(search, have, best)
+        last = parts
+        found = _fastest(Search(parts, backends, device=device), have, best)
+        if found is None or _scarce_blocks(found, have):
+            tight = Search(parts, backends, device=device, tight=True)
+            tighter = _fastest(tight, have, found or best)
+            if tighter is not None:
+                found = min((found or tighter, tighter), key=_slowest)
         if found is not None and (best is None or _slowest(found) < _slowest(best)):
             best = found
         elif narrow and best is not None:  # memory no longer counts for more than halos
             break
-    return best or _evaluated(searches[-1], _nearest(searches[-1], have))
+    if best is None:
+        search = Search(last, backends, device=device, tight=True)
+        return _evaluated(search, _nearest(search, have))
+    return _relaxed(best, have)
 
 
 def _slowest(plans: Sequence[Plan]) -> int:
     """Cycles of the one that takes longest."""
     return max(plan.cycles_per_frame for plan in plans)
+
+
+def _used(plans: Sequence[Plan]) -> Resources:
+    return Resources.total(plan.resources for plan in plans)
+
+
+def _scarce_blocks(plans: Sequence[Plan], budget: Resources) -> bool:
+    """Whether block RAMs hold the plans back, so that rows are better given up."""
+    return _used(plans).bram >= SCARCE * budget.bram
+
+
+def _relaxed(plans: list[Plan], budget: Resources) -> list[Plan]:
+    """Windows with the row slots that cost no cycles, wherever there is room left for them."""
+    for number, part in enumerate(plans):
+        for place, stage in enumerate(part.folding.stages):
+            if stage.convolution.rows is None:
+                continue
+            present = plans[number]
+            stages = list(present.folding.stages)
+            convolution = stage.convolution.model_copy(update={"rows": None})
+            stages[place] = stage.model_copy(update={"convolution": convolution})
+            folding = present.folding.model_copy(update={"stages": stages})
+            wider = evaluate(
+                present.pipeline.transform, folding, present.frame, device=present.device
+            )
+            others = [*plans[:number], *plans[number + 1 :]]
+            if (
+                fits(_used([wider, *others]), budget)
+                and wider.cycles_per_frame <= present.cycles_per_frame
+            ):
+                plans = [*plans[:number], wider, *plans[number + 1 :]]
+    return plans
 
 
 def _evaluated(search: Search, foldings: Sequence[Folding]) -> list[Plan]:

@@ -97,6 +97,9 @@ class Search:
     backends : tuple of Backend
     known : Known or None
     device : Device
+    tight : bool
+        With windows that have as few row slots as can be: fewer block RAMs, and some cycles more
+        than the paces of arrays tell.
 
     Attributes
     ----------
@@ -111,6 +114,7 @@ class Search:
         known: Known | None = None,
         *,
         device: Device,
+        tight: bool = False,
     ):
         self.parts, self.device = tuple(parts), device
         self.arrays: list[list[ArrayFoldings]] = []
@@ -125,10 +129,10 @@ class Search:
             for stage, source, before, size in zip(
                 transform.stages, transform.sources, sizes, sizes[1:], strict=False
             ):
-                key = (signature(stage, source), size, before[1], backends, device)
+                key = (signature(stage, source), size, before[1], backends, device, tight)
                 if key not in known.stages:
                     known.stages[key] = [
-                        ArrayFoldings(kind, size, before[1], backends, device)
+                        ArrayFoldings(kind, size, before[1], backends, device, tight=tight)
                         for kind in units_of(stage, source)
                     ]
                 self._signatures.append(key)

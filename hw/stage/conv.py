@@ -99,6 +99,8 @@ class ConvUnit(StageUnit):
         Widest input, in pixels.
     backend : Backend
         What multiplies.
+    rows : int or None
+        Row slots of the window; None takes `WindowShape.enough_rows`.
 
     Members
     -------
@@ -124,6 +126,7 @@ class ConvUnit(StageUnit):
         lanes: int,
         max_width: int,
         backend: Backend = Backend.PORTABLE,
+        rows: int | None = None,
     ):
         check_positive(i_lanes=i_lanes, pixels=pixels, chains=chains, chain_length=chain_length)
         check_positive(lanes=lanes, max_width=max_width)
@@ -155,6 +158,7 @@ class ConvUnit(StageUnit):
             passes=core.shape.passes,
             least_pass=core.shape.least_pass,
             max_width=max_width,
+            rows=rows,
         )
         # Here the layers meet: whoever sends and the window may be far apart.
         self.skid = Skid(shape=lanes_of(a_shape, lanes))
@@ -238,7 +242,26 @@ class Convolution(UnitKind):
             return f"lanes must not exceed the {self.in_channels} input channels"
         if before is not None and not divides(before, folding.lanes):
             return f"lanes must divide or be divided by the {before} channels per beat before it"
+        if folding.rows is not None:
+            least = self._window(folding, 1).least_rows
+            if folding.rows < least:
+                return f"rows must be at least {least}, which an output reads"
         return super().problem(folding, chains, before)
+
+    def _window(self, folding: ArrayFolding, max_width: int) -> WindowShape:
+        return WindowShape(
+            geometry=self.stage.convolution.geometry,
+            channels=self.in_channels,
+            lanes=folding.lanes,
+            pixels=folding.pixels,
+            max_width=max_width,
+            slots=folding.rows,
+        )
+
+    def tight(self, folding: ArrayFolding) -> ArrayFolding:
+        window = self._window(folding, 1)
+        fewer = window.least_rows < window.enough_rows
+        return folding.model_copy(update={"rows": window.least_rows}) if fewer else folding
 
     def phases(self, lanes: int) -> Phases:
         convolution = self.stage.convolution
@@ -249,13 +272,7 @@ class Convolution(UnitKind):
     ) -> Resources:
         bits = self.operands[0].width
         skid = skid_resources(folding.lanes * bits)
-        window = WindowShape(
-            geometry=self.stage.convolution.geometry,
-            channels=self.in_channels,
-            lanes=folding.lanes,
-            pixels=folding.pixels,
-            max_width=max_width,
-        )
+        window = self._window(folding, max_width)
         return self.core_resources(device, folding, chains) + skid + window.resources(device, bits)
 
     def output_resources(self, device: Device, chains: int) -> Resources:
@@ -280,6 +297,7 @@ class Convolution(UnitKind):
             lanes=folding.lanes,
             max_width=max_width,
             backend=folding.backend,
+            rows=folding.rows,
         )
 
 

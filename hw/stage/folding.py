@@ -19,12 +19,15 @@ class ArrayFolding(Model):
         S, reduction lanes of each element.
     backend : Backend
         What multiplies.
+    rows : int or None
+        Row slots of the window before a convolution; None takes `WindowShape.enough_rows`.
     """
 
     pixels: int = Field(default=1, ge=1)
     chain_length: int = Field(ge=1)
     lanes: int = Field(ge=1)
     backend: Backend = Backend.PORTABLE
+    rows: int | None = Field(default=None, ge=1)
 
 
 class StageFolding(Model):

@@ -116,6 +116,10 @@ class UnitKind(ABC):
                 return f"two products of {w} and {a} do not fit one multiplier, as packed wants it"
         return None
 
+    def tight(self, folding: ArrayFolding) -> ArrayFolding:
+        """The same array behind a buffer as small as can be, where it may be smaller."""
+        return folding
+
     def shape(self, folding: ArrayFolding, chains: int) -> CoreShape:
         """The dimensions of its core."""
         key = folding, chains

@@ -224,6 +224,8 @@ class DivisiveNormalization(UnitKind):
             return f"lanes of the normalization must not exceed its {self.channels} channels"
         if not divides(chains, folding.lanes):
             return f"lanes of the normalization must divide or be divided by the {chains} chains"
+        if folding.rows is not None:
+            return "rows are those of a convolution's window; a normalization has none"
         return super().problem(folding, chains, before)
 
     def array_resources(

@@ -10,7 +10,7 @@ from amaranth.hdl import Shape
 
 from lichen.hw.engine.element import Backend, packs
 from lichen.hw.stage.folding import ArrayFolding, Folding, StageFolding
-from lichen.hw.stage.kinds import units_of
+from lichen.hw.stage.kinds import transform_units, units_of
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.arithmetic import ceil_div
 from lichen.network.description import Activation, Transform
@@ -83,6 +83,15 @@ def random_folding(
     return Folding(max_width=max_width, stages=stages)
 
 
+def some_tight(rng: np.random.Generator, transform: Transform, folding: Folding) -> Folding:
+    """The folding with as few row slots as can be in front of some convolutions."""
+    stages = []
+    for kinds, stage in zip(transform_units(transform), folding.stages, strict=True):
+        conv = kinds[0].tight(stage.convolution) if rng.integers(2) else stage.convolution
+        stages.append(stage.model_copy(update={"convolution": conv}))
+    return folding.model_copy(update={"stages": stages})
+
+
 def random_shape(rng: np.random.Generator, channels: int) -> StageShape:
     """Any stage the gateware supports."""
     kernel = _pick(rng, (1, 2, 3, 3, 4, 5, 5, 7, 9))
@@ -111,6 +120,7 @@ def random_case(seed: int, *, cycles: int = 5000) -> Case:
         transform = random_transform(rng, shapes, in_channels=_pick(rng, (1, 3, 3, 4)))
         height, width = (int(v) for v in rng.integers(1, 34, 2))
         folding = random_folding(rng, transform, width + int(rng.integers(0, 20)))
+        folding = some_tight(np.random.default_rng([seed, 1]), transform, folding)
         if _runs(transform, folding, (height, width), cycles):
             break
     image = rng.integers(0, 256, (height, width, transform.in_channels))
@@ -149,6 +159,7 @@ def random_upsampling(seed: int, *, cycles: int = 4000) -> Case:
         )
         height, width = (int(v) for v in rng.integers(1, 9, 2))
         folding = random_folding(rng, transform, width + int(rng.integers(0, 5)), most=24)
+        folding = some_tight(np.random.default_rng([seed, 1]), transform, folding)
         if _runs(transform, folding, (height, width), cycles):
             break
     image = rng.integers(source.lo, source.hi + 1, (height, width, transform.in_channels))
