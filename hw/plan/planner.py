@@ -237,13 +237,13 @@ def plan_together(
     backends = BACKENDS if multipliers is None else BACKENDS[:2]
     best: list[Plan] | None = None
     last: Sequence[Part] = ()
+    improved = False
     # Narrow tiles waste much of the work on halos, but their rows need little memory: they are
-    # tried where nothing else fits.
+    # tried where nothing else fits, and as long as each is faster than the one before.
     for number, parts in enumerate(
         zip(*(one.parts(TILE_COUNTS_MOST) for one in wanted), strict=False)
     ):
-        narrow = number >= TILE_COUNTS
-        if narrow and best is not None and number == TILE_COUNTS:
+        if number >= TILE_COUNTS and best is not None and not improved:
             break
         last = parts
         found = _fastest(Search(parts, backends, device=device), have, best)
@@ -252,10 +252,9 @@ def plan_together(
             tighter = _fastest(tight, have, found or best)
             if tighter is not None:
                 found = min((found or tighter, tighter), key=_slowest)
-        if found is not None and (best is None or _slowest(found) < _slowest(best)):
+        improved = found is not None and (best is None or _slowest(found) < _slowest(best))
+        if improved:
             best = found
-        elif narrow and best is not None:  # memory no longer counts for more than halos
-            break
     if best is None:
         search = Search(last, backends, device=device, tight=True)
         return _evaluated(search, _nearest(search, have))

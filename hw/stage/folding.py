@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any, Literal
+
 from lichen.hw.engine.element import Backend
 from lichen.network.model import Field, Model
 
@@ -28,6 +31,14 @@ class ArrayFolding(Model):
     lanes: int = Field(ge=1)
     backend: Backend = Backend.PORTABLE
     rows: int | None = Field(default=None, ge=1)
+
+    def model_dump(
+        self, *, mode: Literal["python", "json"] = "python", exclude: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """As of any model; without ``rows`` where none are given, as foldings always were written:
+        what is digested of them stays the same."""
+        unsaid = () if self.rows is not None else ("rows",)
+        return super().model_dump(mode=mode, exclude=(*exclude, *unsaid))
 
 
 class StageFolding(Model):

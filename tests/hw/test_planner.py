@@ -11,6 +11,7 @@ from lichen.errors import UserError
 from lichen.hw.device.device import Resources
 from lichen.hw.plan.planner import PHOTO, evaluate, fits, frame_cycles, plan, tile_widths
 from lichen.hw.plan.tiling import tiles
+from lichen.hw.stage.folding import Folding
 from lichen.hw.stage.kinds import check_folding
 from lichen.network.description import Activation, Transform
 from lichen.network.random import StageShape, random_factorized, random_transform
@@ -71,6 +72,45 @@ def test_narrow_tiles_where_memory_is_short(small: Transform) -> None:
         f"block RAMs (7 of 7 that a plan may use: {weights} for weights, {lines} for rows, "
         f"{other} for other things)"
     )
+
+
+def test_windows_give_up_rows_where_block_rams_bind(small: Transform) -> None:
+    """As few row slots as a kernel reads, and every block RAM more makes a plan no slower."""
+    budgets = [Resources(dsp=60, bram=bram, lut=13_000) for bram in (8, 9, 12)]
+    found = [plan(small, budget) for budget in budgets]
+    cycles = [plan.cycles_per_frame for plan in found]
+    assert cycles == sorted(cycles, reverse=True)
+    for each, budget in zip(found, budgets, strict=True):
+        rows = [stage.convolution.rows for stage in each.folding.stages]
+        assert 5 in rows and set(rows) <= {5, None}
+        stages = [
+            stage.model_copy(
+                update={"convolution": stage.convolution.model_copy(update={"rows": 6})}
+            )
+            for stage in each.folding.stages
+        ]
+        full = evaluate(small, each.folding.model_copy(update={"stages": stages}))
+        assert not fits(full.resources, budget)
+
+
+@pytest.mark.parametrize(
+    ("slot", "rows", "sentence"),
+    [
+        ("convolution", 4, "stage conv1: rows must be at least 5, which an output reads"),
+        ("normalization", 5, "rows are those of a convolution's window; a normalization has none"),
+    ],
+)
+def test_row_slots_that_cannot_be_are_refused(
+    small: Transform, slot: str, rows: int, sentence: str
+) -> None:
+    folding = plan(small, BUDGETS[0], max_width=256).folding
+    tree = folding.model_dump(mode="json")
+    assert all("rows" not in stage["convolution"] for stage in tree["stages"])
+    tree["stages"][0][slot]["rows"] = rows
+    wrong = Folding.model_validate(tree)
+    assert wrong.model_dump(mode="json") == tree
+    with pytest.raises(UserError, match=sentence):
+        evaluate(small, wrong)
 
 
 def test_what_almost_fits_is_close_to_the_budget(small: Transform) -> None:
