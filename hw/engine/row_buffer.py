@@ -461,7 +461,9 @@ class RowBuffer(Gateware):
             if pixels > 1:
                 word = Array(words[(p + t) % pixels] for t in range(pixels))[turn]
             value = Signal(lanes_of(self.a_shape, shape.lanes), name=f"value_{p}", reset_less=True)
-            m.d.sync += value.as_value().eq(Mux(inside, word, 0))
+            # Gated, not reset: a reset of so many registers takes long ways, and tables have room.
+            gates = inside.replicate(len(value.as_value()))
+            m.d.sync += value.as_value().eq(Value.cast(word) & gates)
             # Once more, for the memory may be far from the array.
             m.d.comb += self.feed.a[p].as_value().eq(delayed(m, value.as_value(), 1, f"a_{p}"))
 

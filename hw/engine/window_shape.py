@@ -237,7 +237,7 @@ class WindowShape:
         # Fitted to windows packed alone, of 1 to 3 pixels and 6 to 10 bits; one of 4 pixels is 6 %
         # above it.
         control = Resources(lut=585 + 57 * (self.pixels - 1) + 46 * self.column_bits)
-        # Zeros of the padding are resets of registers and take none.
-        rotate = Resources(lut=self.pixels * word * ceil_log2(self.pixels))
+        # The zeros of the padding are gated in the same tables.
+        rotate = Resources(lut=self.pixels * word * max(1, ceil_log2(self.pixels)))
         banks = ram_resources(device, self.bank_words, word, writable=True) * self.pixels
         return banks + control + rotate
