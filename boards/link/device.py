@@ -218,8 +218,9 @@ class Link(Gateware):
             ),
             self.failed.eq(phase == _Phase.HALT),
             silent.eq((phase == _Phase.ABORT) | (phase == _Phase.RESET)),
-            flush.eq(phase == _Phase.RESET),
         ]
+        # A cycle late: hundreds of registers, all over the link, and it lasts `RESET_CYCLES`.
+        m.d.sync += flush.eq(phase == _Phase.RESET)
         # A cycle late: 32 bits on the way to all that asks were the slowest path of a whole design.
         m.d.sync += self.open.eq(state.session != protocol.ENDED)
         m.submodules.receiver = receiver = self._receiver

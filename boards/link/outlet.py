@@ -133,12 +133,18 @@ class Outlet(Gateware):
         done_due = Signal()
         left = Signal(32)  # bytes of the frame that have not come
         count = Signal(range(protocol.PAYLOAD_BYTES + 1))
+        # What ends a packet lies in registers, and so does whether another has room: these choose
+        # a state that hundreds of registers wait for.
+        last_left = Signal()  # `left` is 1
+        last_of_payload = Signal()
+        last_of_done = Signal()
+        room = Signal()
+        m.d.sync += room.eq(kept != self._slots.count)
         shift = Signal(8 * protocol.DONE.size)
         content = builder.i
         with m.FSM():
             with m.State("WAIT"):
-                m.d.sync += count.eq(0)
-                room = kept != self._slots.count
+                m.d.sync += [count.eq(0), last_of_payload.eq(0), last_of_done.eq(0)]
                 with m.If(room & self.more & self.i.valid):
                     m.d.sync += is_done.eq(0)
                     m.next = "KIND"
@@ -157,11 +163,7 @@ class Outlet(Gateware):
                 with m.If(content.ready):
                     m.next = "PAYLOAD"
             with m.State("PAYLOAD"):
-                ends = Mux(
-                    is_done,
-                    count == protocol.DONE.size - 1,
-                    (count == protocol.PAYLOAD_BYTES - 1) | (left == 1),
-                )
+                ends = Mux(is_done, last_of_done, last_of_payload | last_left)
                 m.d.comb += [
                     content.payload.byte.eq(Mux(is_done, shift[:8], self.i.payload)),
                     content.payload.last.eq(ends),
@@ -169,9 +171,14 @@ class Outlet(Gateware):
                     self.i.ready.eq(content.ready & ~is_done),
                 ]
                 with m.If(content.valid & content.ready):
-                    m.d.sync += [count.eq(count + 1), shift.eq(shift >> 8)]
+                    m.d.sync += [
+                        *(count.eq(count + 1), shift.eq(shift >> 8)),
+                        last_of_payload.eq(count == protocol.PAYLOAD_BYTES - 2),
+                        last_of_done.eq(count == protocol.DONE.size - 2),
+                    ]
                     with m.If(~is_done):
-                        m.d.sync += [left.eq(left - 1), self.more.eq(left != 1)]
+                        m.d.sync += [left.eq(left - 1), last_left.eq(left == 2)]
+                        m.d.sync += self.more.eq(~last_left)
                     with m.If(ends):
                         m.next = "STUFF"
             with m.State("STUFF"), m.If(builder.done):
@@ -179,9 +186,12 @@ class Outlet(Gateware):
                 m.d.comb += self.complete.eq(is_done)
                 with m.If(is_done):
                     m.d.sync += done_due.eq(0)
+                m.next = "SETTLE"
+            with m.State("SETTLE"):  # `room` follows what was made
                 m.next = "WAIT"
         with m.If(self.begin):
             m.d.sync += [left.eq(self.expected), self.more.eq(~self.none), done_due.eq(1)]
+            m.d.sync += last_left.eq(self.expected == 1)
 
     def resources(self, device: Device) -> Resources:
         parts = (self._slots, self._builder, self._sender)

@@ -154,11 +154,13 @@ class PixelBuffer(Gateware):
         address = Signal(range(self.banks * steps))
         m.d.comb += address.eq(Mux(bank, steps, 0) + beat)
         r_addr = delayed(m, address, FEED_LATENCY - 2 - Ram.latency, "r_addr")
-        valid = delayed(m, seq.step, FEED_LATENCY - 2, "valid")
+        # The other way round, for it resets registers, which takes no table then.
+        idle = Signal(init=1)
+        m.d.sync += idle.eq(~delayed(m, seq.step, FEED_LATENCY - 3, "valid"))
         for p, ram in enumerate(self.rams):
             m.d.comb += ram.r_addr.eq(r_addr)
             value = Signal(lanes_of(self.shape, self.lanes), name=f"value_{p}", reset_less=True)
-            m.d.sync += value.as_value().eq(Mux(valid, ram.r_data, 0))
+            m.d.sync += value.as_value().eq(Mux(idle, 0, ram.r_data))
             # Once more, for the memory may be far from the array.
             m.d.comb += self.feed.a[p].as_value().eq(delayed(m, value.as_value(), 1, f"a_{p}"))
         return m
