@@ -69,6 +69,7 @@ class _Registers:
         self.row = Signal(16)
         self.column_last = Signal(16)
         self.row_last = Signal(16)
+        self.byte_end, self.column_end, self.row_end = Signal(), Signal(), Signal()
         # Of the load: its checksum, whether it is one, and whether it has begun. Which transforms
         # hold a whole one.
         self.crc = Signal(32)
@@ -428,7 +429,10 @@ class Link(Gateware):
 
     def _count(self, m: Module, state: _Registers) -> None:
         """Cycles and mishaps."""
-        begins, ends = state.to.valid & state.to.ready, state.back.valid & state.back.ready
+        # A cycle late, both of them: what passes has come a long way.
+        begins, ends = Signal(), Signal()
+        m.d.sync += begins.eq(state.to.valid & state.to.ready)
+        m.d.sync += ends.eq(state.back.valid & state.back.ready)
         m.d.sync += state.clock.eq(state.clock + 1)
         m.d.sync += state.framing.eq(state.framing + self.bad)
         m.d.sync += state.damaged.eq(state.damaged + self._receiver.broken)
@@ -506,6 +510,9 @@ class Link(Gateware):
             state.byte_last.eq(bytes_last),
             state.column_last.eq(width - 1),
             state.row_last.eq(height - 1),
+            state.byte_end.eq(bytes_last == 0),
+            state.column_end.eq(width == 1),
+            state.row_end.eq(height == 1),
             state.input_done.eq(0),
             state.is_load.eq(0),
         ]
@@ -526,13 +533,21 @@ class Link(Gateware):
             target.valid.eq(source.valid & ~state.input_done),
             source.ready.eq(target.ready & ~state.input_done),
         ]
+
+        def step(count: Signal, at_end: Signal, last: Signal) -> None:
+            """Count on; whether that is the last one is known when the next byte comes."""
+            with m.If(at_end):
+                m.d.sync += [count.eq(0), at_end.eq(last == 0)]
+            with m.Else():
+                m.d.sync += [count.eq(count + 1), at_end.eq(count + 1 == last)]
+
         with m.If(target.valid & target.ready):
-            m.d.sync += state.byte.eq(state.byte + 1)
-            with m.If(state.byte == state.byte_last):
-                m.d.sync += [state.byte.eq(0), state.column.eq(state.column + 1)]
-                with m.If(state.column == state.column_last):
-                    m.d.sync += [state.column.eq(0), state.row.eq(state.row + 1)]
-                    with m.If(state.row == state.row_last):
+            step(state.byte, state.byte_end, state.byte_last)
+            with m.If(state.byte_end):
+                step(state.column, state.column_end, state.column_last)
+                with m.If(state.column_end):
+                    step(state.row, state.row_end, state.row_last)
+                    with m.If(state.row_end):
                         m.d.sync += state.input_done.eq(1)
         with m.If(state.input_done):
             m.d.sync += state.phase.eq(_Phase.DRAIN)
