@@ -299,7 +299,7 @@ STAGE = Layout(
     Field("stride", 1, ""),
     Field("padding", 1, ""),
     Field("output_padding", 1, ""),
-    Field("transposed", 1, "0 or 1"),
+    Field("transposed", 1, "0 or 1; bits 1 to 7: row slots of the window, 0: as usual"),
     Field("activation", 1, _told(ACTIVATIONS)),
     *_format("source", "the input"),
     *_format("x", "what is requantized"),
@@ -381,6 +381,10 @@ def _stage_page(template: StageTemplate, folding: StageFolding) -> bytes:
     values: dict[str, Any] = {name: value or 0 for name, value in template}
     values["activation"] = ACTIVATIONS.index(template.activation)
     values["chains"] = folding.chains
+    rows = folding.convolution.rows or 0
+    if rows >= 128:
+        raise ValueError(f"at most 127 row slots can be told, not {rows}")
+    values["transposed"] |= rows << 1
     for name in ("source", "x", "output"):
         form: Format = getattr(template, name)
         values[f"{name}_bits"] = form.bits | form.signed << 7
@@ -398,13 +402,16 @@ def stage_of(page: bytes, name: str) -> tuple[StageTemplate, StageFolding]:
     values = STAGE.unpack(page)
     try:
         arrays = {slot: _array_of(values, slot) for slot in ("convolution", "normalization")}
+        rows, transposed = values["transposed"] >> 1, values["transposed"] & 1
+        if rows and arrays["convolution"] is not None:
+            arrays["convolution"]["rows"] = rows
         folding = StageFolding.model_validate({"chains": values.pop("chains"), **arrays})
         activation = ACTIVATIONS[values.pop("activation")]
         forms = {form: _format_of(values, form) for form in ("source", "x", "output")}
         if activation.norm is None:
             values |= dict.fromkeys(("gamma_bits", "u_bits", "u_shift", "product_shift"))
         fixed = {"name": name, "activation": activation, **forms}
-        fixed["transposed"] = bool(values["transposed"])
+        fixed["transposed"] = bool(transposed)
         return StageTemplate.model_validate(values | fixed), folding
     except (ValidationError, IndexError) as error:
         raise ProtocolError(f"not a stage: {error}") from None

@@ -10,6 +10,7 @@ from typing import Any
 from lichen.errors import UserError
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.ecp5 import ECP5
+from lichen.hw.engine.element import Backend
 from lichen.hw.plan.search import BACKENDS, Part, Search, fits
 from lichen.hw.plan.tiling import Tile, tiles
 from lichen.hw.stage import timing
@@ -235,30 +236,43 @@ def plan_together(
     if multipliers is not None:
         have = replace(budget, dsp=min(budget.dsp, multipliers))
     backends = BACKENDS if multipliers is None else BACKENDS[:2]
-    best: list[Plan] | None = None
-    last: Sequence[Part] = ()
-    improved = False
-    # Narrow tiles waste much of the work on halos, but their rows need little memory: they are
-    # tried where nothing else fits, and as long as each is faster than the one before.
-    for number, parts in enumerate(
-        zip(*(one.parts(TILE_COUNTS_MOST) for one in wanted), strict=False)
-    ):
-        if number >= TILE_COUNTS and best is not None and not improved:
-            break
-        last = parts
-        found = _fastest(Search(parts, backends, device=device), have, best)
-        if found is None or _scarce_blocks(found, have):
-            tight = Search(parts, backends, device=device, tight=True)
-            tighter = _fastest(tight, have, found or best)
-            if tighter is not None:
-                found = min((found or tighter, tighter), key=_slowest)
-        improved = found is not None and (best is None or _slowest(found) < _slowest(best))
-        if improved:
-            best = found
+    widths = list(zip(*(one.parts(TILE_COUNTS_MOST) for one in wanted), strict=False))
+    best, at = _best_width(widths, have, backends, device, tight=False)
+    if best is None or _scarce_blocks(best, have):
+        # Fewer row slots make room for wider tiles, or for more multipliers.
+        tight, _ = _best_width(widths, have, backends, device, tight=True, least=at + 2, best=best)
+        best = tight or best
     if best is None:
-        search = Search(last, backends, device=device, tight=True)
+        search = Search(widths[-1], backends, device=device, tight=True)
         return _evaluated(search, _nearest(search, have))
     return _relaxed(best, have)
+
+
+def _best_width(
+    widths: Sequence[Sequence[Part]],
+    budget: Resources,
+    backends: tuple[Backend, ...],
+    device: Device,
+    *,
+    tight: bool,
+    least: int = TILE_COUNTS,
+    best: list[Plan] | None = None,
+) -> tuple[list[Plan] | None, int]:
+    """The fastest plans of all widths, if they beat ``best``, and the place of theirs.
+
+    Narrow tiles waste much of the work on halos, but their rows need little memory: behind the
+    ``least`` widest they are tried where nothing else fits, and as long as each is faster.
+    """
+    found, at, improved = None, -1, False
+    for number, parts in enumerate(widths):
+        if number >= least and (found or best) is not None and not improved:
+            break
+        plans = _fastest(Search(parts, backends, device=device, tight=tight), budget, found or best)
+        known = found or best
+        improved = plans is not None and (known is None or _slowest(plans) < _slowest(known))
+        if improved:
+            found, at = plans, number
+    return found, at
 
 
 def _slowest(plans: Sequence[Plan]) -> int:
