@@ -70,6 +70,7 @@ class _Registers:
         self.column_last = Signal(16)
         self.row_last = Signal(16)
         self.byte_end, self.column_end, self.row_end = Signal(), Signal(), Signal()
+        self.frame_fits, self.load_fits = Signal(), Signal()
         # Of the load: its checksum, whether it is one, and whether it has begun. Which transforms
         # hold a whole one.
         self.crc = Signal(32)
@@ -244,6 +245,7 @@ class Link(Gateware):
         ]
         self._reach_transform(m, state, reset=silent)
         self._take_packets(m, state, silent)
+        self._judge_header(m, state)
         self._speak(m, state)
         self._count(m, state)
         with m.Switch(phase):
@@ -449,6 +451,24 @@ class Link(Gateware):
             m.d.sync += state.counting.eq(0)
         m.d.comb += self._outlet.cycles.eq(state.cycles)
 
+    def _judge_header(self, m: Module, state: _Registers) -> None:
+        """Whether the header that waits is of something that can be done, a cycle before it is
+        checked: what that decides reaches far."""
+        intake = self._intake
+        fields = _fields(intake.header, protocol.FRAME)
+        which = fields["transform"][: len(state.which)]
+        widest = Array(Const(f.max_width, 16) for f in self.formats)[which]
+        width, height = fields["width"], fields["height"]
+        known = fields["transform"] < len(self.formats)
+        something = (width != 0) & (height != 0) & (fields["expected"] != 0)
+        m.d.sync += state.frame_fits.eq(known & (width <= widest) & something & intake.header_fits)
+        if self.fills:
+            fields = _fields(intake.header, protocol.LOAD)
+            which = fields["transform"][: len(state.which)]
+            takes = Array(Const(fill.words, 32) for fill in self.fills)[which]
+            known = fields["transform"] < len(self.fills)
+            m.d.sync += state.load_fits.eq(known & (fields["words"] == takes) & intake.header_fits)
+
     def _check_header(self, m: Module, state: _Registers) -> None:
         """Begin the frame or the load that the host announces."""
         with m.If(self._intake.header_is_load):
@@ -465,10 +485,8 @@ class Link(Gateware):
             return
         fields = _fields(intake.header, protocol.LOAD)
         which = fields["transform"][: len(state.which)]
-        takes = Array(Const(fill.words, 32) for fill in self.fills)[which]
-        known = fields["transform"] < len(self.fills)
         m.d.sync += [state.which.eq(which), state.crc.eq(fields["crc"])]
-        with m.If(known & (fields["words"] == takes) & intake.header_fits):
+        with m.If(state.load_fits):
             # What it held is no more, whatever becomes of the load.
             m.d.sync += [state.loaded.bit_select(which, 1).eq(0), state.cycles.eq(0)]
             m.d.sync += [state.filling.eq(0), state.phase.eq(_Phase.FILL)]
@@ -497,10 +515,8 @@ class Link(Gateware):
         intake, outlet = self._intake, self._outlet
         fields = _fields(intake.header, protocol.FRAME)
         which = fields["transform"][: len(state.which)]
-        widest = Array(Const(f.max_width, 16) for f in self.formats)[which]
         bytes_last = Array(Const(f.in_position - 1, 17) for f in self.formats)[which]
         width, height = fields["width"], fields["height"]
-        nothing = (width == 0) | (height == 0) | (fields["expected"] == 0)
         m.d.comb += intake.header_taken.eq(1)
         m.d.sync += [
             *(s.eq(0) for s in (state.byte, state.column, state.row)),
@@ -516,8 +532,7 @@ class Link(Gateware):
             state.input_done.eq(0),
             state.is_load.eq(0),
         ]
-        known = fields["transform"] < len(self.formats)
-        with m.If(~known | (width > widest) | nothing | ~intake.header_fits):
+        with m.If(~state.frame_fits):
             m.d.comb += state.raised.eq(Error.SIZE)
         with m.Elif(~self._holds(state, which)):
             m.d.comb += state.raised.eq(Error.EMPTY)

@@ -346,6 +346,21 @@ def test_words_are_those_of_their_order(fill):
     assert (fill.map.hex(), f"{crc:08x}") == ("5487e1c5", "455268db")
 
 
+def test_pages_tell_row_slots():
+    """A folding with few row slots comes back whole from what a device tells of it."""
+    few = ARRAY.model_copy(update={"rows": 3})
+    stages = [FOLDING.stages[0].model_copy(update={"convolution": few}), FOLDING.stages[1]]
+    folding = FOLDING.model_copy(update={"stages": stages})
+    fill = Fill.of(Pipeline(loadable(TRANSFORM), folding))
+    told = [protocol.stage_of(page, "conv") for page in protocol.stage_pages(fill)]
+    assert [stage for _, stage in told] == stages
+    assert not any(template.transposed for template, _ in told)
+    many = ARRAY.model_copy(update={"rows": 128})
+    stages = [stages[0].model_copy(update={"convolution": many}), stages[1]]
+    with pytest.raises(ValueError, match="at most 127 row slots can be told, not 128"):
+        protocol.stage_pages(replace(fill, folding=FOLDING.model_copy(update={"stages": stages})))
+
+
 def test_the_checksum_covers_words_and_digest():
     load = Load(transform=1, words=bytes(range(16)), digest=bytes(range(32)))
     kind, header = load.header()
