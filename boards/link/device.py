@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from amaranth.hdl import Array, Const, Module, Mux, ResetInserter, Signal, Value
-from amaranth.lib import enum, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lichen.boards.link import protocol
@@ -16,82 +16,13 @@ from lichen.boards.link.intake import Intake
 from lichen.boards.link.outlet import Outlet
 from lichen.boards.link.protocol import Error, Flag, Kind, Layout, State, Stuck
 from lichen.boards.link.receiver import PacketReceiver
+from lichen.boards.link.state import Phase, Registers
 from lichen.boards.port.fill import Fill
 from lichen.boards.port.format import PortFormat
 from lichen.boards.port.port import RESET_CYCLES, PortSignature
 from lichen.hw.device.device import Device, Resources
 from lichen.hw.device.gateware import Gateware, check_positive
 from lichen.hw.engine.skid import Skid
-
-
-class _Phase(enum.Enum):
-    IDLE = 0
-    CHECK = 1
-    INPUT = 2
-    DRAIN = 3
-    HALT = 4
-    ABORT = 5
-    RESET = 6
-    FILL = 7
-
-
-class _Registers:
-    """What the parts of the link share.
-
-    Registers but for ``raised`` (an error of a frame's header, which holds for a cycle) and the
-    streams to and from the transform of the frame.
-    """
-
-    def __init__(self, transforms: int) -> None:
-        self.phase = Signal(_Phase)
-        self.quiet = Signal(range(RESET_CYCLES))
-        self.errors = Signal(8)
-        self.stuck = Signal(8)
-        self.raised = Signal(8)
-        # Of the session: the one that is open, and the one that will be.
-        self.session = Signal(32)
-        self.wanted = Signal(32)
-        self.tag = Signal(8)
-        self.again = Signal()
-        self.said = Signal()
-        self.page = Signal(8)
-        self.opened_wanted = Signal()
-        self.info_wanted = Signal()
-        self.state_wanted = Signal()
-        # Of the frame: its transform, and what has come of it.
-        self.which = Signal(range(max(2, transforms)))
-        self.width = Signal(16)
-        self.height = Signal(16)
-        self.expected = Signal(32)
-        self.byte = Signal(17)
-        self.byte_last = Signal(17)
-        self.column = Signal(16)
-        self.row = Signal(16)
-        self.column_last = Signal(16)
-        self.row_last = Signal(16)
-        self.byte_end, self.column_end, self.row_end = Signal(), Signal(), Signal()
-        self.frame_fits, self.load_fits = Signal(), Signal()
-        # Of the load: its checksum, whether it is one, and whether it has begun. Which transforms
-        # hold a whole one.
-        self.crc = Signal(32)
-        self.is_load = Signal()
-        self.filling = Signal()
-        self.loaded = Signal(max(2, transforms))
-        self.input_done = Signal()
-        self.counting = Signal()
-        self.to = stream.Signature(8).create(path=("to",))
-        self.back = stream.Signature(8).create(path=("back",))
-        # Of the packet that is coming, settled long before it has arrived: its kind, and whether
-        # it names the session that is open.
-        self.kinds = {kind: Signal(name=f"is_{kind.name.lower()}") for kind in Kind}
-        self.ours = Signal()
-        # Counters.
-        self.clock = Signal(32)
-        self.frames = Signal(32)
-        self.cycles = Signal(32)
-        self.damaged = Signal(16)
-        self.lost = Signal(16)
-        self.framing = Signal(16)
 
 
 def _pages(
@@ -210,19 +141,17 @@ class Link(Gateware):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        state = _Registers(len(self.formats))
+        state = Registers(len(self.formats))
         phase = state.phase
         silent = Signal()
         flush = Signal()
         m.d.comb += [
-            self.busy.eq(
-                (phase == _Phase.INPUT) | (phase == _Phase.DRAIN) | (phase == _Phase.FILL)
-            ),
-            self.failed.eq(phase == _Phase.HALT),
-            silent.eq((phase == _Phase.ABORT) | (phase == _Phase.RESET)),
+            self.busy.eq((phase == Phase.INPUT) | (phase == Phase.DRAIN) | (phase == Phase.FILL)),
+            self.failed.eq(phase == Phase.HALT),
+            silent.eq((phase == Phase.ABORT) | (phase == Phase.RESET)),
         ]
         # A cycle late: hundreds of registers, all over the link, and it lasts `RESET_CYCLES`.
-        m.d.sync += flush.eq(phase == _Phase.RESET)
+        m.d.sync += flush.eq(phase == Phase.RESET)
         # A cycle late: 32 bits on the way to all that asks were the slowest path of a whole design.
         m.d.sync += self.open.eq(state.session != protocol.ENDED)
         m.submodules.receiver = receiver = self._receiver
@@ -241,7 +170,7 @@ class Link(Gateware):
             receiver.session.eq(state.session),
             outlet.session.eq(state.session),
             outlet.pause.eq(silent),
-            outlet.ends.eq(phase == _Phase.DRAIN),
+            outlet.ends.eq(phase == Phase.DRAIN),
         ]
         self._reach_transform(m, state, reset=silent)
         self._take_packets(m, state, silent)
@@ -249,32 +178,32 @@ class Link(Gateware):
         self._speak(m, state)
         self._count(m, state)
         with m.Switch(phase):
-            with m.Case(_Phase.IDLE):
+            with m.Case(Phase.IDLE):
                 with m.If(intake.header_valid):
-                    m.d.sync += phase.eq(_Phase.CHECK)
-            with m.Case(_Phase.CHECK):
+                    m.d.sync += phase.eq(Phase.CHECK)
+            with m.Case(Phase.CHECK):
                 self._check_header(m, state)
-            with m.Case(_Phase.INPUT):
+            with m.Case(Phase.INPUT):
                 self._take_input(m, state)
-            with m.Case(_Phase.DRAIN):
+            with m.Case(Phase.DRAIN):
                 with m.If(outlet.complete):
                     frames = state.frames + ~state.is_load
-                    m.d.sync += [phase.eq(_Phase.IDLE), state.frames.eq(frames)]
-            with m.Case(_Phase.FILL):
+                    m.d.sync += [phase.eq(Phase.IDLE), state.frames.eq(frames)]
+            with m.Case(Phase.FILL):
                 if self._filler is not None:
                     self._take_load(m, state, self._filler)
-            with m.Case(_Phase.ABORT):
+            with m.Case(Phase.ABORT):
                 # Wait for the packet that has begun, so that the line stays in step.
                 with m.If(outlet.idle):
-                    m.d.sync += [phase.eq(_Phase.RESET), state.quiet.eq(0)]
-            with m.Case(_Phase.RESET):
+                    m.d.sync += [phase.eq(Phase.RESET), state.quiet.eq(0)]
+            with m.Case(Phase.RESET):
                 self._wait_out_reset(m, state)
         failure = self._failures(m, state)
-        with m.If(~silent & (phase != _Phase.HALT) & (failure != 0)):
+        with m.If(~silent & (phase != Phase.HALT) & (failure != 0)):
             m.d.sync += [
                 state.errors.eq(state.errors | failure),
                 state.state_wanted.eq(1),
-                phase.eq(_Phase.HALT),
+                phase.eq(Phase.HALT),
             ]
         # Last, for an opening gets out of anything.
         opens = Signal()
@@ -284,13 +213,13 @@ class Link(Gateware):
         )
         with m.If(opens):
             m.d.sync += [
-                phase.eq(_Phase.ABORT),
+                phase.eq(Phase.ABORT),
                 state.session.eq(protocol.ENDED),
                 state.wanted.eq(Mux(ends, protocol.ENDED, receiver.head.start)),
             ]
         return m
 
-    def _reach_transform(self, m: Module, state: _Registers, *, reset: Value) -> None:
+    def _reach_transform(self, m: Module, state: Registers, *, reset: Value) -> None:
         """The streams of the frame's transform; the others rest."""
         source, target, outlet = self._input, self._output, self._outlet
         for number, port in enumerate(self.ports):
@@ -321,7 +250,7 @@ class Link(Gateware):
             state.back.ready.eq(outlet.i.ready & self.busy),
         ]
 
-    def _take_packets(self, m: Module, state: _Registers, silent: Value) -> None:
+    def _take_packets(self, m: Module, state: Registers, silent: Value) -> None:
         """What the host's packets ask for."""
         receiver, intake, outlet = self._receiver, self._intake, self._outlet
         head, arrived, kinds = receiver.head, receiver.arrived, state.kinds
@@ -364,7 +293,7 @@ class Link(Gateware):
         with m.If(arrived & kinds[Kind.OPEN] & state.ours & self.open):
             m.d.sync += state.opened_wanted.eq(1)
 
-    def _speak(self, m: Module, state: _Registers) -> None:
+    def _speak(self, m: Module, state: Registers) -> None:
         """Packets out of sequence, as they are wanted."""
         control, intake, outlet = self._control, self._intake, self._outlet
         doing = Mux(self.failed, State.HALTED, Mux(self.busy, State.BUSY, State.IDLE))
@@ -429,7 +358,7 @@ class Link(Gateware):
         with m.Elif(beat == self.heartbeat - 1):
             m.d.sync += [beat.eq(0), state.state_wanted.eq(1)]
 
-    def _count(self, m: Module, state: _Registers) -> None:
+    def _count(self, m: Module, state: Registers) -> None:
         """Cycles and mishaps."""
         # A cycle late, both of them: what passes has come a long way.
         begins, ends = Signal(), Signal()
@@ -451,7 +380,7 @@ class Link(Gateware):
             m.d.sync += state.counting.eq(0)
         m.d.comb += self._outlet.cycles.eq(state.cycles)
 
-    def _judge_header(self, m: Module, state: _Registers) -> None:
+    def _judge_header(self, m: Module, state: Registers) -> None:
         """Whether the header that waits is of something that can be done, a cycle before it is
         checked: what that decides reaches far."""
         intake = self._intake
@@ -469,14 +398,14 @@ class Link(Gateware):
             known = fields["transform"] < len(self.fills)
             m.d.sync += state.load_fits.eq(known & (fields["words"] == takes) & intake.header_fits)
 
-    def _check_header(self, m: Module, state: _Registers) -> None:
+    def _check_header(self, m: Module, state: Registers) -> None:
         """Begin the frame or the load that the host announces."""
         with m.If(self._intake.header_is_load):
             self._check_load(m, state)
         with m.Else():
             self._check_frame(m, state)
 
-    def _check_load(self, m: Module, state: _Registers) -> None:
+    def _check_load(self, m: Module, state: Registers) -> None:
         intake = self._intake
         m.d.comb += intake.header_taken.eq(1)
         m.d.sync += state.is_load.eq(1)
@@ -489,11 +418,11 @@ class Link(Gateware):
         with m.If(state.load_fits):
             # What it held is no more, whatever becomes of the load.
             m.d.sync += [state.loaded.bit_select(which, 1).eq(0), state.cycles.eq(0)]
-            m.d.sync += [state.filling.eq(0), state.phase.eq(_Phase.FILL)]
+            m.d.sync += [state.filling.eq(0), state.phase.eq(Phase.FILL)]
         with m.Else():
             m.d.comb += state.raised.eq(Error.LOAD)
 
-    def _take_load(self, m: Module, state: _Registers, filler: Filler) -> None:
+    def _take_load(self, m: Module, state: Registers, filler: Filler) -> None:
         """Bytes to the filler until the load is whole."""
         source, outlet = self._intake.o, self._outlet
         m.d.sync += state.filling.eq(1)
@@ -507,11 +436,11 @@ class Link(Gateware):
             with m.If(filler.right):
                 m.d.comb += [outlet.begin.eq(1), outlet.none.eq(1)]
                 m.d.sync += state.loaded.bit_select(state.which, 1).eq(1)
-                m.d.sync += state.phase.eq(_Phase.DRAIN)
+                m.d.sync += state.phase.eq(Phase.DRAIN)
             with m.Else():
                 m.d.comb += state.raised.eq(Error.LOAD)
 
-    def _check_frame(self, m: Module, state: _Registers) -> None:
+    def _check_frame(self, m: Module, state: Registers) -> None:
         intake, outlet = self._intake, self._outlet
         fields = _fields(intake.header, protocol.FRAME)
         which = fields["transform"][: len(state.which)]
@@ -538,9 +467,9 @@ class Link(Gateware):
             m.d.comb += state.raised.eq(Error.EMPTY)
         with m.Else():
             m.d.comb += [outlet.begin.eq(1), outlet.expected.eq(fields["expected"])]
-            m.d.sync += state.phase.eq(_Phase.INPUT)
+            m.d.sync += state.phase.eq(Phase.INPUT)
 
-    def _take_input(self, m: Module, state: _Registers) -> None:
+    def _take_input(self, m: Module, state: Registers) -> None:
         """Bytes to the transform until the frame is whole."""
         source, target = self._intake.o, state.to
         m.d.comb += [
@@ -565,9 +494,9 @@ class Link(Gateware):
                     with m.If(state.row_end):
                         m.d.sync += state.input_done.eq(1)
         with m.If(state.input_done):
-            m.d.sync += state.phase.eq(_Phase.DRAIN)
+            m.d.sync += state.phase.eq(Phase.DRAIN)
 
-    def _wait_out_reset(self, m: Module, state: _Registers) -> None:
+    def _wait_out_reset(self, m: Module, state: Registers) -> None:
         """Until nothing is left of what was; then say that the session is open."""
         m.d.sync += [
             state.quiet.eq(state.quiet + 1),
@@ -576,16 +505,16 @@ class Link(Gateware):
         ]
         with m.If(state.quiet == RESET_CYCLES - 1):
             m.d.sync += [
-                state.phase.eq(_Phase.IDLE),
+                state.phase.eq(Phase.IDLE),
                 state.session.eq(state.wanted),
                 state.opened_wanted.eq(state.wanted != protocol.ENDED),
             ]
 
-    def _failures(self, m: Module, state: _Registers) -> Signal:
+    def _failures(self, m: Module, state: Registers) -> Signal:
         """What was wrong a cycle ago, the watchdog's bark among it."""
         intake, outlet, phase = self._intake, self._outlet, state.phase
         hangs = state.to.valid & ~state.to.ready
-        silence = (phase == _Phase.DRAIN) & outlet.more & ~state.back.valid
+        silence = (phase == Phase.DRAIN) & outlet.more & ~state.back.valid
         # Output that has no room on the way to the host holds the transform back by right.
         waits = (hangs | silence) & ~(state.back.valid & ~state.back.ready)
         moved = (state.to.valid & state.to.ready) | (state.back.valid & state.back.ready)
@@ -596,10 +525,10 @@ class Link(Gateware):
         with m.If(barks):
             m.d.sync += state.stuck.eq(Mux(hangs, Stuck.INPUT, Stuck.OUTPUT))
         surplus = state.back.valid & (
-            (self.busy & ~outlet.more) | ((phase == _Phase.IDLE) & self.open)
+            (self.busy & ~outlet.more) | ((phase == Phase.IDLE) & self.open)
         )
-        in_frame = (phase == _Phase.INPUT) | (phase == _Phase.FILL)
-        drained = (phase == _Phase.IDLE) | (phase == _Phase.DRAIN)
+        in_frame = (phase == Phase.INPUT) | (phase == Phase.FILL)
+        drained = (phase == Phase.IDLE) | (phase == Phase.DRAIN)
         # Input where none is due, and a frame or a load within another.
         astray = (intake.o.valid & drained) | (intake.header_valid & in_frame)
         failure = Signal(8)
@@ -611,7 +540,7 @@ class Link(Gateware):
         )
         return failure
 
-    def _holds(self, state: _Registers, which: Value) -> Value:
+    def _holds(self, state: Registers, which: Value) -> Value:
         """Whether a transform has its constants."""
         return state.loaded.bit_select(which, 1) if self.fills else Const(1)
 
