@@ -361,7 +361,8 @@ class Link(Gateware):
     def _count(self, m: Module, state: Registers) -> None:
         """Cycles and mishaps."""
         # A cycle late, both of them: what passes has come a long way.
-        begins, ends = Signal(), Signal()
+        begins = Signal()
+        ends = Signal()
         m.d.sync += begins.eq(state.to.valid & state.to.ready)
         m.d.sync += ends.eq(state.back.valid & state.back.ready)
         m.d.sync += state.clock.eq(state.clock + 1)

@@ -54,8 +54,11 @@ class Registers:
         self.row = Signal(16)
         self.column_last = Signal(16)
         self.row_last = Signal(16)
-        self.byte_end, self.column_end, self.row_end = Signal(), Signal(), Signal()
-        self.frame_fits, self.load_fits = Signal(), Signal()
+        self.byte_end = Signal()
+        self.column_end = Signal()
+        self.row_end = Signal()
+        self.frame_fits = Signal()
+        self.load_fits = Signal()
         # Of the load: its checksum, whether it is one, and whether it has begun. Which transforms
         # hold a whole one.
         self.crc = Signal(32)
