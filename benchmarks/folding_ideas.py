@@ -10,6 +10,7 @@ few row slots, which the generator makes, are compared with full ones likewise.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -53,14 +54,11 @@ def shared_roots(found: Plan) -> Resources:
     """One root unit for normalizations that together make less than a value a cycle; the arbiter
     is not counted."""
     load, posts = 0.0, []
+    transform = found.pipeline.transform
+    sizes, stages = transform.sizes(*found.frame), [stage.name for stage in transform.stages]
     for kinds, unit in zip(_kinds(found), found.pipeline.units, strict=True):
         if isinstance(unit.post, Normalize):
-            height, width = found.frame
-            for stage in found.pipeline.transform.stages:
-                height, width = stage.convolution.output_size(height), width
-                width = stage.convolution.output_size(width)
-                if stage is kinds.stage:
-                    break
+            height, width = sizes[stages.index(kinds.stage.name) + 1]
             values = height * width * kinds.channels
             posts.append((values / found.cycles_per_frame, unit.post))
     saved = Resources()
@@ -152,7 +150,7 @@ def main(net: str, json_file: str | None) -> None:
         rows.append(_row(idea.__name__, saved, found.cycles_per_frame, cycles.cycles_per_frame))
     saved, cycles = few_rows(found)
     rows.append(_row(few_rows.__name__, saved, found.cycles_per_frame, cycles))
-    report = {"net": net, "budget": _fields(budget), "ideas": rows}
+    report = {"net": net, "budget": asdict(budget), "ideas": rows}
     if json_file:
         write_json(json_file, report)
     if json_file != "-":
@@ -167,15 +165,11 @@ def main(net: str, json_file: str | None) -> None:
 def _row(idea: str, saved: Resources, before: int, cycles: int) -> dict[str, Any]:
     return {
         "idea": idea,
-        "saved": _fields(saved),
+        "saved": asdict(saved),
         "cycles_before": before,
         "cycles": cycles,
         "faster": before / cycles - 1,
     }
-
-
-def _fields(resources: Resources) -> dict[str, int]:
-    return {"dsp": resources.dsp, "bram": resources.bram, "lut": resources.lut}
 
 
 if __name__ == "__main__":
