@@ -197,15 +197,8 @@ class ConvUnit(StageUnit):
         return reduction_order(self.stage.convolution.weight, lanes)
 
     @property
-    def submodules(self) -> dict[str, Gateware]:
-        return {
-            "regroup": self.regroup,
-            "skid": self.skid,
-            "window": self.feeder,
-            "core": self.core,
-            "post": self.post,
-            "fifo": self.fifo,
-        }
+    def feeding(self) -> dict[str, Gateware]:
+        return {"skid": self.skid, "window": self.feeder}
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         conv = self.stage.convolution

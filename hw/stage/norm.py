@@ -150,14 +150,8 @@ class NormUnit(StageUnit):
         return m
 
     @property
-    def submodules(self) -> dict[str, Gateware]:
-        return {
-            "regroup": self.regroup,
-            "buffer": self.feeder,
-            "core": self.core,
-            "post": self.post,
-            "fifo": self.fifo,
-        }
+    def feeding(self) -> dict[str, Gateware]:
+        return {"buffer": self.feeder}
 
     @property
     def parts(self) -> tuple[Gateware, ...]:

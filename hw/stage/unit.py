@@ -149,8 +149,14 @@ class StageUnit(Gateware):
 
     @property
     @abstractmethod
+    def feeding(self) -> dict[str, Gateware]:
+        """What lies between regrouper and core, by name."""
+
+    @property
     def submodules(self) -> dict[str, Gateware]:
         """What can be restarted, in the order in which data walk through it."""
+        behind = {"core": self.core, "post": self.post, "fifo": self.fifo}
+        return {"regroup": self.regroup, **self.feeding, **behind}
 
     @property
     def parts(self) -> tuple[Gateware, ...]:
