@@ -361,22 +361,21 @@ class Link(Gateware):
     def _count(self, m: Module, state: Registers) -> None:
         """Cycles and mishaps."""
         # A cycle late, both of them: what passes has come a long way.
-        begins = Signal()
         ends = Signal()
-        m.d.sync += begins.eq(state.to.valid & state.to.ready)
+        m.d.sync += state.passed.eq(state.to.valid & state.to.ready)
         m.d.sync += ends.eq(state.back.valid & state.back.ready)
         m.d.sync += state.clock.eq(state.clock + 1)
         m.d.sync += state.framing.eq(state.framing + self.bad)
         m.d.sync += state.damaged.eq(state.damaged + self._receiver.broken)
         m.d.sync += state.lost.eq(state.lost + self._intake.gap)
         # Those up to the last byte of output are the frame's.
-        passed = Signal(32)
+        cycles = Signal(32)
         with m.If(state.counting):
-            m.d.sync += passed.eq(passed + 1)
-        with m.If(begins & ~state.counting):
-            m.d.sync += [state.counting.eq(1), passed.eq(2)]
+            m.d.sync += cycles.eq(cycles + 1)
+        with m.If(state.passed & ~state.counting):
+            m.d.sync += [state.counting.eq(1), cycles.eq(2)]
         with m.If(ends):
-            m.d.sync += state.cycles.eq(passed)
+            m.d.sync += state.cycles.eq(cycles)
         with m.If(~self.busy):
             m.d.sync += state.counting.eq(0)
         m.d.comb += self._outlet.cycles.eq(state.cycles)
@@ -471,12 +470,17 @@ class Link(Gateware):
             m.d.sync += state.phase.eq(Phase.INPUT)
 
     def _take_input(self, m: Module, state: Registers) -> None:
-        """Bytes to the transform until the frame is whole."""
+        """Bytes to the transform until the frame is whole.
+
+        A byte is counted in the cycle after it has passed, in which none does: whether it does
+        comes out of the intake's queue and reaches the counts far too late otherwise.
+        """
         source, target = self._intake.o, state.to
+        shut = state.input_done | state.passed
         m.d.comb += [
             target.payload.eq(source.payload),
-            target.valid.eq(source.valid & ~state.input_done),
-            source.ready.eq(target.ready & ~state.input_done),
+            target.valid.eq(source.valid & ~shut),
+            source.ready.eq(target.ready & ~shut),
         ]
 
         def step(count: Signal, at_end: Signal, last: Signal) -> None:
@@ -486,7 +490,7 @@ class Link(Gateware):
             with m.Else():
                 m.d.sync += [count.eq(count + 1), at_end.eq(count + 1 == last)]
 
-        with m.If(target.valid & target.ready):
+        with m.If(state.passed):
             step(state.byte, state.byte_end, state.byte_last)
             with m.If(state.byte_end):
                 step(state.column, state.column_end, state.column_last)

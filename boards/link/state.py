@@ -65,6 +65,7 @@ class Registers:
         self.is_load = Signal()
         self.filling = Signal()
         self.loaded = Signal(max(2, transforms))
+        self.passed = Signal()  # a byte has, to the transform, a cycle ago
         self.input_done = Signal()
         self.counting = Signal()
         self.to = stream.Signature(8).create(path=("to",))
