@@ -37,12 +37,16 @@ class Achieved:
     device : str
         With the speed grade: ``LFE5U-85F-6``.
     fmax_mhz : float
+        Of the slowest of the seeds that were tried: what another build of the design may count
+        on.
     dsp, bram, lut : int
         Placed.
     folding : str
         `fingerprint` of what was folded how.
     link : str
         What led to the host: ``uart`` or ``usb``.
+    seeds : int
+        Of place and route, how many were tried.
     """
 
     design: str
@@ -53,17 +57,20 @@ class Achieved:
     lut: int
     folding: str
     link: str = "uart"
+    seeds: int = 1
 
     @classmethod
     def of_report(cls, report: dict[str, Any], board: Board) -> Achieved:
         """The record of a build's ``report.json``."""
         network = report["network"]
         parts = report.get("transforms", {report["transform"]: report})
+        seeds = report.get("seeds") or {"": report["fmax_mhz"]}
         names = " and ".join(f"{name}, {one['max_width']} columns" for name, one in parts.items())
         return cls(
             design=f"{network['name']} {names}",
             device=part(board),
-            fmax_mhz=report["fmax_mhz"],
+            fmax_mhz=min(seeds.values()),
+            seeds=len(seeds),
             folding=fingerprint(
                 [Folding.model_validate(one["folding"]) for one in parts.values()],
                 report["cycles_per_frame"],
@@ -209,4 +216,6 @@ def _expected(
 
 
 def _told(build: Achieved, board: Board) -> str:
-    return f"{build.design} ({build.fmax_mhz:g} MHz, {build.fill(board.budget):.0%} full)"
+    several = f", the slowest of {build.seeds} seeds" if build.seeds > 1 else ""
+    full = f"{build.fill(board.budget):.0%} full"
+    return f"{build.design} ({build.fmax_mhz:g} MHz{several}, {full})"

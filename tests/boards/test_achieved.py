@@ -97,6 +97,23 @@ def test_a_folding_that_was_built_has_its_own_clock(known):
         assert not other.source.startswith("built, this folding")
 
 
+def test_a_record_of_several_seeds_promises_what_the_slowest_has(monkeypatch):
+    report = json.loads((BUILDS / "small-opt-default.json").read_text())
+    report |= {"seed": 3, "fmax_mhz": 99.5, "seeds": {"2": 91.25, "3": 99.5, "4": 95.0}}
+    board = boards.find(report["board"])
+    record = Achieved.of_report(report, board)
+    assert (record.fmax_mhz, record.seeds) == (91.25, 3)
+    monkeypatch.setattr(achieved, "records", lambda: (record,))
+    clock = expected_clock(
+        board,
+        Resources(dsp=record.dsp, bram=record.bram - report["link"]["bram"]),
+        foldings=[Folding.model_validate(report["folding"])],
+        cycles_per_frame=report["cycles_per_frame"],
+    )
+    assert clock.limit_mhz == 91.25
+    assert "(91.25 MHz, the slowest of 3 seeds, " in clock.source
+
+
 def test_without_any_build_it_is_the_boards_default(monkeypatch):
     monkeypatch.setattr(achieved, "records", lambda: ())
     clock = expected_clock(ULX3S_85F, Resources())
