@@ -226,7 +226,7 @@ class Board:
     clock_mhz : float
         Default frequency of the system clock.
     aim_mhz : float
-        What place and route aims at, at least, where a build takes whatever clock comes out.
+        What a build is made for that takes whatever clock comes out: out of reach, and not by much.
     uart : UART
     programmer : Programmer
     entry : str

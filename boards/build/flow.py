@@ -63,9 +63,9 @@ class Report:
     ----------
     board, device : str
     target_mhz : float
-        Frequency of the system clock that the design was planned for.
+        Frequency of the system clock that the plan promised.
     clock_mhz : float
-        Frequency of the system clock: the target, or where the build was free to choose the
+        Frequency of the system clock: that of the caller, or where the build was free to choose the
         highest the PLL can make that is no higher than ``fmax_mhz``.
     fmax_mhz : float
         Highest frequency nextpnr vouches for.
@@ -186,6 +186,7 @@ def build(
     placer: str | None = None,
     floorplan: int | None = 1,
     any_clock: bool = False,
+    promised_mhz: float | None = None,
     cycles_per_frame: int | None = None,
     fps_link: float | None = None,
     frame: tuple[int, int] = FRAME,
@@ -217,8 +218,10 @@ def build(
     floorplan : int or None
         Seed of the floorplan of multipliers and block RAMs; None leaves them to nextpnr.
     any_clock : bool
-        Place and route aim at the clock of ``pll``, or the board's ``aim_mhz`` if that is more, and
-        the bitstream gets the highest clock that turns out to be safe, be it higher or lower.
+        The bitstream gets the highest clock that turns out to be safe, be it higher or lower than
+        that of ``pll``, at which place and route aim.
+    promised_mhz : float or None
+        What the plan said, for the report; None where it said that of ``pll``.
     cycles_per_frame : int or None
         Of a frame of the given size, for the report.
     fps_link : float or None
@@ -266,6 +269,7 @@ def build(
             placer=placer,
             floorplan=floorplan,
             any_clock=any_clock,
+            promised_mhz=pll.output_mhz if promised_mhz is None else promised_mhz,
             programs=programs,
             progress=progress,
             fps_link=fps_link,
@@ -301,6 +305,7 @@ class _Run:
     placer: str | None
     floorplan: int | None
     any_clock: bool
+    promised_mhz: float
     programs: dict[str, str]
     progress: Progress
     fps_link: float | None
@@ -318,11 +323,10 @@ class _Run:
         usual, spread = self.toolchain.placers
         crowded = self.planned.lut > CROWDED * self.board.budget.lut
         fallback = spread if crowded and self.floorplan is None else usual
-        least_hz = self.board.aim_mhz * 1e6 if self.any_clock else 0
         self.aim = Aim(
             seed=self.seeds[0],
             placer=fallback if self.placer is None else self.placer,
-            clock_hz=TIMING_MARGIN * max(self.target.output_hz, least_hz),
+            clock_hz=TIMING_MARGIN * self.target.output_hz,
         )
 
     def __call__(
@@ -521,7 +525,7 @@ class _Run:
         return Report(
             board=board.name,
             device=board.device,
-            target_mhz=self.target.output_mhz,
+            target_mhz=self.promised_mhz,
             clock_mhz=clock_mhz,
             fmax_mhz=placed.fmax_mhz,
             timing_met=placed.fmax_mhz >= clock_mhz and not placed.slow,

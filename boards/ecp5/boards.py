@@ -34,7 +34,6 @@ def _boards(
             device=f"{part}-{size}",
             budget=BUDGETS[size],
             lut_share=0.65,
-            aim_mhz=100.0,
             uart=UART(baud=baud),
             **fields,
         )
@@ -50,6 +49,7 @@ BOARDS = (
         part="LFE5U",
         package="CABGA381",
         speed="6",
+        aim_mhz=110.0,
         baud=3_000_000,  # the most that an FT231X makes
         usb=FULL_SPEED,
         oscillator_hz=25_000_000,
@@ -64,6 +64,7 @@ BOARDS = (
         part="LFE5U",
         package="CSFBGA285",
         speed="8",
+        aim_mhz=130.0,
         baud=1_000_000,  # whatever adapter there is
         usb=FULL_SPEED,
         oscillator_hz=48_000_000,
@@ -82,6 +83,7 @@ BOARDS = (
         part="LFE5UM5G",
         package="CABGA554",
         speed="8",
+        aim_mhz=130.0,
         baud=3_000_000,  # a quarter of what an FT2232H makes, and as much as every system allows
         usb=HIGH_SPEED,
         oscillator_hz=100_000_000,

@@ -27,8 +27,8 @@ class PacketBuilder(Gateware):
     i : In(stream of CONTENT)
         Kind, number and payload of one packet after another.
     seed : In(32)
-        What the packet's checksum begins with: the session, or 0. Read after the first byte, and
-        before ``done``.
+        What the packet's checksum begins with: the session, or 0. Read in the cycle in which its
+        first byte is given, or a cycle before ``done`` of the packet before where that is later.
     w_en, w_addr, w_data : Out
         Of the memory; addresses count from 0 in every packet.
     done : Out(1)
@@ -72,10 +72,11 @@ class PacketBuilder(Gateware):
                     value.eq(skid.o.payload.byte),
                 ]
                 with m.If(takes):
-                    begun = Mux(inside, register, ~self.seed)
-                    m.d.sync += [inside.eq(1), register.eq(advanced(begun, value))]
+                    m.d.sync += [inside.eq(1), register.eq(advanced(register, value))]
                     with m.If(skid.o.payload.last):
                         m.next = "CHECKSUM_0"
+                with m.Elif(~inside):  # laid ready: the checksum is deep enough without a choice
+                    m.d.sync += register.eq(~self.seed)
             for i in range(protocol.CRC_BYTES):
                 with m.State(f"CHECKSUM_{i}"):
                     m.d.comb += [takes.eq(1), value.eq(~register[8 * i : 8 * i + 8])]
@@ -83,7 +84,7 @@ class PacketBuilder(Gateware):
                     m.next = "END" if last else f"CHECKSUM_{i + 1}"
             with m.State("END"):
                 m.d.comb += ends.eq(1)
-                m.d.sync += inside.eq(0)
+                m.d.sync += [inside.eq(0), register.eq(~self.seed)]
                 m.next = "CONTENT"
         zero = Signal()
         m.d.comb += zero.eq(ends | (value == 0))

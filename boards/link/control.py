@@ -151,8 +151,9 @@ class Control(Gateware):
             with m.State("MAKE"):
                 m.d.comb += builder.i.valid.eq(1)
                 with m.If(builder.i.ready):
+                    m.d.sync += shift.eq(shift >> 8)
                     with m.If(own != 0):
-                        m.d.sync += [own.eq(own - 1), shift.eq(shift >> 8)]
+                        m.d.sync += own.eq(own - 1)
                     with m.Elif(fixed != 0):
                         m.d.sync += [fixed.eq(fixed - 1), at.eq(at + 1)]
                     with m.Else():

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Signal, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -68,13 +68,18 @@ class Intake(Gateware):
         m.submodules.slots = slots = self._slots
         bits = exact_log2(slots.count)
         consumed = Signal(8)
-        # Decided with the first byte of a packet: room that comes later is for the next.
+        # Decided with the first byte of a packet: room that comes later is for the next. It lies
+        # in a register, and so does whether there is room for one more. Room that was freed may be
+        # known late, but not that it was taken.
         room = Signal()
+        room_for_two = Signal()
         stored = Signal()
-        m.d.comb += [
-            self.limit.eq(consumed + slots.count),
-            room.eq(self.expected != self.limit),
-            slots.w_en.eq(self.w_en & (stored | self.begins) & (room | ~self.begins)),
+        m.d.comb += self.limit.eq(consumed + slots.count)
+        m.d.sync += [
+            room_for_two.eq(self.expected + 1 != self.limit),
+            room.eq(Mux(self.accepted, room_for_two, self.expected != self.limit)),
+            # The memory is far from the receiver; nobody reads before the packet has arrived.
+            slots.w_en.eq(self.w_en & Mux(self.begins, room, stored)),
             slots.w_addr.eq(Cat(self.offset, self.expected[:bits])),
             slots.w_data.eq(self.w_data),
         ]

@@ -150,7 +150,8 @@ class Ram(Gateware):
         outputs: list[list[Value]] = []
         for i, piece in enumerate(stored):
             words = list(initial[piece.start : piece.start + piece.words])
-            early = self.latency - BLOCK_LATENCY if piece.block else 1
+            late = piece.block or self._staged(piece)
+            early = self.latency - BLOCK_LATENCY if late else 1
             address = self.r_addr[: ceil_log2(piece.depth)]
             addresses = delays(m, address, early + latest, f"address_{i}")[early:]
             parts: list[list[Value]] = [[] for _ in fields]
@@ -200,7 +201,7 @@ class Ram(Gateware):
         address: Value,
     ) -> Value:
         """One memory, bits ``place`` of a piece's words; what it reads follows ``address``."""
-        if not piece.block and self.latency > BLOCK_LATENCY:
+        if self._staged(piece):
             return self._logic(m, device, f"piece_{name}", place, piece, init, address)
         bits = place[1] - place[0]
         write = self._write(piece, place)
@@ -232,6 +233,11 @@ class Ram(Gateware):
         if write is not None:
             _connect(m, memory, write)
         return delayed(m, read.data, 1, f"read_{name}")
+
+    def _staged(self, piece: Piece) -> bool:
+        """Whether a register lies between a piece's lookup tables and the choice among them,
+        instead of one in front of them."""
+        return not piece.block and (self.latency > BLOCK_LATENCY or piece.words > LOGIC_DEPTH)
 
     @staticmethod
     def _style(device: Device, piece: Piece, write: BlockWrite | None) -> dict[str, Any]:

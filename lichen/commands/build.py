@@ -156,7 +156,7 @@ def command(
         network, names, board, max_width, multipliers, folding_file, loads=loads
     )
     design = Bitstream(designs=tuple(found))
-    pll = asked or board.pll_below(
+    promised = asked or board.pll_below(
         expected_clock(
             board,
             design.resources(board),
@@ -165,10 +165,12 @@ def command(
         ).limit_mhz
     )
     if unit is not None:
-        _build_unit(found[0], unit, board, pll.output_mhz, output, seed, baseline, json_file)
+        _build_unit(found[0], unit, board, promised.output_mhz, output, seed, baseline, json_file)
         return
     if baseline is not None:
         raise UserError("--baseline compares the report of a --unit.")
+    # Not the promised clock: what is built would hang on what others built before.
+    pll = asked or board.pll_below(board.aim_mhz)
     top = design.top(board, pll)
     if clock is not None and abs(pll.output_mhz - clock) > 1e-3:
         click.echo(f"clock: {pll.output_mhz:g} MHz is the nearest below {clock:g}", err=True)
@@ -184,6 +186,7 @@ def command(
             placer=placer,
             floorplan=None if no_floorplan else floorplan_seed,
             any_clock=asked is None,
+            promised_mhz=promised.output_mhz,
             cycles_per_frame=design.cycles_per_frame,
             fps_link=design.fps_link(board),
             details=design.describe(),

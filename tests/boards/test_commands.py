@@ -271,6 +271,38 @@ def test_build_reports(tmp_path, monkeypatch, capsys, files, network, light):
     assert json.loads((tmp_path / "report").read_text())["seed"] == 3
 
 
+def test_what_is_built_does_not_hang_on_what_is_on_record(
+    tmp_path, monkeypatch, capsys, files, network, light
+):
+    net, folding = files
+    plan = planned(network)
+    fakes.install(tmp_path / "tools", monkeypatch, dsp=plan.dsp, bram=plan.bram)
+    made, promised = [], []
+    for fmax in (61.0, 122.0):
+        record = Achieved(
+            design="x",
+            device="LFE5U-85F-6",
+            fmax_mhz=fmax,
+            dsp=150,
+            bram=200,
+            lut=60_000,
+            folding="",
+        )
+        monkeypatch.setattr(achieved, "records", lambda record=record: (record,))
+        folder = tmp_path / "out"
+        status, out, _ = lichen(
+            capsys, "build", net, "--board", "ulx3s-85f", "--folding", folding, "-o", folder,
+            "--json", "-",
+        )  # fmt: skip
+        assert status == 0
+        report = json.loads(out)
+        promised.append(report["target_mhz"])
+        names = ("top.v", "top.lpf", "top.ys")
+        made.append([report["inputs"], *((folder / name).read_text() for name in names)])
+    assert made[0] == made[1]
+    assert promised == [60.9375, 121.875]
+
+
 def test_encoder_and_decoder_share_a_board(tmp_path, monkeypatch, capsys, light):
     """Planned together, built from that plan, put on record, and known again."""
     save(random_factorized(3, n=2, m=2), tmp_path / "net.lichen")
