@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from lichen.boards.record import Board, Clock
 from lichen.boards.top import Top
 from lichen.errors import UserError
 from lichen.files import write_json
+from lichen.network.model import Field, Model, ValidationError
 from lichen.processes import concurrently
 
 REPORT = "report.json"
@@ -55,8 +56,7 @@ class BuildFailedError(Exception):
     """The design could not be built; the message is one sentence, and the files are kept."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Model):
     """A build in numbers; the fields are those of ``report.json``.
 
     Attributes
@@ -151,11 +151,11 @@ class Report:
     reused: str | None
     bitstream_sha256: str
     bitstream: str = BITSTREAM
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = Field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-serialisable values, ``details`` merged in."""
-        fields = asdict(self)
+        fields = self.model_dump()
         return fields.pop("details") | fields
 
     def shortfall(self) -> str | None:
@@ -378,16 +378,25 @@ class _Run:
         details: dict[str, Any],
     ) -> Report | None:
         """Copy a build of the same inputs; returns its report, or None if it is not whole."""
-        own = [f.name for f in fields(Report) if f.name != "details"]
-        if not earlier.whole or not earlier.report.keys() >= set(own):
+        told = earlier.report
+        try:
+            former = Report(**{name: told[name] for name in Report.model_fields if name in told})
+        except ValidationError:
+            former = None
+        if former is None or not earlier.whole:
             self.progress.say(f"{earlier.folder} was made of the same, but its files are damaged")
             return None
         self.progress.say(f"{earlier.folder} was made of the same: its bitstream is taken over")
         earlier.copy(self.folder, (*KEPT, *self.toolchain.kept))
-        kept = {name: earlier.report[name] for name in own}
-        speed = self._speed(kept["clock_mhz"], cycles_per_frame, frame)
-        kept |= {"reused": "build", "seconds": dict(self.progress.seconds)}
-        report = Report(**(kept | speed), details=details)
+        report = former.model_copy(
+            update={
+                **self._speed(former.clock_mhz, cycles_per_frame, frame),
+                "target_mhz": self.promised_mhz,
+                "seconds": dict(self.progress.seconds),
+                "reused": "build",
+                "details": details,
+            }
+        )
         write_json(self.folder / REPORT, report.to_json())
         return report
 

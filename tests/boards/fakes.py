@@ -125,4 +125,6 @@ def make(*, device: str, link: object, host: object, pll: object) -> tuple[Light
     return LightPlatform(), link
 
 
-LIGHT_BOARD: Board = dataclasses.replace(ULX3S_85F, entry=f"{__name__}:make")
+LIGHT_BOARD: Board = dataclasses.replace(
+    ULX3S_85F, entry=f"{__name__}:make", aim_mhz=ULX3S_85F.clock_mhz
+)

@@ -112,6 +112,19 @@ def test_a_damaged_bitstream_is_made_again(tmp_path, tools):
     assert (tmp_path / "b" / "top.bit").read_bytes() == good
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"fmax_mhz": "fast"}, {"seeds": [1]}, {"dsp": None}, {"link": {"bram": "2"}}],
+    ids=str,
+)
+def test_a_report_that_was_changed_by_hand_is_made_again(tmp_path, tools, change):
+    run(tmp_path / "a")
+    report = tmp_path / "a" / REPORT
+    report.write_text(json.dumps(json.loads(report.read_text()) | change))
+    made, said = run(tmp_path / "b", tmp_path / "a")
+    assert "its files are damaged" in said and made.reused == "places"
+
+
 def test_other_logic_has_the_same_places(tmp_path, tools):
     """Multipliers and block RAMs stay where they were, wherever a floorplan would have them."""
     run(tmp_path / "a")
