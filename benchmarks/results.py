@@ -256,10 +256,12 @@ def builds() -> str:
         what = report.get("transform") or ", ".join(report.get("transforms", []))
         line_fps = report.get("fps_link", _serial(report, what))
         path = reports()[name].relative_to(ROOT).as_posix()
+        seeds = report.get("seeds", {}).values()
+        others = f" (slowest of {len(seeds)} seeds: {min(seeds):.1f})" if len(seeds) > 1 else ""
         cells = [
             f"{report['network']['name']}, {what}",
             f"{board.title}, {_link(report, board)}",
-            f"{report['clock_mhz']:.1f} MHz",
+            f"{report['clock_mhz']:.1f} MHz{others}",
             f"{report['fps']:.1f}",
             "" if line_fps is None else f"{line_fps:.2f}",
             f"{report['dsp']}, {report['bram']}, {report['lut']}",

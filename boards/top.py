@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Module, ResetInserter
+from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -88,9 +88,10 @@ class Top(Gateware):
         m = Module()
         line, link = self._line, self._link
         m.submodules.line = line
-        m.submodules.link = ResetInserter(self.hold)(link)
+        m.submodules.link = link
         m.d.comb += [
             line.hold.eq(self.hold),
+            link.hold.eq(self.hold),
             self.lamps.eq(link.busy | (link.failed << 1) | (link.open << 2)),
             link.bad.eq(line.bad),
             link.ratio.eq(line.ratio),

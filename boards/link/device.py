@@ -73,6 +73,8 @@ class Link(Gateware):
         Never stalled.
     bad : In(1)
         A pulse: a byte was lost on the way to ``rx``.
+    hold : In(1)
+        Start anew; for three cycles or more.
     tx : Out(stream of 8)
     ratio : In(16)
         See `protocol.COUNTERS`.
@@ -129,6 +131,7 @@ class Link(Gateware):
                 {
                     "rx": In(stream.Signature(8)),
                     "bad": In(1),
+                    "hold": In(1),
                     "tx": Out(stream.Signature(8)),
                     "ratio": In(16),
                     "ports": In(PortSignature(loads=bool(fills))).array(len(formats)),
@@ -140,29 +143,33 @@ class Link(Gateware):
         )
 
     def elaborate(self, platform: object) -> Module:
-        m = Module()
+        m, whole = Module(), Module()  # what is here, and that with the parts it consists of
+        held = Signal(init=1)
+        whole.d.sync += held.eq(self.hold)
+        whole.submodules.own = ResetInserter(held)(m)
         state = Registers(len(self.formats))
         phase = state.phase
         silent = Signal()
-        flush = Signal()
+        flush = Signal(init=1)
         m.d.comb += [
             self.busy.eq((phase == Phase.INPUT) | (phase == Phase.DRAIN) | (phase == Phase.FILL)),
             self.failed.eq(phase == Phase.HALT),
             silent.eq((phase == Phase.ABORT) | (phase == Phase.RESET)),
         ]
-        # A cycle late: hundreds of registers, all over the link, and it lasts `RESET_CYCLES`.
+        # A cycle late: hundreds of registers, all over the link, and it lasts `RESET_CYCLES`. It is
+        # what holds the parts, too, without a choice of two on the way to them.
         m.d.sync += flush.eq(phase == Phase.RESET)
         # A cycle late: 32 bits on the way to all that asks were the slowest path of a whole design.
         m.d.sync += self.open.eq(state.session != protocol.ENDED)
-        m.submodules.receiver = receiver = self._receiver
-        m.submodules.control = ResetInserter(flush)(self._control)
-        m.submodules.intake = ResetInserter(flush)(self._intake)
-        m.submodules.outlet = ResetInserter(flush)(self._outlet)
-        m.submodules.input = ResetInserter(flush)(self._input)
-        m.submodules.output = ResetInserter(flush)(self._output)
+        receiver, intake, outlet = self._receiver, self._intake, self._outlet
+        whole.submodules.receiver = ResetInserter(held)(receiver)
+        whole.submodules.control = ResetInserter(flush)(self._control)
+        whole.submodules.intake = ResetInserter(flush)(intake)
+        whole.submodules.outlet = ResetInserter(flush)(outlet)
+        whole.submodules.input = ResetInserter(flush)(self._input)
+        whole.submodules.output = ResetInserter(flush)(self._output)
         if self._filler is not None:
-            m.submodules.filler = ResetInserter(flush)(self._filler)
-        intake, outlet = self._intake, self._outlet
+            whole.submodules.filler = ResetInserter(flush)(self._filler)
         wiring.connect(m, wiring.flipped(self.rx), receiver.i)
         wiring.connect(m, outlet.o, wiring.flipped(self.tx))
         m.d.comb += [
@@ -217,7 +224,7 @@ class Link(Gateware):
                 state.session.eq(protocol.ENDED),
                 state.wanted.eq(Mux(ends, protocol.ENDED, receiver.head.start)),
             ]
-        return m
+        return whole
 
     def _reach_transform(self, m: Module, state: Registers, *, reset: Value) -> None:
         """The streams of the frame's transform; the others rest."""

@@ -76,6 +76,9 @@ class Ram(Gateware):
     loads : bool
         Whether it is filled at run time, with the initial words, which then are not in the
         gateware. Not together with ``writable``; nothing may be read meanwhile.
+    counted : bool
+        Whether ``r_addr`` comes straight out of a register. Lookup tables need none of their own
+        then, and one lies between them and the choice among them.
 
     Members
     -------
@@ -96,6 +99,7 @@ class Ram(Gateware):
         init: Sequence[int] | Callable[[], Sequence[int]] | None = None,
         writable: bool = True,
         loads: bool = False,
+        counted: bool = False,
     ):
         check_positive(depth=depth, width=width)
         if init is None and not writable:
@@ -103,6 +107,7 @@ class Ram(Gateware):
         if loads and writable:
             raise ValueError("a memory that loads must not be writable")
         self.depth, self.width, self.writable, self.loads = depth, width, writable, loads
+        self.counted = counted
         self.place = Place(0, depth, width)
         self._init = init
         address = unsigned(ceil_log2(depth))
@@ -237,7 +242,8 @@ class Ram(Gateware):
     def _staged(self, piece: Piece) -> bool:
         """Whether a register lies between a piece's lookup tables and the choice among them,
         instead of one in front of them."""
-        return not piece.block and (self.latency > BLOCK_LATENCY or piece.words > LOGIC_DEPTH)
+        several = self.counted and piece.words > LOGIC_DEPTH
+        return not piece.block and (self.latency > BLOCK_LATENCY or several)
 
     @staticmethod
     def _style(device: Device, piece: Piece, write: BlockWrite | None) -> dict[str, Any]:

@@ -110,7 +110,11 @@ class NormUnit(StageUnit):
         # Every x waits while its group is in the pixel buffer or in a drain bank; a beat or
         # two more sit in the regrouper.
         self._x_shape = lanes_of(post.x_shape, chains)
-        self.x_ram = Ram(depth=waiting_depth(core.shape, lanes), width=chains * post.x_shape.width)
+        self.x_ram = Ram(
+            depth=waiting_depth(core.shape, lanes),
+            width=chains * post.x_shape.width,
+            counted=True,
+        )
 
     def elaborate(self, platform: object) -> Module:
         m = super().elaborate(platform)

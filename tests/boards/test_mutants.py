@@ -68,7 +68,7 @@ MUTANTS = {
         test=LOST, words="counters begin with the clock",
     ),
     "link not held": Mutant(
-        file=TOP, old="ResetInserter(self.hold)(link)", new="link",
+        file=TOP, old="link.hold.eq(self.hold)", new="link.hold.eq(0)",
         test=LOST, words="counters begin with the clock",
     ),
     "a byte's loss left open": Mutant(
