@@ -14,7 +14,8 @@ from lichen.hw.engine.element import Backend
 from lichen.hw.plan.search import BACKENDS, Part, Search, fits
 from lichen.hw.plan.tiling import Tile, tiles
 from lichen.hw.stage import timing
-from lichen.hw.stage.folding import Folding
+from lichen.hw.stage.folding import ArrayFolding, Folding
+from lichen.hw.stage.kinds import units_of
 from lichen.hw.stage.pipeline import Pipeline
 from lichen.network.description import PHOTO, Transform
 
@@ -238,7 +239,7 @@ def plan_together(
     backends = BACKENDS if multipliers is None else BACKENDS[:2]
     widths = list(zip(*(one.parts(TILE_COUNTS_MOST) for one in wanted), strict=False))
     best, at = _best_width(widths, have, backends, device, tight=False)
-    if best is None or _scarce_blocks(best, have):
+    if _rows_to_give_up(widths[0]) and (best is None or _scarce_blocks(best, have)):
         # Fewer row slots make room for wider tiles, or for more multipliers.
         tight, _ = _best_width(widths, have, backends, device, tight=True, least=at + 2, best=best)
         best = tight or best
@@ -287,6 +288,16 @@ def _used(plans: Sequence[Plan]) -> Resources:
 def _scarce_blocks(plans: Sequence[Plan], budget: Resources) -> bool:
     """Whether block RAMs hold the plans back, so that rows are better given up."""
     return _used(plans).bram >= SCARCE * budget.bram
+
+
+def _rows_to_give_up(parts: Sequence[Part]) -> bool:
+    """Whether any window can make do with fewer row slots."""
+    usual = ArrayFolding(chain_length=1, lanes=1)
+    return any(
+        units_of(stage, source)[0].tight(usual) != usual
+        for part in parts
+        for stage, source in zip(part.transform.stages, part.transform.sources, strict=True)
+    )
 
 
 def _relaxed(plans: list[Plan], budget: Resources) -> list[Plan]:

@@ -137,6 +137,9 @@ class Search:
                     ]
                 self._signatures.append(key)
                 self.arrays.append(known.stages[key])
+        # Of this pace, by stage: foldings that were cheapest at some prices, with the lanes that
+        # they take in and what they need.
+        self._seen: list[dict[StageFolding, tuple[int, Resources]]] = [{} for _ in self.arrays]
         self._posts, self._tables = known.posts, known.tables
         self._worked: tuple[ArrayFoldings, ...] = ()
 
@@ -187,12 +190,14 @@ class Search:
                         continue
                     conv = min(fitting, key=lambda o: o[0])[1]
                     regroup = regroup_resources(before or conv.lanes, conv.lanes)
-                    need = arrays[0].cost(conv, chains) + post + regroup
+                    own = arrays[0].cost(conv, chains) + post
+                    need = own + regroup
                     total = cost + prices.of(need)
                     if chains not in extended or total < extended[chains][0]:
                         folded = {"chains": chains, arrays[0].kind.slot: conv, **later}
                         stage = StageFolding.model_validate(folded)
                         extended[chains] = (total, used + need, [*path, stage])
+                        self._seen[number][stage] = (conv.lanes, own)
             paths = extended
             if not paths:
                 return None
@@ -244,6 +249,8 @@ class Search:
         # are made of lookup tables.
         if not self._keeps_tables:
             self._tables.clear()
+        for seen in self._seen:
+            seen.clear()
         # What has worked at another pace is likely to work again.
         for of_luts in sorted(self._choices(), key=lambda choice: choice != self._worked):
             prices = Prices.start(budget)
@@ -260,7 +267,35 @@ class Search:
                         return best[1]
                     break
                 prices = prices.adjusted(used, budget)
-        return None if best is None else best[1]
+        return self._mixed(budget) if best is None else best[1]
+
+    def _mixed(self, budget: Resources) -> list[Folding] | None:
+        """The cheapest foldings within budget whose stages were each the cheapest at some prices,
+        if not at the same; None where there are none.
+
+        At any one prices all that is chosen lies on the convex hull of what there is, and the best
+        that fits often does not.
+        """
+        paths: dict[int | None, list[_Path]] = {None: [_Path(Resources(), ())]}
+        for number, seen in enumerate(self._seen):
+            if number in self._first_stages:
+                every = [path for found in paths.values() for path in found]
+                paths = {None: _undominated([p.through(GATE_RESOURCES) for p in every], budget)}
+            extended: dict[int | None, list[_Path]] = {}
+            for stage, (lanes, own) in seen.items():
+                for before, found in paths.items():
+                    if before is not None and not divides(before, lanes):
+                        continue
+                    need = own + regroup_resources(before or lanes, lanes)
+                    extended.setdefault(stage.chains, []).extend(
+                        path.through(need, stage) for path in found
+                    )
+            paths = {chains: _undominated(found, budget) for chains, found in extended.items()}
+        ends = [path for found in paths.values() for path in found]
+        if not ends:
+            return None
+        prices = Prices.start(budget)
+        return self._parted(list(min(ends, key=lambda path: prices.of(path.used)).stages))
 
     def _choices(self) -> Iterator[tuple[ArrayFoldings, ...]]:
         """Sets of arrays to make of lookup tables, out of those that multiply most."""
@@ -313,6 +348,32 @@ class Search:
     def most_cycles(self) -> int:
         """With one multiplier per array; of small frames, more than that."""
         return max(1, self.least_cycles()) * 4096 * 2
+
+
+@dataclass(frozen=True)
+class _Path:
+    """Foldings of the first stages, and what they need."""
+
+    used: Resources
+    stages: tuple[StageFolding, ...]
+
+    def through(self, need: Resources, *stage: StageFolding) -> _Path:
+        """This one and what comes next."""
+        return _Path(self.used + need, (*self.stages, *stage))
+
+
+def _undominated(paths: list[_Path], budget: Resources) -> list[_Path]:
+    """Those within budget that none undercuts in everything."""
+    kept: list[_Path] = []
+    front: list[tuple[int, int]] = []  # block RAMs and lookup tables, of fewer multipliers
+    for path in sorted(paths, key=lambda path: (path.used.dsp, path.used.bram, path.used.lut)):
+        used = path.used
+        if not fits(used, budget) or any(b <= used.bram and n <= used.lut for b, n in front):
+            continue
+        front = [(b, n) for b, n in front if b < used.bram or n < used.lut]
+        front.append((used.bram, used.lut))
+        kept.append(path)
+    return kept
 
 
 def undominated(needs: npt.NDArray[np.float64], lanes: npt.NDArray[np.int64]) -> list[int]:

@@ -13,7 +13,7 @@ from lichen.boards.board import ULX3S_85F
 from lichen.boards.build import achieved
 from lichen.boards.build.achieved import Achieved, Clock, expected_clock, fingerprint
 from lichen.boards.build.report import LUT_PROMISE
-from lichen.boards.design import Bitstream, Design
+from lichen.boards.design import Bitstream, Design, fold
 from lichen.hw.device.device import Resources
 from lichen.hw.stage.folding import Folding
 from lichen.models import load_network, shipped_network
@@ -126,6 +126,27 @@ def test_every_record_is_a_build_whose_report_is_kept():
     made = {Achieved.of_report(report, boards.find(report["board"])) for report in reports}
     assert made == set(achieved.records())
     assert len(made) == len(achieved.records())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "small-opt-default",
+        "small-opt-decoder",
+        "tiny-ulx3s-25f",
+        pytest.param("small-opt-ecpix5", marks=pytest.mark.slow),
+        pytest.param("tiny-both", marks=pytest.mark.slow),
+        pytest.param("tiny-orangecrab-25f", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_on_record_is_what_the_planner_chooses(name):
+    """So that a plan without options has been built."""
+    report = json.loads((BUILDS / f"{name}.json").read_text())
+    board = boards.find(report["board"]).with_link(report.get("link_kind", "uart"))
+    network = load_network(report["network"]["name"])
+    parts = report.get("transforms", {report["transform"]: report})
+    made = [Folding.model_validate(part["folding"]) for part in parts.values()]
+    assert fold(network, list(parts), board) == made
 
 
 @pytest.mark.parametrize("path", sorted(BUILDS.glob("*.json")), ids=lambda path: path.stem)
