@@ -76,7 +76,7 @@ class Ram(Gateware):
     loads : bool
         Whether it is filled at run time, with the initial words, which then are not in the
         gateware. Not together with ``writable``; nothing may be read meanwhile.
-    counted : bool
+    registered : bool
         Whether ``r_addr`` comes straight out of a register. Lookup tables need none of their own
         then, and one lies between them and the choice among them.
 
@@ -99,7 +99,7 @@ class Ram(Gateware):
         init: Sequence[int] | Callable[[], Sequence[int]] | None = None,
         writable: bool = True,
         loads: bool = False,
-        counted: bool = False,
+        registered: bool = False,
     ):
         check_positive(depth=depth, width=width)
         if init is None and not writable:
@@ -107,7 +107,7 @@ class Ram(Gateware):
         if loads and writable:
             raise ValueError("a memory that loads must not be writable")
         self.depth, self.width, self.writable, self.loads = depth, width, writable, loads
-        self.counted = counted
+        self.registered = registered
         self.place = Place(0, depth, width)
         self._init = init
         address = unsigned(ceil_log2(depth))
@@ -242,7 +242,7 @@ class Ram(Gateware):
     def _staged(self, piece: Piece) -> bool:
         """Whether a register lies between a piece's lookup tables and the choice among them,
         instead of one in front of them."""
-        several = self.counted and piece.words > LOGIC_DEPTH
+        several = self.registered and piece.words > LOGIC_DEPTH
         return not piece.block and (self.latency > BLOCK_LATENCY or several)
 
     @staticmethod

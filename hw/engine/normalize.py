@@ -78,7 +78,7 @@ class Normalize(Gateware):
             init=words,
             writable=False,
             loads=loads,
-            counted=True,
+            registered=True,
         )
         self._product_shift, self.shifts = product_shift, None
         if product_shift is not None:

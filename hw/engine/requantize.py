@@ -156,7 +156,7 @@ class Requantize(Gateware):
             init=words,
             writable=False,
             loads=ranges is not None,
-            counted=True,
+            registered=True,
         )
         self.shifts = None if ranges is None else self._shifts(ranges)
 

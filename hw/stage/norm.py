@@ -113,7 +113,7 @@ class NormUnit(StageUnit):
         self.x_ram = Ram(
             depth=waiting_depth(core.shape, lanes),
             width=chains * post.x_shape.width,
-            counted=True,
+            registered=True,
         )
 
     def elaborate(self, platform: object) -> Module:

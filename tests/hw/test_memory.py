@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from pathlib import Path
 
@@ -45,9 +46,14 @@ def test_weights_of_1600_words_fill_their_blocks():
     assert memory.resources(ECP5).bram == 33
 
 
+REGISTERED = functools.partial(Ram, registered=True)
+
+
 @pytest.mark.parametrize(
     ("depth", "width", "writable", "kind"),
     [
+        *((1, 3, False, REGISTERED), (33, 7, False, REGISTERED), (100, 40, False, REGISTERED)),
+        *((90, 10, True, REGISTERED), (2100, 5, True, REGISTERED)),
         *((1, 3, False, Ram), (100, 40, False, Ram), (1600, 384, False, Ram)),
         *((700, 10, True, Ram), (2100, 5, True, Ram)),
         *((1, 3, False, FastRom), (32, 7, False, FastRom), (100, 40, False, FastRom)),
@@ -62,7 +68,7 @@ def test_reads_follow_after_the_latency(depth, width, writable, kind):
     if kind is FastRom:
         ram: Ram = FastRom(depth=depth, width=width, init=words)
     else:
-        ram = Ram(depth=depth, width=width, init=None if writable else words, writable=writable)
+        ram = kind(depth=depth, width=width, init=None if writable else words, writable=writable)
     addresses = [*rng.integers(0, depth, 300).tolist(), 0, depth - 1, depth - 1]
     read: list[int] = []
 
@@ -116,6 +122,18 @@ def test_fields_of_a_word_come_as_late_as_was_asked(depth):
         wait = rom.latency - 1 + cycles
         got = [word >> (k * bits) & ((1 << bits) - 1) for word in read[wait:]]
         assert got == fields[addresses[: len(addresses) - wait], k].tolist()
+
+
+@pytest.mark.parametrize("writable", [False, True])
+@pytest.mark.parametrize(("registered", "expected"), [(False, 1), (True, 4)])
+def test_a_register_lies_in_front_of_tables_or_behind_them(writable, registered, expected):
+    """Behind them where the address comes out of one: 100 words are four tables of 32."""
+    ram = Ram(
+        depth=100, width=8, init=None if writable else range(100), writable=writable,
+        registered=registered,
+    )  # fmt: skip
+    text = rtlil.convert(ram, ports=[ram.r_addr, ram.r_data])
+    assert text.count("cell $memrd_v2") == expected
 
 
 def test_a_word_must_divide_into_its_fields():
