@@ -210,51 +210,11 @@ class Trainer:
         Raises UserError when N, M, the widths or the activations of the transforms differ, or
         nothing is left for `prior` to give.
         """
-        self._take(start)
-        if prior is None:
-            return
-        if start.arch == self.config.arch or prior.arch != self.config.arch:
-            raise UserError(
-                f"a prior gives what a starting checkpoint of another architecture lacks: it must "
-                f"be {self.config.arch}, and the start must not ({prior.arch}, {start.arch})."
-            )
-        self._take(prior, but=("g_a.", "g_s."))
-
-    def _take(self, start: Checkpoint, but: tuple[str, ...] = ()) -> None:
-        """Take over parameters and history; with ``but``, the parameters but these alone."""
-        c = self.config
-        same = start.arch == c.arch
-        if (start.n, start.m) != (c.n, c.m) or ARCHS[start.arch].gdn != ARCHS[c.arch].gdn:
-            raise UserError(
-                f"the starting checkpoint is {start.arch} with N = {start.n}, M = {start.m}, whose "
-                f"transforms are not those of {c.arch} with N = {c.n}, M = {c.m}."
-            )
-        mine = ("",) if same else ("g_a.", "g_s.")
-        taken = [
-            name
-            for name in self.named
-            if name.startswith(mine)
-            and not name.endswith(SCALE)
-            and not (but and name.startswith(but))
-        ]
-        for name in taken:
-            if start.state_dict[name].shape != self.named[name].shape:
-                raise UserError(
-                    f"the starting checkpoint has {name} of shape "
-                    f"{tuple(start.state_dict[name].shape)}, this run "
-                    f"{tuple(self.named[name].shape)}: its layers have other widths."
-                )
-        with torch.no_grad():
-            for name in taken:
-                self.named[name].copy_(start.state_dict[name])
-        came_from: dict[str, Any] = {
-            k: start.metadata[k] for k in ("source", "sha256") if k in start.metadata
-        }
-        if but:
-            self.init["prior"] = came_from
-            self.average = self._copy()
-            return
-        self.init = came_from
+        same = start.arch == self.config.arch
+        transforms = ("g_a.", "g_s.")
+        mine = ("",) if same else transforms
+        self._take(start, [name for name in self.named if name.startswith(mine)])
+        self.init = _origin(start)
         if not same:
             self.init |= {"arch": start.arch, "transforms": ["g_a", "g_s"]}
         before = start.metadata.get("init", {}).get("history", [])
@@ -268,7 +228,36 @@ class Trainer:
                 for name, channels in self.slimmed["kept_channels"].items()
                 if name.startswith(mine)
             }
+        if prior is not None:
+            if same or prior.arch != self.config.arch:
+                raise UserError(
+                    f"a prior gives what a starting checkpoint of another architecture lacks: it "
+                    f"must be {self.config.arch}, and the start must not ({prior.arch}, "
+                    f"{start.arch})."
+                )
+            self._take(prior, [name for name in self.named if not name.startswith(transforms)])
+            self.init["prior"] = _origin(prior)
         self.average = self._copy()
+
+    def _take(self, start: Checkpoint, names: list[str]) -> None:
+        """Take over these parameters, but for scales; UserError where they do not suit."""
+        c = self.config
+        if (start.n, start.m) != (c.n, c.m) or ARCHS[start.arch].gdn != ARCHS[c.arch].gdn:
+            raise UserError(
+                f"the starting checkpoint is {start.arch} with N = {start.n}, M = {start.m}, whose "
+                f"transforms are not those of {c.arch} with N = {c.n}, M = {c.m}."
+            )
+        taken = [name for name in names if not name.endswith(SCALE)]
+        for name in taken:
+            if start.state_dict[name].shape != self.named[name].shape:
+                raise UserError(
+                    f"the starting checkpoint has {name} of shape "
+                    f"{tuple(start.state_dict[name].shape)}, this run "
+                    f"{tuple(self.named[name].shape)}: its layers have other widths."
+                )
+        with torch.no_grad():
+            for name in taken:
+                self.named[name].copy_(start.state_dict[name])
 
     def _copy(self) -> dict[str, Tensor]:
         return {k: p.detach().clone() for k, p in self.model.named_parameters()}
@@ -401,3 +390,8 @@ class Trainer:
         self.init = info.get("init", {})
         self.slimmed = info.get("slimmed", {})
         self.progress = self._progress()
+
+
+def _origin(start: Checkpoint) -> dict[str, Any]:
+    """Where a checkpoint came from, as far as it tells."""
+    return {k: start.metadata[k] for k in ("source", "sha256") if k in start.metadata}
