@@ -98,11 +98,11 @@ MUTANTS = {
         test=MENDED, words="packets that were never sent",
     ),
     "packets kept over a session": Mutant(
-        file=DEVICE, old="ResetInserter(flush)(self._intake)", new="self._intake",
+        file=DEVICE, old="ResetInserter(flush)(intake)", new="intake",
         test=RENEWED, words="packets came in an order that makes no sense",
     ),
     "output kept over a session": Mutant(
-        file=DEVICE, old="ResetInserter(flush)(self._outlet)", new="self._outlet",
+        file=DEVICE, old="ResetInserter(flush)(outlet)", new="outlet",
         test=RENEWED, words="it never came",
     ),
     "half a value kept over a session": Mutant(
