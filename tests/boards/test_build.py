@@ -420,11 +420,17 @@ def test_link_takes_what_is_set_aside_for_it():
     assert link.lut <= board.budget.lut - board.pipeline_budget.lut
 
 
-def test_real_synthesis_makes_what_was_planned(tmp_path, tools, monkeypatch):
-    """The real yosys on the real top; place and route, which aim at more than the clock, are
-    skipped."""
+@pytest.mark.parametrize("any_clock", [False, True])
+def test_real_synthesis_makes_what_was_planned(tmp_path, tools, monkeypatch, any_clock):
+    """The real yosys on the real top; place and route are skipped.
+
+    They are to aim at more than the clock, whether any will do or not, and whatever the plan said.
+    """
     monkeypatch.delenv("YOSYS")
-    report = build(top=make_top(), board=ULX3S_85F, pll=PLL, folder=tmp_path / "out")
+    report = build(
+        top=make_top(), board=ULX3S_85F, pll=PLL, folder=tmp_path / "out", any_clock=any_clock,
+        promised_mhz=80.0 if any_clock else None,
+    )  # fmt: skip
     assert (report.planned["dsp"], report.planned["bram"]) == (PLANNED.dsp, PLANNED.bram)
     constraints = (tmp_path / "out" / "top.lpf").read_text()
     assert 'LOCATE COMP "uart_0__rx__io" SITE "M1";' in constraints
