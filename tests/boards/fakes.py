@@ -104,7 +104,10 @@ def install(
 
 
 class LightPlatform:
-    """A platform whose build plan holds no design."""
+    """A platform whose build plan holds no design, but what it is made for."""
+
+    def __init__(self, pll: object):
+        self.pll = pll
 
     def prepare(self, elaboratable: object, name: str, **overrides: object) -> BuildPlan:
         plan = BuildPlan(script=f"build_{name}")
@@ -115,14 +118,15 @@ class LightPlatform:
             ["ecppack", "--bit", f"{name}.bit"],
         ]
         plan.add_file(f"build_{name}.json", json.dumps({"commands": commands}))
+        told = json.dumps([str(self.pll), {key: str(overrides[key]) for key in sorted(overrides)}])
         for suffix in ("v", "lpf", "ys", "il"):
-            plan.add_file(f"{name}.{suffix}", f"{suffix} of {name}\n")
+            plan.add_file(f"{name}.{suffix}", f"{suffix} of {name}: {told}\n")
         return plan
 
 
 def make(*, device: str, link: object, host: object, pll: object) -> tuple[LightPlatform, object]:
     """The entry of `LIGHT_BOARD`."""
-    return LightPlatform(), link
+    return LightPlatform(pll), link
 
 
 LIGHT_BOARD: Board = dataclasses.replace(

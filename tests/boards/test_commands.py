@@ -300,6 +300,7 @@ def test_what_is_built_does_not_hang_on_what_is_on_record(
         names = ("top.v", "top.lpf", "top.ys")
         made.append([report["inputs"], *((folder / name).read_text() for name in names)])
     assert made[0] == made[1]
+    assert "output_div" in made[0][1] and "FREQUENCY" in made[0][2]
     assert promised == [60.9375, 121.875]
 
 
