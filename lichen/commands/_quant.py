@@ -35,6 +35,7 @@ REGULARIZE_LR = 1e-4
 # imported before the extra is known to be there.
 TUNE = {
     "lr": 1e-3,
+    "ema": 0.0,
     "lr_scales": 3.0,
     "distill": 0.0,
     "penalty": 0.01,

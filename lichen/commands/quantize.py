@@ -92,6 +92,7 @@ class Tuning:
     regularize_lr: float
     lmbda: float | None
     lr: float
+    ema: float
     lr_scales: float
     optimizer: str
     distortion: str
@@ -226,6 +227,10 @@ class Tuning:
               "[default: the checkpoint's].")  # fmt: skip
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=TUNE["lr"],
               show_default=True, help="draq: peak learning rate, of full scale.")  # fmt: skip
+@click.option("--ema", type=click.FloatRange(0, 1, max_open=True), default=TUNE["ema"],
+              show_default=True,
+              help="draq: decay of an average of what is learned, to end with (0: the last "
+              "step).")  # fmt: skip
 @click.option("--lr-scales", type=click.FloatRange(min=0), default=TUNE["lr_scales"],
               show_default=True,
               help="draq: learning rate of the scales, relative to --lr.")  # fmt: skip

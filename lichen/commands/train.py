@@ -58,6 +58,10 @@ def _import_quant() -> None:
     "--lr-adam", default=1e-3, show_default=True,
     help="Peak learning rate of what Adam optimizes beside soap.",
 )  # fmt: skip
+@click.option(
+    "--lr-end", default=0.01, show_default=True,
+    help="Where the rates' cosine ends, relative to their peaks (1: they stay; with --ema).",
+)  # fmt: skip
 @click.option("--warmup", default=200, show_default=True, help="Steps of linear warm-up.")
 @click.option(
     "--ema", default=0.0, show_default=True,

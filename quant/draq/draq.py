@@ -460,6 +460,7 @@ class _Run:
         finetune.run(
             tuner, save=save, progress=self.progress, stop_after=self.stop_after, log=self.log
         )
+        tuner.settle()
         return tuner
 
     def regularize(self, begun: _Begun, saved: Saved | None) -> _Begun:

@@ -29,6 +29,7 @@ from lichen.processes import Interrupted
 from lichen.quant.calibration.quantize import scale_step
 from lichen.quant.float.network import FloatNetwork
 from lichen.quant.training import outliers, rate
+from lichen.quant.training.average import average_in, copy_of
 from lichen.quant.training.data import CropSource
 from lichen.quant.training.device import flushed_denormals
 from lichen.quant.training.fake import BIN_MARGIN, FakeTransform
@@ -145,6 +146,7 @@ class FineTuner:
             self.scale_step = scale_step(start.transforms[inner.synthesis].output)
         self.named: dict[str, nn.Parameter] = {}
         self.optimizers = self._make_optimizers()
+        self.average = copy_of(self.named) if config.ema else {}
 
     def _make_optimizers(self) -> dict[str, tuple[Any, list[str]]]:
         """Optimizers, and the names of their parameters in the order of the groups."""
@@ -371,9 +373,17 @@ class FineTuner:
         for optimizer, _ in self.optimizers.values():
             optimizer.step()
         self.step += 1
+        if self.average:
+            average_in(self.average, self.named, c.ema, self.step)
         result = loss.item(), bpp.item(), mse.item()
         self.elapsed += time.perf_counter() - started
         return result
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Take the averages for the parameters, at the end of a phase; nothing without them."""
+        for name, value in self.average.items():
+            self.named[name].copy_(value)
 
     @torch.no_grad()
     def evaluate(self, crops: list[npt.NDArray[np.uint8]]) -> tuple[float, float, float]:
@@ -391,6 +401,7 @@ class FineTuner:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to go on: tensors, and JSON values."""
         tensors = {f"model.{k}": v.detach().cpu().clone() for k, v in self._everything().items()}
+        tensors |= {f"average.{k}": v.cpu().clone() for k, v in self.average.items()}
         values: dict[str, Any] = {}
         for kind, (optimizer, names) in self.optimizers.items():
             values[kind] = {"step": [g.get("step") for g in optimizer.param_groups], "state": {}}
@@ -426,6 +437,8 @@ class FineTuner:
         with torch.no_grad():
             for name, value in self._everything().items():
                 value.copy_(tensors[f"model.{name}"])
+            for name, value in self.average.items():
+                value.copy_(tensors[f"average.{name}"])
         for kind, (optimizer, names) in self.optimizers.items():
             saved = info["optimizers"][kind]
             for group, step in zip(optimizer.param_groups, saved["step"], strict=True):

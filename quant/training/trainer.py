@@ -17,6 +17,7 @@ from lichen.errors import UserError
 from lichen.quant.float.architectures import ARCHS, new_model, parameters_of
 from lichen.quant.float.channels import SCALE, add_scales
 from lichen.quant.float.checkpoint import Checkpoint
+from lichen.quant.training.average import average_in, copy_of
 from lichen.quant.training.data import CropSource
 from lichen.quant.training.device import Processes, bfloat16_pays, local_device
 from lichen.quant.training.loss import Transforms, forward_train, rd_loss
@@ -106,6 +107,7 @@ def check_config(config: TrainConfig) -> None:
         (c.lmbda > 0, f"lmbda must be above 0, not {c.lmbda}"),
         (c.lr > 0, f"lr must be above 0, not {c.lr}"),
         (c.lr_adam > 0, f"lr adam must be above 0, not {c.lr_adam}"),
+        (0 <= c.lr_end <= 1, f"lr end must be within 0 and 1, not {c.lr_end}"),
         (
             c.optimizer in OPTIMIZERS,
             f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {c.optimizer}",
@@ -159,7 +161,7 @@ class Trainer:
             if not name.endswith(".quantiles")
         }
         self.optimizers, self.lr = self._make_optimizers()
-        self.average = self._copy()
+        self.average = copy_of(dict(self.model.named_parameters()))
         self._crops: tuple[int, Future[np.ndarray]] | None = None
         self._reader = ThreadPoolExecutor(1)
 
@@ -237,7 +239,7 @@ class Trainer:
                 )
             self._take(prior, [name for name in self.named if not name.startswith(transforms)])
             self.init["prior"] = _origin(prior)
-        self.average = self._copy()
+        self.average = copy_of(dict(self.model.named_parameters()))
 
     def _take(self, start: Checkpoint, names: list[str]) -> None:
         """Take over these parameters, but for scales; UserError where they do not suit."""
@@ -258,9 +260,6 @@ class Trainer:
         with torch.no_grad():
             for name in taken:
                 self.named[name].copy_(start.state_dict[name])
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {k: p.detach().clone() for k, p in self.model.named_parameters()}
 
     def _progress(self) -> float:
         """How far the schedule is, 0..1: in steps, or in minutes spent training."""
@@ -326,11 +325,7 @@ class Trainer:
         for optimizer, _ in self.optimizers.values():
             optimizer.step()
         self.step += 1
-        # Early on an average over 1/(1-ema) steps would be mostly initial weights.
-        decay = min(c.ema, self.step / (self.step + 9)) if c.ema else 0.0
-        with torch.no_grad():
-            for name, parameter in self.named.items():
-                self.average[name].lerp_(parameter, 1 - decay)
+        average_in(self.average, self.named, c.ema, self.step)
         self.elapsed += time.perf_counter() - started
         self.progress = self._progress()
         result = figures.tolist()

@@ -30,6 +30,9 @@ class TuneConfig:
         Where the cosine ends, relative to the peak.
     warmup : int
         Steps of linear warm-up.
+    ema : float
+        Decay of an exponential average of all that is learned, which the phase ends with (0: it
+        ends with the last step's).
     lr_scales : float
         Learning rate of the (logarithmic) scales, relative to ``lr``; 0 leaves them as they
         were calibrated.
@@ -64,6 +67,7 @@ class TuneConfig:
     lr: float = 1e-3
     lr_end: float = 0.01
     warmup: int = 50
+    ema: float = 0.0
     lr_scales: float = 3.0
     lr_entropy: float = 1.0
     lr_hyper: float = 0.1
@@ -92,6 +96,7 @@ class TuneConfig:
                 self.optimizer in ("soap", "adam"),
                 f"the optimizer must be soap or adam, not {self.optimizer!r}",
             ),
+            (0 <= self.ema < 1, f"ema must be at least 0 and below 1, not {self.ema}"),
             (self.lr > 0, f"the learning rate must be above 0, not {self.lr}"),
             (self.lmbda > 0, f"lambda must be above 0, not {self.lmbda}"),
             (

@@ -260,6 +260,29 @@ def test_fine_tuning_lowers_the_loss_of_coarse_roundings(parent, images, held_ou
     assert tuner.evaluate(held_out.crops)[0] < 0.97 * before
 
 
+def test_a_phase_can_end_with_the_average_of_its_steps(parent, start):
+    """All that is learned, with (1 - decay) for each step after the first nine."""
+    tuner = _tuner(INTEGER, parent, start, steps=30, lr=1e-3, warmup=1, ema=0.6)
+    expected = {name: value.detach().clone() for name, value in tuner.named.items()}
+    for step in range(1, 4):
+        tuner.train_step()
+        kept = min(0.6, step / (step + 9))
+        for name, value in tuner.named.items():
+            expected[name] = kept * expected[name] + (1 - kept) * value.detach()
+    last = {name: value.detach().clone() for name, value in tuner.named.items()}
+    tuner.settle()
+    for name, value in tuner.named.items():
+        torch.testing.assert_close(value.detach(), expected[name], rtol=1e-5, atol=1e-6)
+    moved = [name for name, value in tuner.named.items() if not torch.equal(value, last[name])]
+    assert len(moved) > 10
+    without = _tuner(INTEGER, parent, start, steps=30, lr=1e-3, warmup=1)
+    for _ in range(3):
+        without.train_step()
+    without.settle()
+    for name, value in without.named.items():
+        assert torch.equal(value, last[name]), name
+
+
 def test_psnr_weighs_crops_by_their_own_error(parent, start, images):
     """The gradient is that of ``(1 + level) * log(1 + error)``, whose mean is one of PSNRs."""
     flat = np.full_like(images.crops[0], 90)
@@ -321,7 +344,7 @@ def test_resuming_gives_the_same_network(parent, images, tmp_path):
     """Interrupted in either phase, the result is the uninterrupted one's, to the byte."""
     options = DraqOptions(
         quantization=Options(samples=2000),
-        tune=_config(steps=6, distill=0.5, distortion="psnr"),
+        tune=_config(steps=6, distill=0.5, distortion="psnr", ema=0.8),
         regularize_steps=6,
         device="cpu",
     )

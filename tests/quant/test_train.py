@@ -350,6 +350,7 @@ def test_a_diverging_run_stops_with_a_sentence_and_keeps_its_weights(images):
         ({"optimizer": "sgd"}, "soap, adam"),
         ({"precision": "int8"}, "bfloat16"),
         ({"lr_adam": 0.0}, "lr adam must be above 0, not 0"),
+        ({"lr_end": 1.5}, "lr end must be within 0 and 1, not 1.5"),
     ],
 )
 def test_unusable_options(change, word, images):
