@@ -56,18 +56,25 @@ def _run(run: dict[str, Any]) -> str:
     )
 
 
+def _start(name: str, meta: dict[str, Any]) -> str | None:
+    """What a checkpoint's last run started from, under a name that it does not overwrite."""
+    source = meta.get("init", {}).get("source")
+    return f"{name}.before.safetensors" if source == f"{name}.safetensors" else source
+
+
 def _command(name: str, meta: dict[str, Any]) -> str:
     """The command of a checkpoint's last run."""
     length = ("minutes", meta["minutes"]) if meta["steps"] is None else ("steps", meta["steps"])
     parts = ["lichen train --images TRAIN", f"-o {name}.safetensors"]
-    if "init" in meta and "source" in meta["init"]:
-        parts.append(f"--init {meta['init']['source']}")
+    if _start(name, meta) is not None:
+        parts.append(f"--init {_start(name, meta)}")
     parts.append(f"--arch {meta['arch']} --n {meta['n']} --m {meta['m']}")
     parts.append(f"--lmbda {meta['lmbda']} --{length[0]} {length[1]:g}")
     for option in ("batch", "patch", "lr", "warmup", "round_from", "optimizer"):
         parts.append(f"--{option.replace('_', '-')} {meta[option]}")
-    if meta["ema"]:
-        parts.append(f"--ema {meta['ema']}")
+    for option in ("ema", "seed"):
+        if meta[option]:
+            parts.append(f"--{option} {meta[option]}")
     if meta["compile"]:
         parts.append("--compile")
     lines = [""]
@@ -109,17 +116,20 @@ def _quantization(name: str) -> list[str]:
             ),
             "",
         ]
+    # what `benchmarks/refine.py` reads has a name of its own
+    tuned = f"{name}.tuned.lichen" if refined else f"{name}.lichen"
     if "tune" in how:
         tune, tuned_x = how["tune"], options["widths"]["gdn_input"]
         text.append(
             f"Fine-tuned through its own integers for {how['steps_done']} steps of {tune['batch']} "
             f"crops of {tune['patch']}x{tune['patch']}, {tune['optimizer']}, peak {tune['lr']:g} "
             f"of full scale, scales {tune['lr_scales']:g} times that, on the same images:\n\n```\n"
-            f"lichen quantize {name} -o {name}.lichen --method draq --calibrate CALIBRATE \\\n"
+            f"lichen quantize {name}{models.PARENT_SUFFIX} -o {tuned} --method draq "
+            "--calibrate CALIBRATE \\\n"
             f"    --train TRAIN --steps {how['steps_done']} --batch {tune['batch']} "
             f"--patch {tune['patch']} --lr {tune['lr']:g} --lr-scales {tune['lr_scales']:g} \\\n"
             f"    --penalty {tune['penalty']:g} --crop 256 "
-            + (f"--bits-from {name}.lichen " if mixed else "")
+            + (f"--bits-from {name} " if mixed else "")
             + (f"--gdn-input-bits {tuned_x} " if tuned_x != 8 else "")
             + f"--clip-factor {how['quantization']['clip_factor']:g} "
             f"--max-images {how['calibration']['images']}\n```"
@@ -133,7 +143,7 @@ def _quantization(name: str) -> list[str]:
         words = " ".join(f"{layer}={bits}" for layer, bits in refined.items())
         text.append(
             "\nThe activations named here (x: inputs of normalizations) had 8 bits until then: "
-            f"`python benchmarks/refine.py TUNED {words} -o {name}.lichen`."
+            f"`python benchmarks/refine.py {tuned} {words} -o {name}.lichen`."
         )
     return [*text, ""]
 
@@ -181,7 +191,10 @@ def card(name: str, checkpoint: Checkpoint, points: dict[str, dict[str, float]])
             )
     text += ["", *_quantization(name)]
     command = _command(name, meta) if slim is None else _slim_command(name, slim)
-    text += ["## Command\n", "The last run:\n", "```", command, "```\n", DATA]
+    text += ["## Command\n", "The last run:\n", "```", command, "```\n"]
+    if slim is None and _start(name, meta) == f"{name}.before.safetensors":
+        text.append(f"`{_start(name, meta)}` is what the run before that one left.\n")
+    text.append(DATA)
     return "\n".join(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -41,6 +42,17 @@ def test_every_network_is_complete():
             assert f"{figures['bpp']:.4f} | {figures['psnr']:.2f} dB" in card(name), which
         # the parent's file is the one that was quantized
         assert network.provenance["source"]["sha256"] == parent.metadata["sha256"]
+
+
+def test_no_command_of_a_card_overwrites_what_it_reads():
+    for name in models.names():
+        text = card(name)
+        commands = [*text.split("```")[1::2], *re.findall("`(python .*? -o .*?)`", text)]
+        assert commands, name
+        for command_line in commands:
+            words = command_line.replace("\\\n", " ").split()
+            output = words[words.index("-o") + 1]
+            assert words.count(output) == 1, f"{name}: {output}"
 
 
 def test_nothing_of_the_machine_that_made_them_is_in_them():
