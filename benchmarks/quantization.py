@@ -4,10 +4,12 @@
         --json docs/notes/quantization.json --table docs/notes/quantization.md
 
 measures, for the shipped families, the FP32 parents, the same after as many further steps of
-training as fine-tuning took (DIR/NAME.safetensors, made by the command that the page prints),
+training as fine-tuning took (DIR/NAME.longer.safetensors, by the command that the page prints),
 minmax and ptq made here on the calibration photographs, and the shipped networks, all from bytes
-really coded. Rows of ``lichen ablate --json FILE`` join the page with --ablation FILE. The JSON
-file grows point by point, and what has not changed since is not measured again.
+really coded: the streams, of integers those with one table a channel (version 1 of the file),
+since FP32 networks make no files and have no contexts. Rows of ``lichen ablate --json FILE`` join
+the page with --ablation FILE. The JSON file grows point by point, and what has not changed since is
+not measured again.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ import click
 from tqdm import tqdm
 
 from lichen import models
+from lichen.codec import compared
 from lichen.codec.evaluate import Codec, Evaluation, NetworkCodec, evaluate, family, to_json
-from lichen.codec.rd import Curve, bd_rate, points_table
+from lichen.codec.rd import STREAMS, Curve, points_table
 from lichen.commands.ablate import table as ablation_table
 from lichen.errors import UserError
 from lichen.files import write_atomically
 from lichen.network.description import Network
+from lichen.network.identity import static_digest
 from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration, usual_size
 from lichen.quant.calibration.options import Options
 from lichen.quant.calibration.quantize import choose_clip_factor, quantize
@@ -40,7 +44,7 @@ from lichen.quant.draq.draq import lambda_of
 from lichen.quant.float.architectures import ARCHS, build_model
 from lichen.quant.float.checkpoint import load_checkpoint
 from lichen.quant.float.source import load_float_network
-from lichen.quant.training.evaluate import FloatCodec
+from lichen.quant.training.evaluate import FloatCodec, ms_ssim
 from lichen.sim.images import list_images
 
 COMMAND = (
@@ -51,6 +55,8 @@ PARENT, ANCHOR = "FP32, as shipped", "FP32, with the fine-tuning's steps"
 MINMAX, PTQ, DRAQ = "minmax", "ptq", "draq (shipped)"
 CALIBRATION = 24
 """Photographs to calibrate on, at most."""
+VERSION = 1
+"""Of integers' files: one table a channel, as FP32 networks have."""
 
 Row = tuple[str, str, Callable[[], Codec]]
 """A curve's title, what the figures of one of its points depend on, and the codec."""
@@ -74,43 +80,48 @@ def quantized(name: str, method: str, images: CalibrationImages) -> Network:
 
 def rows_of(name: str, images: CalibrationImages, anchors: Path | None) -> list[Row]:
     """The points of one rate."""
-    parent, shipped = models.shipped_parent(name), models.shipped_network(name)
-    if parent is None or shipped is None:
+    parent = models.shipped_parent(name)
+    if parent is None or models.shipped_network(name) is None:
         raise UserError(f"no network {name} with an FP32 parent ships with Lichen.")
     digest = sha256(parent.read_bytes()).hexdigest()
 
     def made(method: str) -> Callable[[], Codec]:
-        return lambda: NetworkCodec(quantized(name, method, images))
+        return lambda: NetworkCodec(quantized(name, method, images), VERSION)
 
     fp32 = f"{name}{models.PARENT_SUFFIX}"
     rows: list[Row] = [(PARENT, digest, lambda: float_codec(fp32, fp32))]
     if anchors is not None:
-        file = anchors / f"{name}.safetensors"
+        file = anchor_file(anchors, name)
         anchor = sha256(file.read_bytes()).hexdigest()
         rows.append((ANCHOR, anchor, lambda: float_codec(str(file), f"{name} anchor")))
     for method in (MINMAX, PTQ):
         rows.append((method, f"{digest} {method} {images.digest}", made(method)))
-    integer = sha256(shipped.read_bytes()).hexdigest()
-    rows.append((DRAQ, integer, lambda: NetworkCodec(models.load_network(name))))
+    integer = models.load_network(name)
+    rows.append((DRAQ, static_digest(integer), lambda: NetworkCodec(integer, VERSION)))
     return rows
+
+
+def anchor_file(anchors: Path, name: str) -> Path:
+    """Where the FP32 network lies that was trained on for the fine-tuning's steps."""
+    return anchors / f"{name}.longer.safetensors"
 
 
 def anchored_names(names: list[str], anchors: Path) -> set[str]:
     """The networks of the families whose anchors are all there; UserError if there are none."""
-    missing = {name for name in names if not (anchors / f"{name}.safetensors").exists()}
+    missing = {name for name in names if not anchor_file(anchors, name).exists()}
     incomplete = {family(name) for name in missing}
     found = {name for name in names if family(name) not in incomplete}
     if not found:
         first = min(missing)
         raise UserError(
-            f"{anchors / first}.safetensors does not exist; without anchors, leave out --anchors."
+            f"{anchor_file(anchors, first)} does not exist; without anchors, leave out --anchors."
         )
     return found
 
 
 def anchor_of(name: str, anchors: Path) -> dict[str, Any]:
     """What the anchor's file says of its last run, and what fine-tuning took."""
-    meta = load_checkpoint(str(anchors / f"{name}.safetensors")).metadata
+    meta = load_checkpoint(str(anchor_file(anchors, name))).metadata
     tune = models.load_network(name).provenance["quantization"]
     keys = ("lmbda", "steps", "batch", "patch", "lr", "warmup", "round_from", "optimizer", "seed")
     settings = {key: meta[key] for key in keys}
@@ -127,9 +138,10 @@ def measure(
 ) -> dict[str, Any]:
     """All curves, as far as ``before`` does not have them; ``save`` gets every step."""
     known = {
-        point["digest"]: Evaluation.from_json(point["evaluation"])
+        point["digest"]: found
         for point in before.get("points", [])
         if before["images"] == len(files)
+        and (found := Evaluation.from_json(point["evaluation"])).bpp_streams is not None
     }
     report: dict[str, Any] = {
         "command": COMMAND, "images": len(files), "points": [], "anchors": {},
@@ -149,41 +161,53 @@ def measure(
             found = known.get(digest)
             if found is None:
                 bar.set_description(f"{name} {title}")
-                found = evaluate(make(), files, progress=lambda _: bar.update())
+                found = evaluate(make(), files, ms_ssim=ms_ssim, progress=lambda _: bar.update())
             point = {"name": name, "row": title, "digest": digest, "evaluation": found.to_json()}
             report["points"].append(point)
             done = {point["digest"] for point in report["points"]}
             rest = [point for point in before.get("points", []) if point["digest"] not in done]
             save(report | {"points": report["points"] + rest})
+    report["compared"] = comparisons(report)
     return report
 
 
-def curves_of(report: dict[str, Any]) -> dict[str, list[Curve]]:
-    """Curves by family, in the order of their rows."""
+def points_of(report: dict[str, Any]) -> dict[str, dict[str, list[Evaluation]]]:
+    """Points by family and row, in the order of the rows."""
     found: dict[str, dict[str, list[Evaluation]]] = {}
     for point in report["points"]:
         rows = found.setdefault(family(point["name"]), {})
         rows.setdefault(point["row"], []).append(Evaluation.from_json(point["evaluation"]))
-    curves: dict[str, list[Curve]] = {}
-    for stem, rows in found.items():
-        for title, points in rows.items():
-            curves.setdefault(stem, []).append(Curve.of_json(to_json(points, title)))
-    return curves
+    return found
 
 
-def overhead(curve: Curve, anchor: Curve) -> str:
-    """A cell of the table."""
-    try:
-        return f"{bd_rate(curve, anchor).percent:+.2f} %"
-    except UserError:
-        return "–"
+def comparisons(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every row beside the FP32 rows of its family."""
+    found = []
+    for stem, rows in points_of(report).items():
+        for anchor in (PARENT, ANCHOR):
+            for title in rows:
+                if anchor in rows and title != anchor:
+                    one = compared.compare(rows[title], rows[anchor], STREAMS, (title, anchor))
+                    found.append({"family": stem, "test": title, "anchor": anchor} | (one or {}))
+    return found
+
+
+def comparison(
+    report: dict[str, Any], stem: str, test: str, anchor: str = ANCHOR
+) -> dict[str, Any] | None:
+    """One of `comparisons`; None where the two can't be compared."""
+    for one in report["compared"]:
+        if (one["family"], one["test"], one["anchor"]) == (stem, test, anchor):
+            return one if "bd_rate" in one else None
+    return None
 
 
 def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
     """The Markdown page."""
     text = [
         "# What integers cost\n",
-        f"BD-rate (PSNR) over {report['images']} photographs of Kodak, from bytes really coded, "
+        f"BD-rate (PSNR) over {report['images']} photographs of Kodak, from streams really coded "
+        "(integers with one table a channel, as FP32 has), "
         "W8A8: weights, activations, gamma and squares all have 8 bits; so have the inputs of the "
         "normalizations, which no multiplier array reads, in `minmax` and `ptq`, which are "
         "calibration alone, but 10 or 12 where the cards say so. Less is better. Made by "
@@ -194,23 +218,27 @@ def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
             "Fine-tuning is judged most honestly against FP32 parents that went on training for as "
             "many steps, on the same crops.\n"
         )
-    everything = curves_of(report)
-    for stem, curves in everything.items():
-        by_title = {curve.name: curve for curve in curves}
-        against = [by_title[title] for title in (PARENT, ANCHOR) if title in by_title]
-        text.append(f"## `{stem}`\n")
-        text.append(f"| | {' | '.join('against ' + a.name for a in against)} |")
-        text.append("|---" * (len(against) + 1) + "|")
-        for curve in curves:
-            cells = [overhead(curve, a) if a is not curve else "" for a in against]
-            text.append(f"| {curve.name} | {' | '.join(cells)} |")
-        text.append("")
+    text.append(f"{compared.EXPLAINED}\n")
+    everything = points_of(report)
+    for stem, rows in everything.items():
+        for anchor in [title for title in (PARENT, ANCHOR) if title in rows]:
+            text.append(f"## `{stem}` against {anchor}\n")
+            text.append(f"| | {' | '.join(compared.HEADS)} | BD-rate (MS-SSIM) |")
+            text.append("|---" * (len(compared.HEADS) + 2) + "|")
+            for title in rows:
+                if title == anchor:
+                    continue
+                found = comparison(report, stem, title, anchor)
+                ssim = (found or {}).get("bd_rate_msssim")
+                cells = [*compared.cells(found, 2), "–" if ssim is None else f"{ssim:+.2f} %"]
+                text.append(f"| {title} | {' | '.join(cells)} |")
+            text.append("")
     if report["anchors"]:
         text.append("The steps of fine-tuning, and the run of the FP32 parent that matches it:\n")
         text.append("```sh")
         for name, run in report["anchors"].items():
             text.append(
-                f"lichen train --images TRAIN -o {name}.safetensors --init {name}.fp32 "
+                f"lichen train --images TRAIN -o {name}.longer.safetensors --init {name}.fp32 "
                 f"--lmbda {run['lmbda']:g} --steps {run['steps']} "
                 f"--batch {run['batch']} --patch {run['patch']} "
                 f"--lr {run['lr']:g} --warmup {run['warmup']} --round-from {run['round_from']:g} "
@@ -227,7 +255,9 @@ def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
         )
         text.append(ablation_table(ablation["rows"]) + "\n")
     text.append("## Points\n")
-    text += [points_table(curves) for curves in everything.values()]
+    for rows in everything.values():
+        curves = [Curve.of_json(to_json(points, title), STREAMS) for title, points in rows.items()]
+        text.append(points_table(curves))
     return "\n".join(text)
 
 

@@ -27,6 +27,7 @@ import click
 from tqdm import tqdm
 
 from lichen import models
+from lichen.codec import compared
 from lichen.codec.evaluate import (
     PILLOW_FORMATS,
     Codec,
@@ -132,7 +133,21 @@ def measure(
                 points.append(point)
                 report["curves"][-1] = to_json(points, title)
                 save(report)
+    report["compared"] = comparisons(report)
+    save(report)
     return report
+
+
+def comparisons(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every network's curve beside every image format's, on the report's own images."""
+    points = {
+        curve["name"]: [Evaluation.from_json(point) for point in curve["points"]]
+        for curve in report["curves"]
+    }
+    own = [name for name in points if name not in FORMATS]
+    pairs = [(name, kind) for name in own for kind in FORMATS if kind in points]
+    found = [compared.compare(points[a], points[b], names=(a, b)) for a, b in pairs]
+    return [one for one in found if one is not None]
 
 
 def families(curves: list[Curve]) -> str:
@@ -168,6 +183,19 @@ def styles(curves: list[Curve], published: list[Curve]) -> list[Style]:
     return found + [Style(shade, "", ":", 1.4) for shade in shades[: len(published)]]
 
 
+def over_images(report: dict[str, Any]) -> str:
+    """A section: how much the choice of images matters."""
+    found = {(one["test"], one["anchor"]): one for one in report["compared"]}
+    tests = dict.fromkeys(test for test, _ in found)
+    heads = [f"{kind}: {head}" for kind in FORMATS for head in compared.HEADS[1:]]
+    lines = ["## Over images\n", f"Of the PSNR BD-rates above. {compared.EXPLAINED}\n"]
+    lines += [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for test in tests:
+        cells = [cell for kind in FORMATS for cell in compared.cells(found.get((test, kind)))[1:]]
+        lines.append(f"| {test} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n" if tests else ""
+
+
 def tables(report: dict[str, Any], curves: list[Curve], published: list[Curve]) -> str:
     """The Markdown page."""
     own = ours(curves)
@@ -198,7 +226,7 @@ def tables(report: dict[str, Any], curves: list[Curve], published: list[Curve]) 
     text.append(bd_rate_table(own, [*formats, *published], PSNR))
     if all(MS_SSIM in curve.metrics for curve in [*own, *formats]):
         text.append(bd_rate_table(own, formats, MS_SSIM))
-    text += ["## Points\n", points_table([*own, *formats])]
+    text += [over_images(report), "## Points\n", points_table([*own, *formats])]
     return "\n".join(text)
 
 
@@ -224,6 +252,8 @@ def command(
         if json_file is None:
             raise click.UsageError("this reads what an earlier run wrote; name it with --json.")
         report = json.loads(Path(json_file).read_text(encoding="utf-8"))
+        report["compared"] = comparisons(report)
+        write_atomically(json_file, (json.dumps(report, indent=1) + "\n").encode())
     elif images is None:
         raise click.UsageError("Missing option '--images'.")
     else:

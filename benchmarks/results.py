@@ -30,6 +30,7 @@ import click
 from lichen import models
 from lichen.boards import board as boards
 from lichen.boards.record import Board
+from lichen.codec import compared
 from lichen.codec.rd import Curve, bd_rate, references
 from lichen.errors import UserError
 from lichen.files import write_text
@@ -206,16 +207,16 @@ def savings() -> str:
         if point["curve"] == optimized.OPTIMIZED and other is not None:
             for what, values in shares.items():
                 values.append(1 - point[what] / other[what])
-    curves = (optimized.curve(report, title) for title in (optimized.OPTIMIZED, optimized.PLAIN))
-    cost = bd_rate(*curves).percent
+    cost, low, high = (report["compared"][0][key] for key in ("bd_rate", "low", "high"))
 
     def span(values: list[float]) -> str:
         return f"{100 * min(values):.0f} to {100 * max(values):.0f} %"
 
     return (
         f"`small-opt` is `small` with {span(shares['macs'])} fewer multiplications and "
-        f"{span(shares['bops'])} fewer bit-operations, for {percent(cost, 2)} rate against 8-bit "
-        f"networks with equally many steps of training ({source('optimized')})."
+        f"{span(shares['bops'])} fewer bit-operations, for {percent(cost, 2)} rate "
+        f"({low:+.2f} to {high:+.2f} % over images) against 8-bit networks with equally many steps "
+        f"of training ({source('optimized')})."
     )
 
 
@@ -223,7 +224,8 @@ def integers() -> str:
     """README's table of what integers cost."""
     import quantization
 
-    curves = quantization.curves_of(read("quantization"))
+    report = read("quantization")
+    families = list(quantization.points_of(report))
     rows = {
         quantization.DRAQ: "as shipped (fine-tuned)",
         quantization.PTQ: "calibrated only",
@@ -231,15 +233,14 @@ def integers() -> str:
     }
     lines = [
         "| integers against FP32 with equally many steps | "
-        + " | ".join(f"`{stem}`" for stem in curves)
+        + " | ".join(f"`{stem}` | 95 % over images" for stem in families)
         + " |",
-        "|---" * (len(curves) + 1) + "|",
+        "|---" * (2 * len(families) + 1) + "|",
     ]
     for row, title in rows.items():
         cells = []
-        for family in curves.values():
-            by_title = {curve.name: curve for curve in family}
-            cells.append(_rate(by_title[row], by_title.get(quantization.ANCHOR)))
+        for stem in families:
+            cells += compared.cells(quantization.comparison(report, stem, row))[:2]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"{source('quantization')}."])
 

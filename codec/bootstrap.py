@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lichen.codec.rd import FILES, PSNR, Curve, bd_rate
+from lichen.codec.evaluate import Evaluation
+from lichen.codec.rd import FILES, PSNR, STREAMS, Curve, bd_rate
 from lichen.errors import UserError
 
 DRAWS = 1000
@@ -43,6 +44,19 @@ class ImageCurves:
     images: tuple[str, ...]
     bpp: npt.NDArray[np.float64]
     quality: npt.NDArray[np.float64]
+
+    @staticmethod
+    def of(name: str, points: Sequence[Evaluation], rate: str = FILES) -> ImageCurves:
+        """A codec's points, all measured on the same images.
+
+        ``rate`` as for `read_curve`. Raises UserError when the points are of other images.
+        """
+        field = {FILES: "bpp", STREAMS: "bpp_streams"}[rate]
+        rows = []
+        for point in points:
+            images = {image.name: image for image in point.images}
+            rows.append({n: (getattr(i, field) or i.bpp, i.psnr) for n, i in images.items()})
+        return _sorted(name, [(p.name, row) for p, row in zip(points, rows, strict=True)])
 
     def curve(self, chosen: npt.NDArray[np.intp]) -> Curve:
         """The curve of the means over some images, which may repeat."""
@@ -97,6 +111,11 @@ def read_images(sources: Sequence[str], rate: str = FILES) -> ImageCurves | None
             return None  # a published curve, or CompressAI's own JSON, which has means only
     if not found or not found[0][1]:
         return None
+    return _sorted(found[0][0], found)
+
+
+def _sorted(name: str, found: list[tuple[str, dict[str, tuple[float, float]]]]) -> ImageCurves:
+    """Points with (rate, quality) of every image; UserError if they are of other images."""
     names = tuple(sorted(found[0][1]))
     for point_name, images in found:
         if tuple(sorted(images)) != names:
@@ -104,9 +123,9 @@ def read_images(sources: Sequence[str], rate: str = FILES) -> ImageCurves | None
                 f"{point_name} was measured on other images than {found[0][0]}: "
                 "points of one curve must be of one set."
             )
-    found.sort(key=lambda point: float(np.mean([bpp for bpp, _ in point[1].values()])))
-    table = np.array([[images[name] for name in names] for _, images in found])
-    return ImageCurves(found[0][0], names, table[:, :, 0], table[:, :, 1])
+    ordered = sorted(found, key=lambda p: float(np.mean([bpp for bpp, _ in p[1].values()])))
+    table = np.array([[images[image] for image in names] for _, images in ordered])
+    return ImageCurves(name, names, table[:, :, 0], table[:, :, 1])
 
 
 def interval(

@@ -78,12 +78,15 @@ class Curve:
         )
 
     @staticmethod
-    def of_json(measured: Mapping[str, Any]) -> Curve:
-        """A curve, with the names of its points, from what `codec.evaluate.to_json` made."""
+    def of_json(measured: Mapping[str, Any], rate: str = FILES) -> Curve:
+        """A curve, with the names of its points, from what `codec.evaluate.to_json` made.
+
+        ``rate`` is one of `RATES`.
+        """
         results = measured["results"]
         return Curve(
             measured["name"],
-            tuple(results["bpp"]),
+            tuple(results[rate]),
             {key: tuple(results[key]) for key in _TITLES if key in results},
             tuple(point["name"] for point in measured["points"]),
         )
