@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def main(names: tuple[str, ...], renew: bool, seed: int, seeds: int) -> None:
     """Keep REPORT as NAME, and write the records; without arguments the latter only."""
     if renew:
         for name in names or sorted(path.stem for path in BUILDS.glob("*.json")):
-            keep(name, build_again(BUILDS / f"{name}.json", seed, seeds))
+            asked = range(seed, seed + seeds)
+            keep(name, build_again(BUILDS / f"{name}.json", seed, seeds), asked)
     elif len(names) == 2:
         keep(names[0], Path(names[1]))
     elif names:
@@ -57,16 +59,19 @@ def main(names: tuple[str, ...], renew: bool, seed: int, seeds: int) -> None:
     click.echo(f"{len(entries)} builds in {RECORDS.name}")
 
 
-def keep(name: str, report: Path) -> None:
-    """Copy a report to where the records are."""
+def keep(name: str, report: Path, asked: Sequence[int] = ()) -> None:
+    """Copy a report to where the records are, with the command that made it.
+
+    ``asked`` are the seeds that place and route was given: one that got stuck is not in the
+    report, and yet the command names it. Without them those of the report stand for them.
+    """
     kept = json.loads(report.read_text(encoding="utf-8"))
     Achieved.of_report(kept, boards.find(kept["board"]))
     BUILDS.mkdir(exist_ok=True)
     tried = [int(seed) for seed in kept["seeds"]]
-    several = f" --seeds {len(tried)}" if len(tried) > 1 else ""
-    kept["command"] = (
-        f"python benchmarks/record_build.py --renew {name} --seed {min(tried)}{several}"
-    )
+    seeds = asked or range(min(tried), max(tried) + 1)
+    several = f" --seeds {len(seeds)}" if len(seeds) > 1 else ""
+    kept["command"] = f"python benchmarks/record_build.py --renew {name} --seed {seeds[0]}{several}"
     write_json(BUILDS / f"{name}.json", kept)
 
 
