@@ -85,7 +85,6 @@ def measure(images: list[Path], before: dict[str, Any]) -> dict[str, Any]:
         p["digest"]: p["evaluation"]
         for p in before.get("points", [])
         if before["images"] == len(images)
-        and Evaluation.from_json(p["evaluation"]).bpp_streams is not None
     }
     report: dict[str, Any] = {"command": COMMAND, "images": len(images), "points": []}
     todo = [(title, path, *open_point(path)) for title, paths in files().items() for path in paths]

@@ -138,10 +138,9 @@ def measure(
 ) -> dict[str, Any]:
     """All curves, as far as ``before`` does not have them; ``save`` gets every step."""
     known = {
-        point["digest"]: found
+        point["digest"]: Evaluation.from_json(point["evaluation"])
         for point in before.get("points", [])
         if before["images"] == len(files)
-        and (found := Evaluation.from_json(point["evaluation"])).bpp_streams is not None
     }
     report: dict[str, Any] = {
         "command": COMMAND, "images": len(files), "points": [], "anchors": {},

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lichen.codec.evaluate import Evaluation
-from lichen.codec.rd import FILES, PSNR, STREAMS, Curve, bd_rate
+from lichen.codec.rd import FILES, PSNR, Curve, bd_rate
 from lichen.errors import UserError
 
 DRAWS = 1000
@@ -51,12 +51,12 @@ class ImageCurves:
 
         ``rate`` as for `read_curve`. Raises UserError when the points are of other images.
         """
-        field = {FILES: "bpp", STREAMS: "bpp_streams"}[rate]
-        rows = []
-        for point in points:
-            images = {image.name: image for image in point.images}
-            rows.append({n: (getattr(i, field) or i.bpp, i.psnr) for n, i in images.items()})
-        return _sorted(name, [(p.name, row) for p, row in zip(points, rows, strict=True)])
+        found = [
+            # rates are called as the fields are
+            (point.name, {i.name: (getattr(i, rate) or i.bpp, i.psnr) for i in point.images})
+            for point in points
+        ]
+        return _sorted(name, found)
 
     def curve(self, chosen: npt.NDArray[np.intp]) -> Curve:
         """The curve of the means over some images, which may repeat."""
