@@ -139,6 +139,8 @@ def _quantization(name: str) -> list[str]:
                 "\nThat was before biases of symbols moved as in FP32 and h_a and h_s more slowly "
                 "(docs/notes/draq.md): the command ends elsewhere now."
             )
+    elif how["method"] == "ptq":
+        text.append(_calibration(name, how))
     if refined:
         words = " ".join(f"{layer}={bits}" for layer, bits in refined.items())
         text.append(
@@ -146,6 +148,27 @@ def _quantization(name: str) -> list[str]:
             f"`python benchmarks/refine.py {tuned} {words} -o {name}.lichen`."
         )
     return [*text, ""]
+
+
+def _calibration(name: str, how: dict[str, Any]) -> str:
+    """How a network was made by calibration alone."""
+    bits = ""
+    if "widened" in how:
+        bits = f"--widen {how['widened']['part']:g} "
+    elif "bits_from" in how:
+        bits = f"--bits-from {how['bits_from']} "
+    defaults, widths = Widths(), how["widths"]
+    for field in fields(Widths):
+        if widths[field.name] != getattr(defaults, field.name):
+            bits += f"--{field.name.replace('_', '-')}-bits {widths[field.name]} "
+    return (
+        "Calibrated only: no weight was trained through the integers "
+        "([why](../docs/notes/draq.md)).\n\n```\n"
+        f"lichen quantize {name}{models.PARENT_SUFFIX} -o {name}.lichen "
+        f"--calibrate TRAIN --max-images {how['calibration']['images']} \\\n"
+        f"    --crop {how['calibration']['crop']} --equations {how['equations']} "
+        f"--clip-factor {how['clip_factor']:g} {bits}\n```"
+    ).replace(" \n", "\n")
 
 
 def card(name: str, checkpoint: Checkpoint, points: dict[str, dict[str, float]]) -> str:

@@ -4,12 +4,12 @@
         --json docs/notes/quantization.json --table docs/notes/quantization.md
 
 measures, for the shipped families, the FP32 parents, the same after as many further steps of
-training as fine-tuning took (DIR/NAME.longer.safetensors, by the command that the page prints),
-minmax and ptq made here on the calibration photographs, and the shipped networks, all from bytes
-really coded: the streams, of integers those with one table a channel (version 1 of the file),
-since FP32 networks make no files and have no contexts. Rows of ``lichen ablate --json FILE`` join
-the page with --ablation FILE. The JSON file grows point by point, and what has not changed since is
-not measured again.
+training as fine-tuning took (DIR/NAME.longer.safetensors, by the command that the page prints; the
+parent itself where integers were calibrated only), minmax and ptq made here on the calibration
+photographs, and the shipped networks, all from bytes really coded: the streams, of integers those
+with one table a channel (version 1 of the file), since FP32 networks make no files and have no
+contexts. Rows of ``lichen ablate --json FILE`` join the page with --ablation FILE. The JSON file
+grows point by point, and what has not changed since is not measured again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ COMMAND = (
     "--anchors benchmarks/checkpoints --json docs/notes/quantization.json"
 )
 PARENT, ANCHOR = "FP32, as shipped", "FP32, with the fine-tuning's steps"
-MINMAX, PTQ, DRAQ = "minmax", "ptq", "draq (shipped)"
+MINMAX, PTQ, SHIPPED = "minmax", "ptq", "as shipped"
 CALIBRATION = 24
 """Photographs to calibrate on, at most."""
 VERSION = 1
@@ -97,12 +97,23 @@ def rows_of(name: str, images: CalibrationImages, anchors: Path | None) -> list[
     for method in (MINMAX, PTQ):
         rows.append((method, f"{digest} {method} {images.digest}", made(method)))
     integer = models.load_network(name)
-    rows.append((DRAQ, static_digest(integer), lambda: NetworkCodec(integer, VERSION)))
+    rows.append((SHIPPED, static_digest(integer), lambda: NetworkCodec(integer, VERSION)))
     return rows
 
 
+def fine_tuning_steps(name: str) -> int:
+    """Steps that a shipped network was trained through its integers for."""
+    return int(models.load_network(name).provenance["quantization"].get("steps_done", 0))
+
+
 def anchor_file(anchors: Path, name: str) -> Path:
-    """Where the FP32 network lies that was trained on for the fine-tuning's steps."""
+    """Where the FP32 network lies that was trained on for the fine-tuning's steps.
+
+    That is the parent itself, where there were none.
+    """
+    parent = models.shipped_parent(name)
+    if parent is not None and fine_tuning_steps(name) == 0:
+        return parent
     return anchors / f"{name}.longer.safetensors"
 
 
@@ -122,10 +133,9 @@ def anchored_names(names: list[str], anchors: Path) -> set[str]:
 def anchor_of(name: str, anchors: Path) -> dict[str, Any]:
     """What the anchor's file says of its last run, and what fine-tuning took."""
     meta = load_checkpoint(str(anchor_file(anchors, name))).metadata
-    tune = models.load_network(name).provenance["quantization"]
     keys = ("lmbda", "steps", "batch", "patch", "lr", "warmup", "round_from", "optimizer", "seed")
     settings = {key: meta[key] for key in keys}
-    return settings | {"fine_tuning_steps": tune["steps_done"]}
+    return settings | {"fine_tuning_steps": fine_tuning_steps(name)}
 
 
 def measure(
@@ -153,7 +163,7 @@ def measure(
         images = load_calibration(calibrate, arch.factor, size=size, limit=CALIBRATION)
         own = anchors if name in anchored else None
         todo += [(name, row) for row in rows_of(name, images, own)]
-        if own is not None:
+        if own is not None and fine_tuning_steps(name):
             report["anchors"][name] = anchor_of(name, own)
     with tqdm(total=len(files) * sum(row[1] not in known for _, row in todo), unit="image") as bar:
         for name, (title, digest, make) in todo:
@@ -161,6 +171,7 @@ def measure(
             if found is None:
                 bar.set_description(f"{name} {title}")
                 found = evaluate(make(), files, ms_ssim=ms_ssim, progress=lambda _: bar.update())
+                known[digest] = found  # the parent of what was not tuned is its own anchor
             point = {"name": name, "row": title, "digest": digest, "evaluation": found.to_json()}
             report["points"].append(point)
             done = {point["digest"] for point in report["points"]}
@@ -205,17 +216,15 @@ def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
     """The Markdown page."""
     text = [
         "# What integers cost\n",
-        f"BD-rate (PSNR) over {report['images']} photographs of Kodak, from streams really coded "
-        "(integers with one table a channel, as FP32 has), "
-        "W8A8: weights, activations, gamma and squares all have 8 bits; so have the inputs of the "
-        "normalizations, which no multiplier array reads, in `minmax` and `ptq`, which are "
-        "calibration alone, but 10 or 12 where the cards say so. Less is better. Made by "
-        "`benchmarks/quantization.py`.\n",
+        f"PSNR BD-rate over {report['images']} photographs of Kodak, from streams really coded ("
+        "integers with one table a channel, as FP32 has). `minmax` and `ptq` are calibration alone "
+        "with 8 bits for everything; what ships has the bits that its card states. Less is better. "
+        "Made by `benchmarks/quantization.py`.\n",
     ]
     if report["anchors"]:
         text.append(
             "Fine-tuning is judged most honestly against FP32 parents that went on training for as "
-            "many steps, on the same crops.\n"
+            "many steps, on the same crops. What was calibrated only has its parent for both.\n"
         )
     text.append(f"{compared.EXPLAINED}\n")
     everything = points_of(report)

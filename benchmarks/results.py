@@ -227,9 +227,9 @@ def integers() -> str:
     report = read("quantization")
     families = list(quantization.points_of(report))
     rows = {
-        quantization.DRAQ: "as shipped (fine-tuned)",
-        quantization.PTQ: "calibrated only",
-        quantization.MINMAX: "ranges from the extremes",
+        quantization.SHIPPED: "as shipped",
+        quantization.PTQ: "calibrated only, 8 bits",
+        quantization.MINMAX: "ranges from the extremes, 8 bits",
     }
     lines = [
         "| integers against FP32 with equally many steps | "

@@ -174,8 +174,9 @@ class Tuning:
 )  # fmt: skip
 @click.option(
     "--widen", type=click.FloatRange(0, 1), default=0.0, metavar="PART",
-    help="Give activations up to 10 bits where they win most of R + lambda D, measured one by one, "
-    "for at most so many more bit-operations [default: 0].",
+    help="Give weights, activations and squares up to 10 bits where they win most, measured one by "
+    "one, for at most so many more bit-operations and bits of weights, each as a part of what "
+    "there are [default: 0].",
 )  # fmt: skip
 @click.option(
     "--split-channels", "split", type=click.FloatRange(0, 1), default=0.0, metavar="PART",
@@ -306,9 +307,7 @@ def command(**values: Any) -> None:
         if request.outlier_plot is not None:
             outliers.plot(tuned.outliers, request.outlier_plot)
     result, rd = _finish(work, request, calibration, tuned, evaluated)
-    integer = result.network
-    if rd is not None:
-        integer = integer.model_copy(update={"provenance": integer.provenance | {"rd": rd}})
+    integer = result.network.model_copy(update={"provenance": _provenance(work, result, rd)})
     fitted = _contexts(integer, work.images.crops) if request.contexts else None
     if fitted is not None:
         integer = fitted.network
@@ -355,11 +354,13 @@ class _Work:
     original: FloatNetwork
     network: FloatNetwork
     images: CalibrationImages
+    crop: int
     options: Options
     name: str
     lmbda: float | None
     factors: dict[float, float] | None = None
     widened: dict[str, Any] | None = None
+    bits_from: str | None = None
 
 
 def _prepare(request: Request, bits: Bits, calibration: Calibration, tuning: Tuning) -> _Work:
@@ -373,7 +374,8 @@ def _prepare(request: Request, bits: Bits, calibration: Calibration, tuning: Tun
 
     network = load_float_network(request.checkpoint)
     check_supported(network)
-    per_stage = {} if bits.bits_from is None else bits_of(load_network(bits.bits_from))
+    giver = None if bits.bits_from is None else load_network(bits.bits_from)
+    per_stage = {} if giver is None else bits_of(giver)
     source: str | list[Path] | None = request.calibrate
     if source is None:
         source = calibration_photographs()
@@ -407,7 +409,8 @@ def _prepare(request: Request, bits: Bits, calibration: Calibration, tuning: Tun
     if request.method == "draq":
         lmbda = _options.known_lambda(lmbda, request.checkpoint)
     name = request.output.stem if request.name is None else request.name
-    return _Work(network, network, images, options, name, lmbda)
+    bits_from = None if giver is None else giver.name
+    return _Work(network, network, images, size, options, name, lmbda, bits_from=bits_from)
 
 
 def _choose_clip_factor(work: _Work, request: Request, calibration: Calibration) -> None:
@@ -439,7 +442,7 @@ def _rescale(work: _Work, calibration: Calibration) -> None:
 
 
 def _widen(work: _Work, request: Request, calibration: Calibration) -> None:
-    """More bits for some activations, if asked."""
+    """More bits for some tensors, if asked."""
     from tqdm import tqdm
 
     from lichen.quant.calibration.widths import widen
@@ -454,7 +457,7 @@ def _widen(work: _Work, request: Request, calibration: Calibration) -> None:
             work.options,
             lmbda,
             calibration.widen,
-            progress=lambda layer: bar.update() and None,
+            progress=lambda tensor: bar.update() and None,
         )
 
 
@@ -554,6 +557,18 @@ def _measure(
             "bits_from": "entropy model (estimated)",
         },
     }
+
+
+def _provenance(work: _Work, result: Quantized, rd: dict[str, Any] | None) -> dict[str, Any]:
+    """What the network's file says of its making, with what only this command knows."""
+    before = result.network.provenance
+    how = before["quantization"]
+    how = how | {"calibration": how["calibration"] | {"crop": work.crop}}
+    if work.widened is not None:
+        how |= {"widened": work.widened}
+    if work.bits_from is not None:
+        how |= {"bits_from": work.bits_from}
+    return before | {"quantization": how} | ({} if rd is None else {"rd": rd})
 
 
 def _report(work: _Work, request: Request, result: Quantized, integer: Network) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which activations get more bits: those whose rounding costs most for what a bit of them costs.
+"""Which tensors get more bits: those whose rounding costs most for what a bit of them costs.
 
 Noise of rounding is additive over tensors and falls by 4 a bit. So one survey tells all:
 every tensor is tried with `LESS` bits less, where its noise is far above what a measurement on a
@@ -7,13 +7,14 @@ few images can tell, and what each of its bits would win follows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lichen.network.description import PHOTO, Network
 from lichen.quant.calibration.calibrate import CalibrationImages
-from lichen.quant.calibration.measure import measure
+from lichen.quant.calibration.measure import RateDistortion, measure
 from lichen.quant.calibration.options import WIDTHS_MIN, Options, Widths
 from lichen.quant.calibration.quantize import quantize, some_and_held_out
 from lichen.quant.float.network import FloatNetwork
@@ -22,47 +23,108 @@ LESS = 2
 """Bits that a survey takes away."""
 
 MOST = 10
-"""Bits that an activation may get."""
+"""Bits that a tensor may get."""
+
+EQUATIONS = 8
+"""Positions a weight that trials are rounded on, at most: enough to compare widths by."""
+
+KINDS = ("weight", "activation", "u")
+"""What may get more, as fields of `Widths`: operands of multiplier arrays.
+
+Gamma loses next to nothing at 8 bits, and x, which no array reads, costs no bit-operations.
+"""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a stage makes for the next one.
+    """An operand of a multiplier array.
 
     Attributes
     ----------
     layer : str
-        The stage that makes it: ``g_s.conv1``.
+        The stage that it belongs to: ``g_s.conv1``; an activation is that stage's output.
+    kind : str
+        Of `KINDS`.
     bits : int
         What it has.
+    most : int
+        What it may get.
+    stored : int
+        How many integers of it a gateware keeps: those of weights.
     noise : float
-        What it loses of ``R + lambda D`` at 0 bits: at b bits, ``4**-b`` of it.
-    price : int
-        Bit-operations of one more bit, for one `PHOTO`.
+        What it costs at 0 bits (see `loss`): at b bits, ``4**-b`` of it.
     """
 
     layer: str
+    kind: str
     bits: int
-    noise: float
-    price: int
+    most: int = MOST
+    stored: int = 0
+    noise: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """``g_s.conv1.weight``."""
+        return f"{self.layer}.{self.kind}"
 
     def won(self) -> float:
         """What one more bit wins."""
         return self.noise * (4.0**-self.bits - 4.0 ** -(self.bits + 1))
 
 
-def prices(network: Network) -> dict[str, int]:
-    """Bit-operations of one more bit of each activation that another stage reads, by its maker."""
-    result = {}
+@dataclass(frozen=True)
+class Product:
+    """Products of two operands, for one `PHOTO`: their number, and what each operand is.
+
+    An operand is a `Tensor`'s name, or a number of bits that nothing changes.
+    """
+
+    macs: int
+    operands: tuple[str | int, str | int]
+
+    def bops(self, bits: Mapping[str, int]) -> int:
+        """Bit-operations, with these bits of tensors."""
+        left, right = (o if isinstance(o, int) else bits[o] for o in self.operands)
+        return self.macs * left * right
+
+
+def operands(network: Network) -> tuple[list[Tensor], list[Product]]:
+    """All tensors that may get more bits, and the products that the network forms of them."""
+    tensors, products = [], []
     for key, size in network.frames(*PHOTO).items():
         transform = network.transforms[key]
-        sizes = transform.sizes(*size)[1:]
-        for maker, reader, made in zip(
-            transform.stages, transform.stages[1:], sizes[1:], strict=False
+        source: str | int = transform.input.bits
+        last = transform.stages[-1]
+        for stage, (height, width) in zip(
+            transform.stages, transform.sizes(*size)[1:], strict=True
         ):
-            conv = reader.convolution
-            result[f"{key}.{maker.name}"] = conv.macs(*made) * conv.weight_bits
-    return result
+            layer, convolution, norm = f"{key}.{stage.name}", stage.convolution, stage.normalization
+            weight = Tensor(
+                layer, "weight", convolution.weight_bits, stored=convolution.weight.size
+            )
+            tensors.append(weight)
+            products.append(Product(convolution.macs(height, width), (weight.name, source)))
+            if norm is not None:
+                # u that nothing is cut from has no more bits to give
+                most = MOST if norm.u_shift else norm.u_bits
+                u = Tensor(layer, "u", norm.u_bits, most)
+                tensors.append(u)
+                products.append(Product(norm.macs(height, width), (norm.gamma_bits, u.name)))
+            if stage is not last:  # whose format is that of latents, pixels or parameters
+                output = Tensor(layer, "activation", stage.output.bits)
+                tensors.append(output)
+                source = output.name
+    return tensors, products
+
+
+def loss(found: RateDistortion, start: RateDistortion, lmbda: float) -> float:
+    """Bits per pixel lost against ``start``: of ``R + lambda D``, as a mean of PSNRs counts images.
+
+    A decibel counts as it does at the geometric mean of the start's squared errors. The mean of
+    the errors themselves is that of rough photographs, and next to deaf to what smooth ones lose.
+    """
+    level = 255.0**2 / 10 ** (start.psnr / 10)
+    return found.bpp - start.bpp + lmbda * level * math.log(10) / 10 * (start.psnr - found.psnr)
 
 
 def survey(
@@ -70,45 +132,58 @@ def survey(
     images: CalibrationImages,
     options: Options,
     lmbda: float,
-    progress: Callable[[str], None] = lambda layer: None,
+    progress: Callable[[str], None] = lambda tensor: None,
 ) -> tuple[list[Tensor], Network]:
-    """All activations between stages, measured on images that nothing is calibrated on, and the
+    """All `operands`, measured on images that nothing is calibrated on, and the
     network with the widths of ``options``."""
     some, held = some_and_held_out(network, images)
+    fewer_equations = replace(options, equations=min(options.equations, EQUATIONS))
 
-    def quantized(layer: str, widths: Mapping[str, Widths]) -> tuple[Network, float]:
-        trial = quantize(network, some, replace(options, per_stage=widths)).network
+    def quantized(name: str, widths: Mapping[str, Widths]) -> tuple[Network, RateDistortion]:
+        trial = quantize(network, some, replace(fewer_equations, per_stage=widths)).network
         found = measure(trial, held)
-        progress(layer)
-        return trial, found.bpp + lmbda * found.mse
+        progress(name)
+        return trial, found
 
     start, before = quantized("start", options.per_stage)
     tensors = []
-    for layer, price in prices(start).items():
-        own = options.per_stage.get(layer, options.widths)
-        fewer = max(own.activation - LESS, WIDTHS_MIN)
+    for tensor in operands(start)[0]:
+        own = options.per_stage.get(tensor.layer, options.widths)
+        fewer = max(tensor.bits - LESS, WIDTHS_MIN)
         noise = 0.0
-        if fewer < own.activation:
-            trial = dict(options.per_stage) | {layer: replace(own, activation=fewer)}
-            lost = quantized(layer, trial)[1] - before
-            noise = max(lost, 0.0) / (4.0**-fewer - 4.0**-own.activation)
-        tensors.append(Tensor(layer, own.activation, noise, price))
+        if fewer < tensor.bits:
+            trial = dict(options.per_stage)
+            trial[tensor.layer] = replace(own, **{tensor.kind: fewer})
+            lost = loss(quantized(tensor.name, trial)[1], before, lmbda)
+            noise = max(lost, 0.0) / (4.0**-fewer - 4.0**-tensor.bits)
+        tensors.append(replace(tensor, noise=noise))
     return tensors, start
 
 
-def allocate(tensors: list[Tensor], budget: float, most: int = MOST) -> list[Tensor]:
-    """Bits given one by one where they win most for their price, until the budget is spent."""
-    left, result = budget, list(tensors)
+def allocate(tensors: Sequence[Tensor], products: Sequence[Product], budget: float) -> list[Tensor]:
+    """Bits given one by one where they win most for their price.
+
+    ``budget`` is what may be spent in all. A price is the share of the bit-operations that a bit
+    adds, and that of the bits which weights take: what holds boards back is often the memory for
+    these.
+    """
+    start = {tensor.name: tensor.bits for tensor in tensors}
+    operations = sum(product.bops(start) for product in products)
+    memory = sum(tensor.stored * tensor.bits for tensor in tensors)
+    result, spent = list(tensors), 0.0
     while True:
-        able = [
-            (tensor.won() / tensor.price, i)
-            for i, tensor in enumerate(result)
-            if tensor.bits < most and tensor.price <= left and tensor.won() > 0
-        ]
+        bits = {tensor.name: tensor.bits for tensor in result}
+        able = []
+        for i, tensor in enumerate(result):
+            more = bits | {tensor.name: tensor.bits + 1}
+            added = sum(p.bops(more) - p.bops(bits) for p in products if tensor.name in p.operands)
+            price = added / operations + (tensor.stored / memory if memory else 0.0)
+            if tensor.bits < tensor.most and spent + price <= budget and tensor.won() > 0:
+                able.append((tensor.won() / price, i, price))
         if not able:
             return result
-        _, i = max(able)
-        left -= result[i].price
+        _, i, price = max(able)
+        spent += price
         result[i] = replace(result[i], bits=result[i].bits + 1)
 
 
@@ -119,9 +194,9 @@ def widen(
     lmbda: float,
     part: float,
     *,
-    progress: Callable[[str], None] = lambda layer: None,
+    progress: Callable[[str], None] = lambda tensor: None,
 ) -> tuple[Options, dict[str, Any]]:
-    """Options with more bits for activations where they win most.
+    """Options with more bits for operands of multipliers where they win most.
 
     Parameters
     ----------
@@ -133,27 +208,29 @@ def widen(
     lmbda : float
         Weight of the mean squared error of 8-bit pixels against bits per pixel.
     part : float
-        Bit-operations to add at most, of those that the network has.
+        What may be spent at most; see `allocate`.
     progress : callable
-        Called with a stage's name after each trial.
+        Called with a tensor's name after each trial.
 
     Returns the options, and as JSON values what was measured and given.
     """
     tensors, start = survey(network, images, options, lmbda, progress)
-    after = allocate(tensors, part * start.bops(*PHOTO))
+    products, before = operands(start)[1], start.bops(*PHOTO)
+    after = allocate(tensors, products, part)
     per_stage = dict(options.per_stage)
     for old, new in zip(tensors, after, strict=True):
         if new.bits != old.bits:
             own = per_stage.get(new.layer, options.widths)
-            per_stage[new.layer] = replace(own, activation=new.bits)
+            per_stage[new.layer] = replace(own, **{new.kind: new.bits})
+    bits = {new.name: new.bits for new in after}
     report = {
         "part": part,
-        "bops_added": sum(
-            (new.bits - old.bits) * new.price for old, new in zip(tensors, after, strict=True)
-        )
-        / start.bops(*PHOTO),
-        "layers": {
-            new.layer: {"from": old.bits, "to": new.bits, "won": old.won(), "price": old.price}
+        "bops_added": sum(product.bops(bits) for product in products) / before - 1,
+        "weight_bits_added": sum(t.stored * t.bits for t in after)
+        / sum(t.stored * t.bits for t in tensors)
+        - 1,
+        "tensors": {
+            new.name: {"from": old.bits, "to": new.bits, "won": old.won()}
             for old, new in zip(tensors, after, strict=True)
         },
     }
