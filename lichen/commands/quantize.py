@@ -174,9 +174,9 @@ class Tuning:
 )  # fmt: skip
 @click.option(
     "--widen", type=click.FloatRange(0, 1), default=0.0, metavar="PART",
-    help="Give weights, activations and squares up to 10 bits where they win most, measured one by "
-    "one, for at most so many more bit-operations and bits of weights, each as a part of what "
-    "there are [default: 0].",
+    help="Give activations and squares up to 10 bits and weights 9 where they win most, measured "
+    "one by one, for at most so many more bit-operations and bits of weights, each as a part of "
+    "what there are [default: 0].",
 )  # fmt: skip
 @click.option(
     "--split-channels", "split", type=click.FloatRange(0, 1), default=0.0, metavar="PART",
