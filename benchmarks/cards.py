@@ -37,8 +37,8 @@ DATA = f"""## Data and licences
   [CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/).
 - 26 photographs of the CLIC 2025 validation set, halved in size with a Lanczos filter:
   [Unsplash License](https://unsplash.com/license).
-- Calibrated and validated on the CID22-512 validation set (41 images, CC BY-SA 4.0). Kodak's
-  images were used for the figures above only.
+- Validated, and calibrated where a command says CALIBRATE, on the CID22-512 validation set (41
+  images, CC BY-SA 4.0); TRAIN are the images above. Kodak's were used for the figures above only.
 
 The 235 training images' decoded pixels have the SHA-256 `{IMAGES[:16]}...` that the checkpoint's
 header states.
@@ -214,8 +214,12 @@ def card(name: str, checkpoint: Checkpoint, points: dict[str, dict[str, float]])
             )
     text += ["", *_quantization(name)]
     command = _command(name, meta) if slim is None else _slim_command(name, slim)
-    text += ["## Command\n", "The last run:\n", "```", command, "```\n"]
-    if slim is None and _start(name, meta) == f"{name}.before.safetensors":
+    text += ["## Command\n", "The last run (other networks' names are those of its day):\n"]
+    text += ["```", command, "```\n"]
+    if slim is None and _start(name, meta) in (
+        f"{name}.before.safetensors",
+        f"{name}.next.safetensors",
+    ):
         text.append(f"`{_start(name, meta)}` is what the run before that one left.\n")
     text.append(DATA)
     return "\n".join(text)

@@ -90,7 +90,7 @@ def rows_of(name: str, images: CalibrationImages, anchors: Path | None) -> list[
 
     fp32 = f"{name}{models.PARENT_SUFFIX}"
     rows: list[Row] = [(PARENT, digest, lambda: float_codec(fp32, fp32))]
-    if anchors is not None:
+    if anchors is not None and fine_tuning_steps(name):
         file = anchor_file(anchors, name)
         anchor = sha256(file.read_bytes()).hexdigest()
         rows.append((ANCHOR, anchor, lambda: float_codec(str(file), f"{name} anchor")))
@@ -107,19 +107,17 @@ def fine_tuning_steps(name: str) -> int:
 
 
 def anchor_file(anchors: Path, name: str) -> Path:
-    """Where the FP32 network lies that was trained on for the fine-tuning's steps.
-
-    That is the parent itself, where there were none.
-    """
-    parent = models.shipped_parent(name)
-    if parent is not None and fine_tuning_steps(name) == 0:
-        return parent
+    """Where the FP32 network lies that was trained on for the fine-tuning's steps."""
     return anchors / f"{name}.longer.safetensors"
 
 
 def anchored_names(names: list[str], anchors: Path) -> set[str]:
     """The networks of the families whose anchors are all there; UserError if there are none."""
-    missing = {name for name in names if not anchor_file(anchors, name).exists()}
+    missing = {
+        name
+        for name in names
+        if fine_tuning_steps(name) and not anchor_file(anchors, name).exists()
+    }
     incomplete = {family(name) for name in missing}
     found = {name for name in names if family(name) not in incomplete}
     if not found:
@@ -171,7 +169,6 @@ def measure(
             if found is None:
                 bar.set_description(f"{name} {title}")
                 found = evaluate(make(), files, ms_ssim=ms_ssim, progress=lambda _: bar.update())
-                known[digest] = found  # the parent of what was not tuned is its own anchor
             point = {"name": name, "row": title, "digest": digest, "evaluation": found.to_json()}
             report["points"].append(point)
             done = {point["digest"] for point in report["points"]}
@@ -203,9 +200,14 @@ def comparisons(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def comparison(
-    report: dict[str, Any], stem: str, test: str, anchor: str = ANCHOR
+    report: dict[str, Any], stem: str, test: str, anchor: str | None = None
 ) -> dict[str, Any] | None:
-    """One of `comparisons`; None where the two can't be compared."""
+    """One of `comparisons`; None where the two can't be compared.
+
+    Without ``anchor``, with FP32 of equally many steps: what was not fine-tuned has its parent's.
+    """
+    if anchor is None:
+        anchor = ANCHOR if ANCHOR in points_of(report)[stem] else PARENT
     for one in report["compared"]:
         if (one["family"], one["test"], one["anchor"]) == (stem, test, anchor):
             return one if "bd_rate" in one else None
@@ -224,7 +226,7 @@ def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
     if report["anchors"]:
         text.append(
             "Fine-tuning is judged most honestly against FP32 parents that went on training for as "
-            "many steps, on the same crops. What was calibrated only has its parent for both.\n"
+            "many steps, on the same crops. What was calibrated only is compared with its parent.\n"
         )
     text.append(f"{compared.EXPLAINED}\n")
     everything = points_of(report)
