@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lichen.commands import _options
+
+if TYPE_CHECKING:
+    from lichen.network.description import Network
+    from lichen.quant.float.network import FloatNetwork
 
 
 def import_quant() -> None:
@@ -43,3 +49,30 @@ TUNE = {
     "optimizer": "soap",
     "distortion": "mse",
 }
+
+
+def measure_whole(
+    original: FloatNetwork,
+    network: Network,
+    files: Sequence[Path],
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Rate and distortion on whole images, as the network's file records them."""
+    from lichen.codec.evaluate import NetworkCodec, evaluate
+    from lichen.quant.calibration.measure import measure_float
+    from lichen.sim.images import read_image
+
+    # static tables, so that what differs from FP32 is what integers cost
+    coded = evaluate(NetworkCodec(network, 1), files, progress=progress)
+    before = measure_float(original, (read_image(file) for file in files), network)
+    return {
+        "images": len(coded.images),
+        "bpp": round(coded.bpp_streams or 0.0, 5),
+        "psnr": round(coded.psnr, 4),
+        "bits_from": "coded bytes",
+        "fp32": {
+            "bpp": round(before.bpp, 5),
+            "psnr": round(before.psnr, 4),
+            "bits_from": "entropy model (estimated)",
+        },
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,13 @@ import click
 
 from lichen.commands import _options
 from lichen.commands._command import Command
-from lichen.commands._quant import REGULARIZE_LR, TUNE, find_clip_factor, import_quant
+from lichen.commands._quant import (
+    REGULARIZE_LR,
+    TUNE,
+    find_clip_factor,
+    import_quant,
+    measure_whole,
+)
 from lichen.commands._records import records
 from lichen.errors import UserError
 
@@ -527,36 +533,9 @@ def _finish(
             )
         rd = None
         if evaluated:
-            rd = _measure(work.original, result.network, evaluated, progress)
+            rd = measure_whole(work.original, result.network, evaluated, progress)
             rd = {"set": Path(str(request.evaluate)).resolve().name} | rd
     return result, rd
-
-
-def _measure(
-    original: FloatNetwork,
-    network: Network,
-    files: Sequence[Path],
-    progress: Callable[[str], None],
-) -> dict[str, Any]:
-    """Rate and distortion on whole images, as the network's file records them."""
-    from lichen.codec.evaluate import NetworkCodec, evaluate
-    from lichen.quant.calibration.measure import measure_float
-    from lichen.sim.images import read_image
-
-    # static tables, so that what differs from FP32 is what integers cost
-    coded = evaluate(NetworkCodec(network, 1), files, progress=progress)
-    before = measure_float(original, (read_image(file) for file in files), network)
-    return {
-        "images": len(coded.images),
-        "bpp": round(coded.bpp_streams or 0.0, 5),
-        "psnr": round(coded.psnr, 4),
-        "bits_from": "coded bytes",
-        "fp32": {
-            "bpp": round(before.bpp, 5),
-            "psnr": round(before.psnr, 4),
-            "bits_from": "entropy model (estimated)",
-        },
-    }
 
 
 def _provenance(work: _Work, result: Quantized, rd: dict[str, Any] | None) -> dict[str, Any]:

@@ -57,6 +57,7 @@ WHERE = {
         "pip install": "tests/boards/test_core.py::test_requirements_alone_are_enough",
     },
     "docs/manual/commands.md": {"lichen encode": QUICK},
+    "docs/manual/quantizing.md": {"lichen ": QUICK},
     "docs/manual/search.md": {
         "pip install": "tests/test_release.py::test_wheel_and_sdist",
         "lichen ": SLOW,
