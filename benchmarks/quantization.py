@@ -256,7 +256,8 @@ def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
             )
         text.append("```\n")
     for ablation in ablations:
-        text.append(f"## Step by step: `{ablation['checkpoint']}`\n")
+        old = f", the parent of `{ablation['parent_of']}`" if "parent_of" in ablation else ""
+        text.append(f"## Step by step: `{ablation['checkpoint']}`{old}\n")
         text.append(
             f"Whole photographs of Kodak, bits from the entropy tables, clip factor "
             f"{ablation['clip_factor']:g}; {ablation['regularize_steps']} steps of regularization; "

@@ -74,6 +74,9 @@ def recorded(name: str) -> Iterator[tuple[str, str]]:
     for network, digest in report.get("digests", {}).items():
         for one in [digest] if isinstance(digest, str) else digest:
             yield network, one
+    for one in report.get("ablations", []):
+        if one.get("sha256"):
+            yield one["checkpoint"], one["sha256"]
     for point in report.get("points", []):
         row = point.get("row", "")
         if row.startswith("FP32, with"):

@@ -163,6 +163,7 @@ def command(
     rows = _measured(network, whole(), photos, weight, save_row)
     report = {
         "checkpoint": checkpoint,
+        "sha256": network.provenance["source"].get("sha256"),
         "lmbda": weight,
         "regularize_steps": regularize_steps,
         "steps": steps,

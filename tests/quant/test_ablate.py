@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from hashlib import sha256
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 pytest.importorskip("torch")
 pytest.importorskip("compressai")
 
+from lichen import models
 from lichen.commands.ablate import ROWS, command
 from lichen.models import calibration_photographs
 
@@ -27,7 +29,11 @@ def test_ablate(tmp_path):
     arguments += ["--json", str(tmp_path / "rows.json"), "--quiet", "--threads", "1"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    report = json.loads((tmp_path / "rows.json").read_text())
+    parent = models.shipped_parent("tiny")
+    assert parent is not None
+    assert report["sha256"] == sha256(parent.read_bytes()).hexdigest()
+    rows = report["rows"]
     assert [row["name"] for row in rows] == ["FP32", *ROWS]
     assert rows[1]["psnr"] < rows[2]["psnr"] < rows[0]["psnr"]
     assert rows[1]["loss_change"] > rows[2]["loss_change"] > rows[0]["loss_change"] == 0
