@@ -19,3 +19,8 @@ def psnr(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
         total += int(np.square(difference).sum())
     error = total / a.size
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+
+
+def squared_error(psnr: float) -> float:
+    """The mean squared error of 8-bit pixels that a PSNR (dB) stands for."""
+    return 255.0**2 / 10 ** (psnr / 10)

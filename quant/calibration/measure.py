@@ -24,7 +24,7 @@ from lichen.sim.golden import (
     reconstruct,
     symbol_bits,
 )
-from lichen.sim.quality import PSNR_EXACT, psnr
+from lichen.sim.quality import PSNR_EXACT, psnr, squared_error
 
 Image = npt.NDArray[np.uint8]
 
@@ -72,7 +72,7 @@ def mean_of(psnrs: list[float], bits: list[dict[str, float]], pixels: list[int])
         sum(segments.values()),
         len(psnrs),
         segments,
-        float(np.mean([255**2 / 10 ** (p / 10) for p in psnrs])),
+        float(np.mean([squared_error(p) for p in psnrs])),
     )
 
 

@@ -18,6 +18,7 @@ from lichen.quant.calibration.measure import RateDistortion, measure
 from lichen.quant.calibration.options import WIDTHS_MIN, Options, Widths
 from lichen.quant.calibration.quantize import quantize, some_and_held_out
 from lichen.quant.float.network import FloatNetwork
+from lichen.sim.quality import squared_error
 
 LESS = 2
 """Bits that a survey takes away."""
@@ -26,7 +27,7 @@ MOST = {"weight": 9, "activation": 10, "u": 10}
 """Bits that a tensor may get, by its kind.
 
 A tenth bit of weights wins a quarter of what the ninth does, for as many block RAMs more: g_s of
-`small` makes 4.1 photographs a second on a ULX3S with weights of 9 bits in its first stage, and 1.1
+`small` makes 3.9 photographs a second on a ULX3S with weights of 9 bits in its first stage, and 1.1
 with 10 (``lichen plan``).
 """
 
@@ -132,7 +133,7 @@ def loss(found: RateDistortion, start: RateDistortion, lmbda: float) -> float:
     A decibel counts as it does at the geometric mean of the start's squared errors. The mean of
     the errors themselves is that of rough photographs, and next to deaf to what smooth ones lose.
     """
-    level = 255.0**2 / 10 ** (start.psnr / 10)
+    level = squared_error(start.psnr)
     return found.bpp - start.bpp + lmbda * level * math.log(10) / 10 * (start.psnr - found.psnr)
 
 

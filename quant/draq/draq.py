@@ -49,6 +49,7 @@ from lichen.sim.golden import (
     reconstruct,
     run_transform,
 )
+from lichen.sim.quality import squared_error
 
 CLIP_CANDIDATES = (
     ClipRule("mse"),
@@ -283,7 +284,7 @@ def with_level(config: TuneConfig, start: Quantized) -> TuneConfig:
     There lambda goes on meaning what it means to the parent: with the geometric mean of the
     calibration crops' squared errors, the rate of a tuned network hardly moves.
     """
-    return replace(config, level=255.0**2 / 10 ** (start.after.psnr / 10))
+    return replace(config, level=squared_error(start.after.psnr))
 
 
 def real_network(tuner: FineTuner, network: FloatNetwork) -> FloatNetwork:
