@@ -27,6 +27,7 @@ from lichen.errors import UserError
 from lichen.files import write_atomically
 from lichen.quant.calibration.options import Widths, bits_of
 from lichen.quant.float.checkpoint import Checkpoint, load_checkpoint
+from lichen.quant.training.trainer import TrainConfig
 
 IMAGES = "073e0d7b7f5db68ea865eaade37549ad042d9cc625a7f18a589c2fc9ca9b5fd0"
 """Digest of the decoded training images that the licences below are of."""
@@ -53,6 +54,7 @@ def _run(run: dict[str, Any]) -> str:
         f"{arch}lambda {run['lmbda']}: {run['steps_done']} steps of {run['batch']} crops of "
         f"{run['patch']}x{run['patch']}{minutes}, {run.get('optimizer', 'adam')}, peak "
         f"{run['lr']:g}, {run.get('precision', 'float32')}"
+        + (f"; {' and '.join(run['frozen'])} kept" if run.get("frozen") else "")
     )
 
 
@@ -68,13 +70,18 @@ def _command(name: str, meta: dict[str, Any]) -> str:
     parts = ["lichen train --images TRAIN", f"-o {name}.safetensors"]
     if _start(name, meta) is not None:
         parts.append(f"--init {_start(name, meta)}")
+    prior = meta.get("init", {}).get("prior", {}).get("source")
+    if prior is not None:
+        parts.append(f"--prior {prior}")
+    if meta.get("frozen"):
+        parts.append(f"--freeze {','.join(meta['frozen'])}")
     parts.append(f"--arch {meta['arch']} --n {meta['n']} --m {meta['m']}")
     parts.append(f"--lmbda {meta['lmbda']} --{length[0]} {length[1]:g}")
     for option in ("batch", "patch", "lr", "warmup", "round_from", "optimizer"):
         parts.append(f"--{option.replace('_', '-')} {meta[option]}")
-    for option in ("ema", "seed"):
-        if meta[option]:
-            parts.append(f"--{option} {meta[option]}")
+    for option, default in (("lr_adam", TrainConfig.lr_adam), ("ema", 0.0), ("seed", 0)):
+        if meta[option] != default:
+            parts.append(f"--{option.replace('_', '-')} {meta[option]}")
     if meta["compile"]:
         parts.append("--compile")
     lines = [""]

@@ -30,13 +30,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "latent_fraction", "bits_from", "least_bits",
     ),
     "Calibration": (
-        "calibrate", "max_images", "clip", "percentile", "clip_factor", "split",
+        "calibrate", "max_images", "clip", "percentile", "clip_factor",
+        "gdn_input_clip_factor", "split",
         "latent_gain", "equations", "rounding", "refit", "samples", "held_out",
     ),
     "Training": (
         "train_folder", "steps", "minutes", "steps_per_round", "tune_every", "final_steps",
         "regularize_steps", "regularize_lr", "lmbda", "lr", "lr_adam", "lr_scales", "warmup", "ema",
-        "round_from", "downscale", "batch", "patch", "optimizer", "precision", "compile",
+        "round_from", "downscale", "frozen", "batch", "patch", "optimizer", "precision", "compile",
         "distortion", "distill", "penalty", "sigmas", "init", "validate",
     ),
     "Running": (

@@ -20,16 +20,28 @@ def import_quant() -> None:
 
 
 def find_clip_factor(
-    network: Any, images: Any, options: Any, weight: float, *, quiet: bool
+    network: Any,
+    images: Any,
+    options: Any,
+    weight: float,
+    *,
+    quiet: bool,
+    field: str = "clip_factor",
 ) -> tuple[float, dict[float, float]]:
     """`lichen.quant.calibration.quantize.choose_clip_factor`, with a progress bar."""
     from tqdm import tqdm
 
     from lichen.quant.calibration.quantize import CLIP_FACTORS, choose_clip_factor
 
-    with tqdm(total=len(CLIP_FACTORS), desc="clip factor", unit="try", disable=quiet) as bar:
+    what = field.replace("_", " ")
+    with tqdm(total=len(CLIP_FACTORS), desc=what, unit="try", disable=quiet) as bar:
         return choose_clip_factor(
-            network, images, options, weight, progress=lambda step: bar.update() and None
+            network,
+            images,
+            options,
+            weight,
+            field=field,
+            progress=lambda step: bar.update() and None,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,7 @@ class Calibration:
     clip: str
     percentile: float
     clip_factor: float | None
+    gdn_input_clip_factor: float | None
     split: float
     widen: float
     latent_gain: float
@@ -173,6 +174,11 @@ class Tuning:
     "--clip-factor", type=click.FloatRange(0, 4, min_open=True),
     help="What the ranges of --clip mse (and rd's start) are multiplied with [default: of 1, 1.25, "
     "1.5 and 2 what loses least on the calibration images; 1 where lambda is not known].",
+)  # fmt: skip
+@click.option(
+    "--gdn-input-clip-factor", type=click.FloatRange(0, 4, min_open=True),
+    help="The same for what is before a normalization [default: --clip-factor's if that is given; "
+    "otherwise chosen like it, after it].",
 )  # fmt: skip
 @click.option(
     "--percentile", type=click.FloatRange(50, 100), default=99.99, show_default=True,
@@ -304,7 +310,7 @@ def command(**values: Any) -> None:
         state = state_path(request.output)
         _options.check_state(state, resume=request.resume, overwrite=request.overwrite)
     evaluated = [] if request.evaluate is None else list_images(request.evaluate)
-    _choose_clip_factor(work, request, calibration)
+    _choose_clip_factors(work, request, calibration)
     _rescale(work, calibration)
     _widen(work, request, calibration)
     tuned = None
@@ -364,7 +370,7 @@ class _Work:
     options: Options
     name: str
     lmbda: float | None
-    factors: dict[float, float] | None = None
+    factors: dict[str, dict[float, float]] = field(default_factory=dict)
     widened: dict[str, Any] | None = None
     bits_from: str | None = None
 
@@ -407,6 +413,7 @@ def _prepare(request: Request, bits: Bits, calibration: Calibration, tuning: Tun
         clip="mse" if calibration.clip == "rd" else calibration.clip,
         percentile=calibration.percentile,
         clip_factor=calibration.clip_factor or 1.0,
+        gdn_input_clip_factor=calibration.gdn_input_clip_factor,
         equations=calibration.equations,
         rounding=calibration.rounding,
         seed=calibration.seed,
@@ -419,16 +426,22 @@ def _prepare(request: Request, bits: Bits, calibration: Calibration, tuning: Tun
     return _Work(network, network, images, size, options, name, lmbda, bits_from=bits_from)
 
 
-def _choose_clip_factor(work: _Work, request: Request, calibration: Calibration) -> None:
-    """Where none is given and lambda is known, the one that loses least."""
+def _choose_clip_factors(work: _Work, request: Request, calibration: Calibration) -> None:
+    """Where none is given and lambda is known, those that lose least."""
     if calibration.clip_factor is not None or work.lmbda is None:
         return
     if request.method == "minmax" or calibration.clip == "percentile":
         return
-    chosen, work.factors = find_clip_factor(
-        work.network, work.images, work.options, work.lmbda, quiet=request.quiet
-    )
-    work.options = replace(work.options, clip_factor=chosen)
+    stages = [stage for part in work.network.transforms.values() for stage in part.stages]
+    names = ["clip_factor"]
+    if any(s.normalized for s in stages) and calibration.gdn_input_clip_factor is None:
+        names.append("gdn_input_clip_factor")
+    for name in names:
+        chosen, work.factors[name] = find_clip_factor(
+            work.network, work.images, work.options, work.lmbda, quiet=request.quiet, field=name
+        )
+        factors: dict[str, Any] = {name: chosen}
+        work.options = replace(work.options, **factors)
 
 
 def _rescale(work: _Work, calibration: Calibration) -> None:
@@ -576,7 +589,9 @@ def _report(work: _Work, request: Request, result: Quantized, integer: Network) 
             for name, fit in result.tables.items()
         },
         "clip_factor": work.options.clip_factor,
-        "clip_factor_losses": work.factors,
+        "clip_factor_losses": work.factors.get("clip_factor"),
+        "gdn_input_clip_factor": work.options.gdn_input_clip_factor,
+        "gdn_input_clip_factor_losses": work.factors.get("gdn_input_clip_factor"),
         "widened": work.widened,
     }
 

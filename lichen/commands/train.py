@@ -85,6 +85,10 @@ def _import_quant() -> None:
     "--prior", metavar="CKPT",
     help="With --init of another architecture: where everything but g_a and g_s comes from.",
 )  # fmt: skip
+@click.option(
+    "--freeze", "frozen", metavar="NAMES",
+    help="Transforms that keep their weights, such as g_a,g_s while a new prior learns.",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the saved state of this run.")
 @click.option("--overwrite", is_flag=True, help="Start anew though a saved state exists.")
 @click.option("--save-every", default=60.0, show_default=True, help="Seconds between saves.")
@@ -120,6 +124,9 @@ def command(
     """Train or resume, then measure bpp and PSNR from really coded bytes."""
     _import_quant()
     import torch
+
+    if options["frozen"]:
+        options["frozen"] = [name.strip() for name in options["frozen"].split(",")]
 
     from lichen.quant.float.architectures import build_model, other_channel_counts
     from lichen.quant.float.checkpoint import load_checkpoint, stated_lambda

@@ -147,6 +147,8 @@ class Options:
         What the range of least squared error is multiplied with. The errors of clipping go all
         the same way, and at once over many channels and pixels, where roundings cancel: in a
         well-trained network a wider range loses much less in the picture (docs/notes/draq.md).
+    gdn_input_clip_factor : float or None
+        The same for what is before a normalization; None takes ``clip_factor``.
     clip_rules : dict of str to ClipRule
         Exceptions, under names such as ``g_a.conv1.x`` (before the normalization) and
         ``g_a.conv1.output``.
@@ -170,6 +172,7 @@ class Options:
     clip: str = "mse"
     percentile: float = 99.99
     clip_factor: float = 1.0
+    gdn_input_clip_factor: float | None = None
     clip_rules: Mapping[str, ClipRule] = field(default_factory=dict)
     rounding: str = "optimal"
     samples: int = 24000
@@ -181,8 +184,9 @@ class Options:
         if self.method not in ("ptq", "minmax"):
             raise UserError(f"the method must be ptq or minmax, not {self.method!r}.")
         ClipRule(self.clip, self.percentile)
-        if self.clip_factor <= 0:
-            raise UserError(f"the clip factor must be above 0, not {self.clip_factor}.")
+        for factor in (self.clip_factor, self.gdn_input_clip_factor):
+            if factor is not None and factor <= 0:
+                raise UserError(f"a clip factor must be above 0, not {factor}.")
         if self.rounding not in ("optimal", "nearest"):
             raise UserError(f"the rounding must be optimal or nearest, not {self.rounding!r}.")
         if self.latent_bits is not None and not 2 <= self.latent_bits <= 16:
@@ -194,7 +198,11 @@ class Options:
 
     def clip_rule(self, tensor: str) -> ClipRule:
         """The rule for a tensor such as ``g_a.conv1.output``."""
-        factor = self.clip_factor if self.clip == "mse" else 1.0
+        factor = self.clip_factor
+        if tensor.endswith(".x") and self.gdn_input_clip_factor is not None:
+            factor = self.gdn_input_clip_factor
+        if self.clip != "mse":
+            factor = 1.0
         return self.clip_rules.get(tensor, ClipRule(self.clip, self.percentile, factor))
 
 

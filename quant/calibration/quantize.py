@@ -31,6 +31,7 @@ from lichen.quant.calibration.measure import (
     Image,
     RateDistortion,
     estimate_float_bits,
+    loss,
     mean_of,
     measure,
     measure_float,
@@ -433,25 +434,39 @@ def choose_clip_factor(
     options: Options,
     lmbda: float,
     *,
+    field: str = "clip_factor",
     progress: Callable[[str], None] = lambda factor: None,
 ) -> tuple[float, dict[float, float]]:
-    """The ``clip_factor`` with the least ``R + lambda D`` on some of the calibration images.
+    """The clip factor with the least `loss` on some of the calibration images.
 
     No one factor serves all: the range of least squared error is far too tight for networks
-    that are well trained, and right for small ones (docs/notes/draq.md). D is the mean of the
-    images' squared errors of 8-bit pixels, as in training. Every other image is calibrated on
-    and the rest measured: ranges that just hold what was seen clip other images (a single image
-    must do for both).
+    that are well trained, and right for small ones (docs/notes/draq.md). Every other image is
+    calibrated on and the rest measured: ranges that just hold what was seen clip other images (a
+    single image must do for both).
 
-    Returns the factor, and the loss of each of `CLIP_FACTORS`.
+    Parameters
+    ----------
+    network : FloatNetwork
+    images : CalibrationImages
+    options : Options
+    lmbda : float
+        Weight of the mean squared error of 8-bit pixels against bits per pixel.
+    field : str
+        Of `Options`: ``clip_factor``, or ``gdn_input_clip_factor``.
+    progress : callable
+        Called after each trial.
+
+    Returns the factor, and the loss of each of `CLIP_FACTORS` in bits per pixel against the first.
     """
     some, held = some_and_held_out(network, images)
-    losses = {}
+    found: dict[float, RateDistortion] = {}
     for factor in CLIP_FACTORS:
-        trial = quantize(network, some, replace(options, clip="mse", clip_factor=factor))
-        after = measure(trial.network, held)
-        losses[factor] = after.bpp + lmbda * after.mse
+        tried: dict[str, Any] = {"clip": "mse", field: factor}
+        trial = quantize(network, some, replace(options, **tried))
+        found[factor] = measure(trial.network, held)
         progress(f"clip factor {factor}")
+    first = found[CLIP_FACTORS[0]]
+    losses = {factor: loss(after, first, lmbda) for factor, after in found.items()}
     return min(losses, key=lambda factor: losses[factor]), losses
 
 

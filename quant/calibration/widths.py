@@ -7,18 +7,16 @@ few images can tell, and what each of its bits would win follows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lichen.network.description import PHOTO, Network
 from lichen.quant.calibration.calibrate import CalibrationImages
-from lichen.quant.calibration.measure import RateDistortion, measure
+from lichen.quant.calibration.measure import RateDistortion, loss, measure
 from lichen.quant.calibration.options import WIDTHS_MIN, Options, Widths
 from lichen.quant.calibration.quantize import quantize, some_and_held_out
 from lichen.quant.float.network import FloatNetwork
-from lichen.sim.quality import squared_error
 
 LESS = 2
 """Bits that a survey takes away."""
@@ -58,7 +56,7 @@ class Tensor:
     stored : int
         How many integers of it a gateware keeps: those of weights.
     noise : float
-        What it costs at 0 bits (see `loss`): at b bits, ``4**-b`` of it.
+        What it costs at 0 bits (a `loss`): at b bits, ``4**-b`` of it.
     """
 
     layer: str
@@ -125,16 +123,6 @@ def operands(network: Network) -> tuple[list[Tensor], list[Product]]:
                 tensors.append(output)
                 source = output.name
     return tensors, products
-
-
-def loss(found: RateDistortion, start: RateDistortion, lmbda: float) -> float:
-    """Bits per pixel lost against ``start``: of ``R + lambda D``, as a mean of PSNRs counts images.
-
-    A decibel counts as it does at the geometric mean of the start's squared errors. The mean of
-    the errors themselves is that of rough photographs, and next to deaf to what smooth ones lose.
-    """
-    level = squared_error(start.psnr)
-    return found.bpp - start.bpp + lmbda * level * math.log(10) / 10 * (start.psnr - found.psnr)
 
 
 def survey(

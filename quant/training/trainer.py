@@ -14,7 +14,7 @@ from pytorch_optimizer import SOAP
 from torch import Tensor
 
 from lichen.errors import UserError
-from lichen.quant.float.architectures import ARCHS, new_model, parameters_of
+from lichen.quant.float.architectures import ARCHS, latents_of, new_model, parameters_of
 from lichen.quant.float.channels import SCALE, add_scales
 from lichen.quant.float.checkpoint import Checkpoint
 from lichen.quant.training.average import average_in, copy_of
@@ -35,6 +35,7 @@ HISTORY = (
     "precision",
     "lr",
     "round_from",
+    "frozen",
 )
 """What a checkpoint says of each run that its starting weights come from."""
 
@@ -64,6 +65,8 @@ class TrainConfig:
     (`lichen.quant.float.architectures.new_model`).
     `sparsity` gives the layers it names a factor before each output channel, whose magnitude adds
     to the loss with the layer's weight; they are folded away in what is saved.
+    `frozen` names transforms that keep their weights, such as g_a and g_s while a new prior learns
+    what their latents are.
     """
 
     arch: str = "bmshj2018-factorized"
@@ -88,6 +91,7 @@ class TrainConfig:
     seed: int = 0
     widths: dict[str, int] | None = None
     sparsity: dict[str, float] | None = None
+    frozen: list[str] | None = None
 
 
 def check_config(config: TrainConfig) -> None:
@@ -122,6 +126,11 @@ def check_config(config: TrainConfig) -> None:
     ):
         if not good:
             raise UserError(what + ".")
+    if c.arch in ARCHS:
+        has = [key for latent in latents_of(c.arch) for key in (latent.analysis, latent.synthesis)]
+        for name in c.frozen or []:
+            if name not in has:
+                raise UserError(f"{c.arch} has {', '.join(has)} to freeze, not {name}.")
 
 
 class Trainer:
@@ -160,6 +169,10 @@ class Trainer:
             for name, parameter in self.model.named_parameters()
             if not name.endswith(".quantiles")
         }
+        frozen = tuple(f"{name}." for name in config.frozen or ())
+        self.learned = {k: p for k, p in self.named.items() if not k.startswith(frozen)}
+        for name in self.named.keys() - self.learned:
+            self.named[name].requires_grad_(False)
         self.optimizers, self.lr = self._make_optimizers()
         self.average = copy_of(dict(self.model.named_parameters()))
         self._crops: tuple[int, Future[np.ndarray]] | None = None
@@ -170,12 +183,12 @@ class Trainer:
         c = self.config
         matrices = [
             name
-            for name, parameter in self.named.items()
+            for name, parameter in self.learned.items()
             if parameter.dim() >= 2 and name.startswith(("g_a.", "g_s.", "h_a.", "h_s."))
         ]
         if c.optimizer == "adam":
             matrices = []
-        others = [name for name in self.named if name not in matrices]
+        others = [name for name in self.learned if name not in matrices]
         lr_others = c.lr if c.optimizer == "adam" else c.lr_adam
         adam = torch.optim.Adam([self.named[k] for k in others], lr=lr_others, fused=True)
         optimizers: dict[str, tuple[Any, list[str]]] = {"adam": (adam, others)}
@@ -313,9 +326,9 @@ class Trainer:
             total = total + weight * self.scales[name].abs().sum()
         total.backward()
         figures = torch.stack([loss.detach(), bpp.detach(), mse.detach()])
-        gradients = [p.grad for p in self.named.values() if p.grad is not None]
+        gradients = [p.grad for p in self.learned.values() if p.grad is not None]
         self.processes.average([figures, *gradients])
-        norm = torch.nn.utils.clip_grad_norm_(list(self.named.values()), c.clip)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.learned.values()), c.clip)
         if not (torch.isfinite(figures[0]) and torch.isfinite(norm)):
             # Raised before the weights are touched, so that no broken state gets saved.
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -175,22 +176,36 @@ def test_the_clip_factor_is_chosen_on_other_images(
 
     def quantized(_, images, options, **more):
         calibrated.append([crop.tobytes() for crop in images.crops])
-        return SimpleNamespace(network=options.clip_factor)
+        return SimpleNamespace(network=(options.clip_factor, options.gdn_input_clip_factor))
 
-    def rates(factor, images):
+    def rates(factors, images):
+        common, inputs = factors
         measured.append([crop.tobytes() for crop in images])
-        return SimpleNamespace(bpp=abs(factor - 1.3), mse=2.0)
+        return SimpleNamespace(bpp=abs(common - 1.3) + abs((inputs or common) - 1.9), psnr=30.0)
 
     monkeypatch.setattr(quantization, "quantize", quantized)
     monkeypatch.setattr(quantization, "measure", rates)
-    factor, losses = choose_clip_factor(network, CalibrationImages(crops), Options(), 0.5)
-    assert factor == 1.25 and losses[1.25] == pytest.approx(0.05 + 0.5 * 2)
+    five = CalibrationImages(crops)
+    factor, losses = choose_clip_factor(network, five, Options(gdn_input_clip_factor=1.0), 0.5)
+    assert factor == 1.25 and losses[1.0] == 0 and losses[1.25] == pytest.approx(0.05 - 0.3)
+    own, _ = choose_clip_factor(network, five, Options(), 0.5, field="gdn_input_clip_factor")
+    assert own == 2.0
     for some, held in zip(calibrated, measured, strict=True):
         assert sorted(some + held) == sorted(crop.tobytes() for crop in crops)
         assert len(some) == 3
     one = CalibrationImages(crops[:1])
     choose_clip_factor(network, one, Options(), 0.5)
     assert calibrated[-1] == measured[-1] == [crops[0].tobytes()]
+
+
+def test_inputs_of_normalizations_have_a_clip_factor_of_their_own() -> None:
+    options = Options(clip_factor=1.5, gdn_input_clip_factor=1.25)
+    assert options.clip_rule("g_a.conv1.x").factor == 1.25
+    assert options.clip_rule("g_a.conv1.output").factor == 1.5
+    assert replace(options, gdn_input_clip_factor=None).clip_rule("g_a.conv1.x").factor == 1.5
+    assert replace(options, clip="percentile").clip_rule("g_a.conv1.x").factor == 1.0
+    with pytest.raises(UserError, match="clip factor must be above 0, not 0"):
+        Options(gdn_input_clip_factor=0.0)
 
 
 def test_validation_on_the_way_in_and_out(minmax: Quantized) -> None:

@@ -351,6 +351,7 @@ def test_a_diverging_run_stops_with_a_sentence_and_keeps_its_weights(images):
         ({"precision": "int8"}, "bfloat16"),
         ({"lr_adam": 0.0}, "lr adam must be above 0, not 0"),
         ({"lr_end": 1.5}, "lr end must be within 0 and 1, not 1.5"),
+        ({"frozen": ["g_a", "h_a"]}, "bmshj2018-factorized has g_a, g_s to freeze, not h_a"),
     ],
 )
 def test_unusable_options(change, word, images):
@@ -405,6 +406,28 @@ def test_a_prior_gives_what_other_transforms_lack(images, tmp_path, model):
     command_line = ["--images", str(images), "-o", str(output), "--prior", str(prior)]
     result = CliRunner().invoke(command, [*command_line, "--steps", "1"])
     assert result.exit_code != 0 and "--prior goes with --init" in str(result.exception)
+
+
+def test_frozen_transforms_keep_their_weights(images, tmp_path):
+    """A prior learns of latents that stay, and goes on to after an interruption."""
+    arch, output = "bmshj2018-hyperprior", tmp_path / "run.safetensors"
+    frozen = {"arch": arch, **SMALL, "steps": 4, "round_from": 1.0, "frozen": ["g_a", "g_s"]}
+    whole = train(TrainConfig(**frozen), images, tmp_path / "whole.safetensors", progress=False)
+    before = parameters_of(Trainer(TrainConfig(**frozen), whole.source).model)
+    after = parameters_of(whole.model)
+    changed = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"h_a", "h_s", "entropy_bottleneck"}
+    train(TrainConfig(**frozen), images, output, progress=False, stop_after=2)
+    train(TrainConfig(**frozen), images, output, progress=False, resume=True)
+    metadata = load_checkpoint(output).metadata
+    assert metadata["frozen"] == ["g_a", "g_s"]
+    for name, value in load_checkpoint(tmp_path / "whole.safetensors").state_dict.items():
+        assert torch.equal(value, load_checkpoint(output).state_dict[name]), name
+    again = tmp_path / "again.safetensors"
+    options = ["--steps", "1", "--batch", "2", "--patch", "64", "--freeze", "h_a, g_s", "--quiet"]
+    options = ["--images", str(images), "-o", str(again), "--init", str(output), *options]
+    assert CliRunner().invoke(command, options).exit_code == 0
+    assert load_checkpoint(again).metadata["frozen"] == ["h_a", "g_s"]
 
 
 @pytest.mark.parametrize(
