@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Bits": (
         "weight_bits", "activation_bits", "gamma_bits", "u_bits", "gdn_input_bits", "latent_bits",
-        "latent_fraction", "bits_from", "least_bits",
+        "latent_fraction", "bits_from", "some_bits", "least_bits",
     ),
     "Calibration": (
         "calibrate", "max_images", "clip", "percentile", "clip_factor",

@@ -58,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Bits:
-    """Widths; ``bits_from`` goes before all others."""
+    """Widths; ``bits_from`` goes before all but ``some_bits``."""
 
     weight_bits: int
     activation_bits: int
@@ -68,6 +68,7 @@ class Bits:
     latent_bits: int | None
     latent_fraction: int | None
     bits_from: str | None
+    some_bits: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +165,11 @@ class Tuning:
     "--bits-from", metavar="NET",
     help="Give every stage the bits that it has in this network, of `lichen search` for example, "
     "whatever the options above say.",
+)  # fmt: skip
+@click.option(
+    "--bits", "some_bits", multiple=True, metavar="NAME=BITS",
+    help="Bits of single tensors, such as g_s.conv1.activation=10 or g_s.*.weight=9, whatever all "
+    "else says; may be given several times.",
 )  # fmt: skip
 @click.option(
     "--clip", type=click.Choice(["mse", "percentile", "rd"]), default="mse", show_default=True,
@@ -379,7 +385,7 @@ def _prepare(request: Request, bits: Bits, calibration: Calibration, tuning: Tun
     """Load the checkpoint and the calibration images."""
     from lichen.models import calibration_photographs, load_network
     from lichen.quant.calibration.calibrate import load_calibration, usual_size
-    from lichen.quant.calibration.options import Options, Widths, bits_of
+    from lichen.quant.calibration.options import Options, Widths, bits_of, with_bits
     from lichen.quant.calibration.quantize import check_supported
     from lichen.quant.draq.draq import lambda_of
     from lichen.quant.float.source import load_float_network
@@ -398,16 +404,17 @@ def _prepare(request: Request, bits: Bits, calibration: Calibration, tuning: Tun
         )
     size = calibration.crop or usual_size(network.hyper)
     images = load_calibration(source, network.factor, size=size, limit=calibration.max_images)
+    widths = Widths(
+        weight=bits.weight_bits,
+        activation=bits.activation_bits,
+        gamma=bits.gamma_bits,
+        u=bits.u_bits,
+        gdn_input=bits.gdn_input_bits,
+    )
     options = Options(
         method="ptq" if request.method == "draq" else request.method,
-        widths=Widths(
-            weight=bits.weight_bits,
-            activation=bits.activation_bits,
-            gamma=bits.gamma_bits,
-            u=bits.u_bits,
-            gdn_input=bits.gdn_input_bits,
-        ),
-        per_stage=per_stage,
+        widths=widths,
+        per_stage=with_bits(per_stage, widths, network.stage_names, bits.some_bits),
         latent_bits=bits.latent_bits,
         latent_fraction=bits.latent_fraction,
         clip="mse" if calibration.clip == "rd" else calibration.clip,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,36 @@ def bits_of(network: Network) -> dict[str, Widths]:
         for key, transform in network.transforms.items()
         for stage in transform.stages
     }
+
+
+def with_bits(
+    per_stage: Mapping[str, Widths], widths: Widths, stages: Sequence[str], given: Iterable[str]
+) -> dict[str, Widths]:
+    """``per_stage`` with what texts such as ``g_s.conv?.activation=10`` say of tensors.
+
+    A name is that of a stage, a dot and a field of `Widths`; ``*`` and ``?`` stand for any text
+    and character. Later texts go before earlier ones, and stages without exception have
+    ``widths``.
+
+    Raises UserError for a text of another form, a name that no tensor has, and unusable bits.
+    """
+    kinds = [field.name for field in fields(Widths)]
+    names = {f"{stage}.{kind}": (stage, kind) for stage in stages for kind in kinds}
+    result = dict(per_stage)
+    for text in given:
+        name, _, bits = text.partition("=")
+        if not bits.isdecimal():
+            raise UserError(f"bits are given as NAME=BITS, g_s.conv1.activation=10; not {text!r}.")
+        found = fnmatch.filter(names, name)
+        if not found:
+            raise UserError(
+                f"no tensor is called {name}; a name is a stage's ({', '.join(sorted(stages))}), a "
+                f"dot, and one of {', '.join(kinds)}."
+            )
+        for stage, kind in (names[key] for key in found):
+            own = result.get(stage, widths)
+            result[stage] = replace(own, **{kind: int(bits)})
+    return result
 
 
 @dataclass(frozen=True)

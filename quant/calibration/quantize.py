@@ -249,16 +249,10 @@ def quantize(
 
 def _check_options(network: FloatNetwork, options: Options) -> None:
     """Raise UserError for options that the network has no use for."""
-    stage_names = {
-        f"{key}.{stage.name}"
-        for key, transform in network.transforms.items()
-        for stage in transform.stages
-    }
-    unknown = sorted(set(options.per_stage) - stage_names)
+    names = network.stage_names
+    unknown = sorted(set(options.per_stage) - set(names))
     if unknown:
-        raise UserError(
-            f"the network has no stage {unknown[0]}, only {', '.join(sorted(stage_names))}."
-        )
+        raise UserError(f"the network has no stage {unknown[0]}, only {', '.join(sorted(names))}.")
     if options.latent_fraction and not network.hyper:
         raise UserError("the fraction of the latent must be 0 for a network without a hyperprior.")
 

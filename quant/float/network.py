@@ -331,6 +331,11 @@ class FloatNetwork:
         )
 
     @property
+    def stage_names(self) -> list[str]:
+        """Names such as ``g_a.conv1``."""
+        return [f"{k}.{stage.name}" for k, part in self.transforms.items() for stage in part.stages]
+
+    @property
     def latents(self) -> tuple[Latent, ...]:
         """The latents that the network has transforms of, from the image inwards."""
         return latents_among(self.transforms)

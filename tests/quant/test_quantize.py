@@ -24,7 +24,7 @@ from lichen.network.file import digest, load, save  # noqa: E402
 from lichen.quant.calibration import quantize as quantization  # noqa: E402
 from lichen.quant.calibration.calibrate import CalibrationImages, load_calibration  # noqa: E402
 from lichen.quant.calibration.measure import measure, measure_float  # noqa: E402
-from lichen.quant.calibration.options import Options, Widths  # noqa: E402
+from lichen.quant.calibration.options import Options, Widths, with_bits  # noqa: E402
 from lichen.quant.calibration.quantize import Quantized, choose_clip_factor, quantize  # noqa: E402
 from lichen.quant.float.architectures import build_model  # noqa: E402
 from lichen.quant.float.checkpoint import load_checkpoint  # noqa: E402
@@ -206,6 +206,27 @@ def test_inputs_of_normalizations_have_a_clip_factor_of_their_own() -> None:
     assert replace(options, clip="percentile").clip_rule("g_a.conv1.x").factor == 1.0
     with pytest.raises(UserError, match="clip factor must be above 0, not 0"):
         Options(gdn_input_clip_factor=0.0)
+
+
+def test_bits_of_single_tensors() -> None:
+    stages, widths = ["g_a.conv1", "g_a.conv2", "g_s.conv1"], Widths(weight=7)
+    before = {"g_a.conv1": Widths(gamma=5)}
+    given = ["g_a.*.u=9", "g_a.conv2.u=10", "g_s.conv?.activation=12"]
+    assert with_bits(before, widths, stages, given) == {
+        "g_a.conv1": Widths(gamma=5, u=9),
+        "g_a.conv2": Widths(weight=7, u=10),
+        "g_s.conv1": Widths(weight=7, activation=12),
+    }
+    assert with_bits(before, widths, stages, []) == before
+    for text, message in (
+        ("g_a.conv1.u", "NAME=BITS"),
+        ("g_a.conv1.u=-3", "NAME=BITS"),
+        ("g_a.conv9.u=9", r"no tensor is called g_a.conv9.u; a name is a stage's \(g_a.conv1, "),
+        ("g_a.conv1.x=9", "one of weight, activation, gamma, u, gdn_input"),
+        ("*.weight=13", "bits of weight must lie in 2 .. 12, not 13"),
+    ):
+        with pytest.raises(UserError, match=message):
+            with_bits({}, widths, stages, [text])
 
 
 def test_validation_on_the_way_in_and_out(minmax: Quantized) -> None:
