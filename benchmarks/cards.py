@@ -25,12 +25,16 @@ from safetensors import safe_open
 from lichen import models
 from lichen.errors import UserError
 from lichen.files import write_atomically
+from lichen.network.description import Network
 from lichen.quant.calibration.options import Widths, bits_of
 from lichen.quant.float.checkpoint import Checkpoint, load_checkpoint
 from lichen.quant.training.trainer import TrainConfig
 
 IMAGES = "073e0d7b7f5db68ea865eaade37549ad042d9cc625a7f18a589c2fc9ca9b5fd0"
 """Digest of the decoded training images that the licences below are of."""
+
+TRAINING_IMAGES = 235
+"""How many these are."""
 
 DATA = f"""## Data and licences
 
@@ -41,8 +45,8 @@ DATA = f"""## Data and licences
 - Validated, and calibrated where a command says CALIBRATE, on the CID22-512 validation set (41
   images, CC BY-SA 4.0); TRAIN are the images above. Kodak's were used for the figures above only.
 
-The 235 training images' decoded pixels have the SHA-256 `{IMAGES[:16]}...` that the checkpoint's
-header states.
+The {TRAINING_IMAGES} training images' decoded pixels have the SHA-256 `{IMAGES[:16]}...` that the
+checkpoint's header states.
 """
 
 
@@ -154,7 +158,22 @@ def _quantization(name: str) -> list[str]:
             "\nThe activations named here (x: inputs of normalizations) had 8 bits until then: "
             f"`python benchmarks/refine.py {tuned} {words} -o {name}.lichen`."
         )
-    return [*text, ""]
+    return [*text, "", *_tables(name, network)]
+
+
+def _tables(name: str, network: Network) -> list[str]:
+    """The command that fitted the tables of version 2 of the file."""
+    fitted = None if network.contexts is None else network.contexts.provenance
+    if not fitted or "passes" not in fitted:
+        return []
+    count = "" if fitted["images"] == TRAINING_IMAGES else f"--count {fitted['images']} "
+    return [
+        "The tables that files are coded with were fitted after that:\n",
+        "```",
+        f"lichen fit-tables {name}.lichen -o {name}.fitted.lichen --train TRAIN --calibrate "
+        f"CALIBRATE \\\n    {count}--passes {fitted['passes']} --seed {fitted['seed']}",
+        "```\n",
+    ]
 
 
 def _calibration(name: str, how: dict[str, Any]) -> str:
@@ -164,6 +183,8 @@ def _calibration(name: str, how: dict[str, Any]) -> str:
         bits = f"--widen {how['widened']['part']:g} "
     elif "bits_from" in how:
         bits = f"--bits-from {how['bits_from']} "
+    own = how.get("gdn_input_clip_factor")
+    own = "" if own is None else f"--gdn-input-clip-factor {own:g} "
     defaults, widths = Widths(), how["widths"]
     for field in fields(Widths):
         if widths[field.name] != getattr(defaults, field.name):
@@ -174,7 +195,7 @@ def _calibration(name: str, how: dict[str, Any]) -> str:
         f"lichen quantize {name}{models.PARENT_SUFFIX} -o {name}.lichen "
         f"--calibrate TRAIN --max-images {how['calibration']['images']} \\\n"
         f"    --crop {how['calibration']['crop']} --equations {how['equations']} "
-        f"--clip-factor {how['clip_factor']:g} {bits}\n```"
+        f"--clip-factor {how['clip_factor']:g} {own}{bits}\n```"
     ).replace(" \n", "\n")
 
 

@@ -299,18 +299,19 @@ def command(
     if json_file is not None and json_file.exists():
         before = json.loads(json_file.read_text(encoding="utf-8"))
 
-    def save(report: dict[str, Any]) -> None:
-        if json_file is not None:
-            write_atomically(json_file, (json.dumps(report, indent=1) + "\n").encode())
-
     ablations = [json.loads(file.read_text(encoding="utf-8")) for file in ablation] or before.get(
         "ablations", []
     )
+
+    def save(report: dict[str, Any]) -> None:
+        if json_file is not None:
+            whole = report | {"ablations": ablations}
+            write_atomically(json_file, (json.dumps(whole, indent=1) + "\n").encode())
+
     try:
         report = measure(chosen, list_images(images), calibrate, anchors, before, save)
     except UserError as error:
         raise click.UsageError(str(error)) from None
-    report["ablations"] = ablations
     save(report)
     page = page_of(report, ablations)
     if table is not None:
