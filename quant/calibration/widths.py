@@ -131,8 +131,8 @@ def survey(
     options: Options,
     lmbda: float,
     progress: Callable[[str], None] = lambda tensor: None,
-) -> tuple[list[Tensor], Network]:
-    """All `operands`, measured on images that nothing is calibrated on, and the
+) -> tuple[list[Tensor], list[Product], Network]:
+    """`operands`, the tensors measured on images that nothing is calibrated on, and the
     network with the widths of ``options``."""
     some, held = some_and_held_out(network, images)
     fewer_equations = replace(options, equations=min(options.equations, EQUATIONS))
@@ -144,8 +144,9 @@ def survey(
         return trial, found
 
     start, before = quantized("start", options.per_stage)
+    found, products = operands(start)
     tensors = []
-    for tensor in operands(start)[0]:
+    for tensor in found:
         own = options.per_stage.get(tensor.layer, options.widths)
         fewer = max(tensor.bits - LESS, WIDTHS_MIN)
         noise = 0.0
@@ -155,7 +156,7 @@ def survey(
             lost = loss(quantized(tensor.name, trial)[1], before, lmbda)
             noise = max(lost, 0.0) / (4.0**-fewer - 4.0**-tensor.bits)
         tensors.append(replace(tensor, noise=noise))
-    return tensors, start
+    return tensors, products, start
 
 
 def allocate(tensors: Sequence[Tensor], products: Sequence[Product], budget: float) -> list[Tensor]:
@@ -212,8 +213,8 @@ def widen(
 
     Returns the options, and as JSON values what was measured and given.
     """
-    tensors, start = survey(network, images, options, lmbda, progress)
-    products, before = operands(start)[1], start.bops(*PHOTO)
+    tensors, products, start = survey(network, images, options, lmbda, progress)
+    before = start.bops(*PHOTO)
     after = allocate(tensors, products, part)
     per_stage = dict(options.per_stage)
     for old, new in zip(tensors, after, strict=True):
