@@ -220,9 +220,9 @@ def page_of(report: dict[str, Any], ablations: list[dict[str, Any]]) -> str:
         "# What integers cost\n",
         f"PSNR BD-rate over {report['images']} photographs of Kodak, from streams really coded ("
         "integers with one table a channel, as FP32 has). `minmax` and `ptq` are calibration alone "
-        "with 8 bits for everything; what ships has the bits that its card states. Integers' tables "
-        "are fitted to calibration photographs, those of a hyperprior's y too, which FP32 codes with "
-        "Gaussians ([what that wins](draq.md#bits-where-the-loss-is)). Less is better. "
+        "with 8 bits for everything; what ships has the bits that its card states. Integers' "
+        "tables are fitted to calibration photographs, those of a hyperprior's y too, which FP32 "
+        "codes with Gaussians ([what that wins](draq.md#bits-where-the-loss-is)). Less is better. "
         "Made by `benchmarks/quantization.py`.\n",
     ]
     if report["anchors"]:
