@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lichen.commands import _options
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from lichen.network.description import Network
+    from lichen.quant.calibration.calibrate import CalibrationImages
+    from lichen.quant.calibration.options import Options
+    from lichen.quant.contexts.fit import ContextFit
     from lichen.quant.float.network import FloatNetwork
 
 
@@ -43,6 +50,41 @@ def find_clip_factor(
             field=field,
             progress=lambda step: bar.update() and None,
         )
+
+
+def find_clip_factors(
+    network: FloatNetwork,
+    images: CalibrationImages,
+    options: Options,
+    weight: float,
+    *,
+    quiet: bool,
+) -> tuple[Options, dict[str, dict[float, float]]]:
+    """Options with the clip factor that loses least, and then, where there are normalizations
+    and no factor is given for their inputs, theirs; the losses of both by field."""
+    stages = [stage for part in network.transforms.values() for stage in part.stages]
+    names = ["clip_factor"]
+    if any(stage.normalized for stage in stages) and options.gdn_input_clip_factor is None:
+        names.append("gdn_input_clip_factor")
+    losses = {}
+    for name in names:
+        chosen, losses[name] = find_clip_factor(
+            network, images, options, weight, quiet=quiet, field=name
+        )
+        factors: dict[str, Any] = {name: chosen}
+        options = replace(options, **factors)
+    return options, losses
+
+
+def contexts_of(network: Network, crops: Sequence[npt.NDArray[np.uint8]]) -> ContextFit | None:
+    """Context models where they are possible and worth it."""
+    from lichen.quant.contexts.fit import add_contexts
+
+    try:
+        return add_contexts(network, crops)
+    except ValueError as error:
+        _options.note(f"no context models: {error}.")
+        return None
 
 
 REGULARIZE_LR = 1e-4

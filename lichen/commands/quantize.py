@@ -16,7 +16,8 @@ from lichen.commands._command import Command
 from lichen.commands._quant import (
     REGULARIZE_LR,
     TUNE,
-    find_clip_factor,
+    contexts_of,
+    find_clip_factors,
     import_quant,
     measure_whole,
 )
@@ -24,14 +25,10 @@ from lichen.commands._records import records
 from lichen.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from lichen.network.description import Network
     from lichen.quant.calibration.calibrate import CalibrationImages
     from lichen.quant.calibration.options import Options
     from lichen.quant.calibration.quantize import Quantized
-    from lichen.quant.contexts.fit import ContextFit
     from lichen.quant.draq.draq import DraqResult
     from lichen.quant.float.network import FloatNetwork
 
@@ -326,7 +323,7 @@ def command(**values: Any) -> None:
             outliers.plot(tuned.outliers, request.outlier_plot)
     result, rd = _finish(work, request, calibration, tuned, evaluated)
     integer = result.network.model_copy(update={"provenance": _provenance(work, result, rd)})
-    fitted = _contexts(integer, work.images.crops) if request.contexts else None
+    fitted = contexts_of(integer, work.images.crops) if request.contexts else None
     if fitted is not None:
         integer = fitted.network
     data = dumps(integer)
@@ -435,20 +432,11 @@ def _prepare(request: Request, bits: Bits, calibration: Calibration, tuning: Tun
 
 def _choose_clip_factors(work: _Work, request: Request, calibration: Calibration) -> None:
     """Where none is given and lambda is known, those that lose least."""
-    if calibration.clip_factor is not None or work.lmbda is None:
-        return
-    if request.method == "minmax" or calibration.clip == "percentile":
-        return
-    stages = [stage for part in work.network.transforms.values() for stage in part.stages]
-    names = ["clip_factor"]
-    if any(s.normalized for s in stages) and calibration.gdn_input_clip_factor is None:
-        names.append("gdn_input_clip_factor")
-    for name in names:
-        chosen, work.factors[name] = find_clip_factor(
-            work.network, work.images, work.options, work.lmbda, quiet=request.quiet, field=name
+    by_hand = request.method == "minmax" or calibration.clip == "percentile"
+    if calibration.clip_factor is None and work.lmbda is not None and not by_hand:
+        work.options, work.factors = find_clip_factors(
+            work.network, work.images, work.options, work.lmbda, quiet=request.quiet
         )
-        factors: dict[str, Any] = {name: chosen}
-        work.options = replace(work.options, **factors)
 
 
 def _rescale(work: _Work, calibration: Calibration) -> None:
@@ -601,14 +589,3 @@ def _report(work: _Work, request: Request, result: Quantized, integer: Network) 
         "gdn_input_clip_factor_losses": work.factors.get("gdn_input_clip_factor"),
         "widened": work.widened,
     }
-
-
-def _contexts(network: Network, crops: Sequence[npt.NDArray[np.uint8]]) -> ContextFit | None:
-    """Context models where they are possible and worth it."""
-    from lichen.quant.contexts.fit import add_contexts
-
-    try:
-        return add_contexts(network, crops)
-    except ValueError as error:
-        _options.note(f"no context models: {error}.")
-        return None
