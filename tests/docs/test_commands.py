@@ -74,7 +74,6 @@ WHERE = {
         "python benchmarks/converged.py": "tests/quant/test_bls2017.py"
         "::test_draq_loses_at_most_0_15_db_and_1_percent_on_kodak",
     },
-    "docs/notes/quantization.md": {"lichen train": SLOW},
     "examples/core-amaranth/README.md": {"python ": QUICK},
     "examples/core-verilog/README.md": {
         "lichen generate": "tests/examples/test_cores.py::test_core_in_plain_verilog"
